@@ -56,6 +56,13 @@ class Source:
         metavar="LEVELS",
         panel=SETS,
     )
+    pairs: Path | None = setting(
+        None,
+        "List of pairs as CSV, for other names: RESTORED,TARGET[,NAME]; with --weights "
+        "DEGRADED,TARGET[,NAME].",
+        metavar="FILE",
+        panel=SETS,
+    )
     no_reference: bool = setting(
         False, "Score photos that have no targets, with no-reference metrics.", panel=SETS
     )
@@ -63,7 +70,7 @@ class Source:
     @property
     def subject(self) -> str:
         """The name of the results or weights, as side A of a comparison."""
-        return str(self.restored) if self.weights is None else self.weights
+        return self.weights or str(self.pairs or self.restored)
 
     @property
     def is_plain(self) -> bool:
@@ -75,6 +82,9 @@ class Source:
         """Raise UsageError for arguments that cannot be combined."""
         from c2fdft_cli.engine.evaluate.sidd import are_blocks
 
+        if self.pairs is not None:
+            self._check_list()
+            return
         others = (self.target, self.degraded, self.weights, self.data)
         if self.no_reference and (self.restored is None or any(x is not None for x in others)):
             hint = "try: c2fdft eval PHOTOS --no-reference"
@@ -100,6 +110,23 @@ class Source:
             )
             raise UsageError("there is nothing to score", hint=f"try: {hint}")
 
+    def _check_list(self) -> None:
+        """Raise UsageError for what cannot be combined with a list of pairs."""
+        from c2fdft_cli.engine.evaluate.sidd import are_blocks
+
+        others = {
+            "TARGET": self.target is not None,
+            "SIDD blocks": are_blocks(self.restored),
+            "--data": self.data is not None,
+            "--sigma": self.sigma is not None,
+            "--no-reference": self.no_reference,
+            "--degraded and --weights": None not in (self.degraded, self.weights),
+        }
+        given = next((name for name, is_given in others.items() if is_given), None)
+        if given is not None:
+            hint = "try: c2fdft eval --pairs LIST.csv [FOLDER] [--weights CKPT]"
+            raise UsageError(f"--pairs cannot be combined with {given}", hint=hint)
+
     def named_pairs(self, seed: int) -> PairSource | None:
         """Open the image set or SIDD blocks that the weights are to restore; None for shards."""
         from c2fdft_cli.engine.evaluate.folder import open_folder
@@ -107,6 +134,8 @@ class Source:
 
         if self.weights is None:
             return None
+        if self.pairs is not None:
+            return open_folder(self.restored or self.pairs.parent, pairs_file=self.pairs)
         if self.sigma is None and (are_blocks(self.restored) or are_blocks(self.data)):
             return open_blocks(self.restored or self.data or Path(), self.target)
         return None if self.restored is None else open_folder(self.restored, self.sigma, seed)
@@ -122,7 +151,9 @@ class Scores:
         None, "Further metrics: all, or names separated by commas.", metavar="NAMES", panel=MEASURES
     )
     against: str | None = setting(
-        None, "Paired comparison with other results (with --weights: other weights).", metavar="B"
+        None,
+        "Paired comparison with other results (another list with --pairs, weights with --weights).",
+        metavar="B",
     )
     csv: Path | None = setting(
         None, "Write the scores of each image as CSV.", metavar="FILE", panel=FILES
@@ -177,10 +208,12 @@ def evaluate(
 
     c2fdft eval --weights denoise SIDD/
 
+    c2fdft eval --pairs pairs.csv
+
     c2fdft eval photos/ --no-reference
     """
     if source.is_plain and not (_given(runs) or scores.metrics):
-        require_existing(restored, target, source.degraded)  # before torch is loaded
+        require_existing(restored, target, source.degraded, source.pairs)  # before torch is loaded
 
     with console.loading():
         from c2fdft_cli.engine.evaluate.job import EvalOptions
@@ -283,7 +316,7 @@ def _job_of(
     quiet: bool,
 ) -> Job[Scored, EvalResult]:
     """Make the job that evaluates a folder of results, a file of SIDD blocks, or a checkpoint."""
-    from c2fdft_cli.engine.evaluate.files import evaluate_files
+    from c2fdft_cli.engine.evaluate.files import evaluate_files, evaluate_list
     from c2fdft_cli.engine.evaluate.photos import evaluate_alone
     from c2fdft_cli.engine.evaluate.sidd import are_blocks, evaluate_blocks, open_blocks
     from c2fdft_cli.engine.evaluate.weights import evaluate_weights
@@ -294,6 +327,8 @@ def _job_of(
     path = Path(subject)
     if source.no_reference:
         return evaluate_alone(path, options)
+    if source.pairs is not None:
+        return evaluate_list(path, options, source.degraded, folder=source.restored)
     if are_blocks(path):
         return evaluate_blocks(open_blocks(path, source.target), options)
     if source.target is None:

@@ -1,5 +1,7 @@
 """Reads lists of pairs (degraded file, clean file, name) written by hand or by spreadsheets.
 
+For `eval`, a restored file may stand in the place of the degraded one.
+
 The columns are separated by commas, semicolons, tabs or (if no file name contains one) spaces.
 """
 
@@ -26,13 +28,13 @@ Row: TypeAlias = tuple[int, list[str]]
 _SHOWN = 20
 _MAX_NAME_BYTES = 255
 _DELIMITERS = (",", ";", "\t", " ")
-_LQ_HEADERS = ("lq", "degraded", "input", "lq_path")
+_LQ_HEADERS = ("lq", "degraded", "input", "restored", "lq_path")
 _GT_HEADERS = ("gt", "clean", "target", "gt_path")
 _HEADERS = frozenset({*_LQ_HEADERS, *_GT_HEADERS, "name"})
 _LQ = frozenset(name for one in LAYOUTS for name in one.lq)
 _GT = frozenset(name for one in LAYOUTS for name in one.gt)
 _META_INFO = re.compile(r"(\S.*?\.\w+)(?:\s+\(\d+, ?\d+(?:, ?\d+)?\))?(?:\s+\d+)?")
-_HINT = "each row is: degraded,clean[,name], relative to the CSV file or to the folder"
+_HINT = "each row is: degraded (or restored),clean[,name], relative to the list or the folder"
 
 
 def read_meta_info(path: Path) -> list[str] | None:
@@ -144,7 +146,7 @@ def _row(
         raise DataError("this row is not a pair", where=where, hint=_HINT)
     lq, gt = (files(cell) for cell in cells[:2])
     if lq == gt:
-        raise DataError("the degraded and the clean file are the same", where=where, hint=_HINT)
+        raise DataError("both files of this pair are the same", where=where, hint=_HINT)
     for file in (lq, gt):
         if not is_image_path(file):
             raise DataError(

@@ -20,6 +20,7 @@ from c2fdft_cli.engine.evaluate.pairing import (
     check_all_sizes,
     degraded_beside,
     fail,
+    listed_pairs,
     own_names,
     pair_files,
 )
@@ -46,8 +47,31 @@ def evaluate_files(
         DataError: nothing to score, or sizes that differ; from the iteration, an image smaller
             than SSIM's window, or a file that cannot be read.
     """
+    return _job(pair_files(restored, target), options, degraded)
+
+
+def evaluate_list(
+    pairs_file: Path,
+    options: EvalOptions,
+    degraded: Path | None = None,
+    *,
+    folder: Path | None = None,
+) -> Job[Scored, EvalResult]:
+    """Score the saved files of a list of pairs (restored, target), whatever their names.
+
+    Args:
+        pairs_file: the list, as for `prepare`.
+        options, degraded: as for `evaluate_files`.
+        folder: where to look for relative paths that do not exist relative to the list's folder.
+
+    Raises:
+        DataError: as `evaluate_files`, and if the list is malformed or names a missing file.
+    """
+    return _job(listed_pairs(pairs_file, folder), options, degraded)
+
+
+def _job(pairs: Matched, options: EvalOptions, degraded: Path | None) -> Job[Scored, EvalResult]:
     protocol = PROTOCOLS[options.protocol or "rgb"]
-    pairs = pair_files(restored, target)
     if degraded is not None:
         pairs = degraded_beside(pairs, degraded)
     # unique names, so that the records can be told apart

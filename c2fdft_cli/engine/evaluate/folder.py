@@ -18,9 +18,9 @@ from c2fdft_cli.errors import DataError, UsageError
 OTHER_WAYS = (
     "give both images of a pair the same name; for clean images, add noise with --sigma 25; "
     "for photos without targets, restore them and use --no-reference; "
-    "for other pairs, list them for `c2fdft prepare --pairs` and score its shards with --data"
+    "for other pairs, list them: --pairs LIST.csv"
 )
-"""What to try if a folder's pairs cannot be found: `prepare` has options that `eval` lacks."""
+"""What to try if a folder's pairs cannot be found: some options of `prepare` are not `eval`'s."""
 SIGMA_LIMIT = 255.0
 _ADDED = -1  # number of the added noise's sample; samples from 0 up belong to the sampler
 
@@ -47,13 +47,16 @@ def _with_noise(path: Path, sigma: float, seed: int) -> DecodedPair:
     return DecodedPair(path.stem, gt.astype(np.float32) + np.float32(sigma) * noise, gt, path.stem)
 
 
-def open_folder(folder: Path, sigma: float | None = None, seed: int = 0) -> PairSource:
+def open_folder(
+    folder: Path, sigma: float | None = None, seed: int = 0, pairs_file: Path | None = None
+) -> PairSource:
     """Find the images to restore, and their targets.
 
     Args:
         folder: pairs in a published layout; with `sigma`, clean images.
         sigma: standard deviation of the noise to add, in 8-bit levels.
         seed: the seed of that noise.
+        pairs_file: a list of the pairs, as for `find_pairs`; not with `sigma`.
 
     Raises:
         UsageError: sigma is not in (0, 255].
@@ -61,7 +64,7 @@ def open_folder(folder: Path, sigma: float | None = None, seed: int = 0) -> Pair
             with the same name.
     """
     if sigma is None:
-        found = find_pairs(folder, advice=OTHER_WAYS)
+        found = find_pairs(folder, pairs_file=pairs_file, advice=OTHER_WAYS)
         if len(found.splits) > 1:
             hint = f"name the part to score, such as {folder / 'test'}"
             raise DataError("the set contains training images", where=folder, hint=hint)

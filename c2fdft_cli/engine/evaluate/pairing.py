@@ -11,6 +11,7 @@ from c2fdft_cli.data.layouts import search
 from c2fdft_cli.data.layouts.listing import refuse_videos, some_images
 from c2fdft_cli.data.layouts.matching import Matching, match_names
 from c2fdft_cli.data.layouts.pairs import FilePair, told_apart
+from c2fdft_cli.data.layouts.pairs_csv import read_pairs_csv
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.files import require_existing
 
@@ -65,10 +66,16 @@ def pair_files(restored: Path, target: Path) -> Matched:
         raise DataError(
             "no restored image has a target of a matching name",
             where=restored,
-            hint="give the files the same names",
+            hint="give the files the same names, or list the pairs: --pairs LIST.csv",
             details=[*(f"restored: {p}" for p in ours[:3]), *(f"target: {p}" for p in theirs[:3])],
         )
     return _matched(matching, names, ours, theirs, {}, "names")
+
+
+def listed_pairs(pairs_file: Path, folder: Path | None = None) -> Matched:
+    """Read the pairs of a list, in its order; DataError if it is malformed or names no files."""
+    pairs = [FilePair(*row) for row in read_pairs_csv(pairs_file, folder)]
+    return Matched(pairs, found_by=f"the list {pairs_file.name}")
 
 
 def _images(path: Path, other: Path) -> list[Path]:

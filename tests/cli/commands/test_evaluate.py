@@ -243,6 +243,18 @@ def test_photos_without_targets_are_scored(folders: tuple[Path, Path]) -> None:
         (["{out}", "{target}", "--data", "shards"], 2, "--data needs --weights"),
         (["--weights", "derain-fast", "--sigma", "25"], 2, "--sigma needs --weights"),
         (["{out}", "{target}", "--no-reference"], 2, "one folder or image and no target"),
+        (["--pairs", "{out}", "{out}", "{target}"], 2, "--pairs cannot be combined with TARGET"),
+        (["--pairs", "{out}", "--no-reference"], 2, "cannot be combined with --no-reference"),
+        (["--pairs", "{out}", "--weights", "derain-fast", "--data", "s"], 2, "with --data"),
+        (["--pairs", "{out}", "--weights", "derain-fast", "--sigma", "9"], 2, "with --sigma"),
+        (
+            ["--pairs", "{out}", "--weights", "derain-fast", "--degraded", "{out}"],
+            2,
+            "--pairs cannot be combined with --degraded and --weights",
+        ),
+        (["--pairs", "nowhere.csv"], 3, "nowhere.csv: no such file or folder"),
+        (["--pairs", "{out}"], 3, "cannot read"),
+        (["--pairs", "{out}/0.png"], 3, "0.png"),
         (["{out}", "--no-reference", "--protocol", "rgb"], 2, "--protocol cannot be combined"),
         (["{out}", "--no-reference", "--metrics", "fsim"], 2, "--metrics fsim cannot be combined"),
         (["nowhere", "nowhere2", "--seeds", "2"], 2, "--seeds"),  # usage errors come first
@@ -259,6 +271,36 @@ def test_errors_and_their_exit_codes(
     assert text in result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith("error")]
     assert len(errors) == 1
+
+
+def test_a_list_pairs_results_of_any_names(folders: tuple[Path, Path]) -> None:
+    out, _ = folders
+    for k in range(2):
+        (out / f"{k}.png").rename(out / f"result-{k}.png")
+    plain = out.parent / "plain.csv"
+    plain.write_text("result-0.png,../target/0.png\nresult-1.png,../target/1.png\n")
+    result = run("--pairs", plain, out, "--json")
+    assert result.exit_code == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert [row["name"] for row in facts["images"]] == ["result-0", "result-1"]
+    assert facts["images"][0]["psnr"] > facts["images"][1]["psnr"]
+    assert shlex.split(facts["next"])[2:-2] == [str(out), "--pairs", str(plain)]
+    other = out.parent / "other.csv"
+    other.write_text("target,restored,name\ntarget/0.png,out/result-1.png,result-0\n")
+    against = run("--pairs", plain, out, "--against", other)
+    assert against.exit_code == 0, against.stderr
+    assert f"A is {plain}, B is {other}" in against.stdout.replace("\n", "")
+    assert "A wins 1, B 0, ties 0" in against.stdout
+
+
+def test_weights_restore_the_pairs_of_a_list(folders: tuple[Path, Path], weights: Path) -> None:
+    rows = folders[0].parent / "pairs.csv"
+    rows.write_text("out/0.png,target/0.png,first\nout/1.png,target/1.png\n")
+    result = run("--pairs", rows, "--weights", weights, "--images", "1", "--json")
+    assert result.exit_code == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert [row["name"] for row in facts["images"]] == ["first"]
+    assert facts["degraded"]["mean"]["psnr"] > 15
 
 
 def test_a_refused_command_leaves_no_folders(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_name_that_begins_as_a_drive_does_is_usable_elsewhere(folder):
         ("a.png\nb.png\n", "not a pair"),
         ("a.png,\n", "not a pair"),
         ("a.png,b.png,n,more\n", "not a pair"),
-        ("a.png,a.png\n", "degraded and the clean file are the same"),
+        ("a.png,a.png\n", "both files of this pair are the same"),
         ("a.png,list.csv\n", "list.csv does not have the suffix"),
         ("a.png,b.png\na.png,c.png\n", "rows 1 and 2 have the same name, 'a'"),
         ("a.png,b.png,../out\n", "cannot be used"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.data.images.picture import read_rgb8, save_rgb8
 from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.folder import open_folder
 from c2fdft_cli.engine.evaluate.job import EvalOptions
@@ -90,6 +90,15 @@ def test_weights_are_scored_on_pairs_of_files(tmp_path, weights):
     assert [row.degraded.psnr for row in rows] == pytest.approx([22.1, 22.1], abs=0.2)
 
 
+def test_a_list_pairs_files_of_any_names(tmp_path: Path, clean: Path) -> None:
+    one, two, _ = sorted(clean.iterdir())
+    (tmp_path / "pairs.csv").write_text(f"{one.name},{two.name},night\n{two.name},{one.name}\n")
+    pairs = open_folder(clean, pairs_file=tmp_path / "pairs.csv")
+    assert pairs.names == ["night", two.stem]
+    assert np.array_equal(pairs.pair(0).lq, read_rgb8(one))
+    assert np.array_equal(pairs.pair(0).gt, read_rgb8(two))
+
+
 def test_the_start_noise_is_that_of_restore(clean, tmp_path, weights):
     pairs = open_folder(clean, 25.0)
     names = [pairs.pair(i).noise_name for i in range(3)]
@@ -142,8 +151,8 @@ def test_without_pairs_the_hint_says_what_eval_can_do(tmp_path, clean):
         with pytest.raises(DataError, match="no pairs") as error:
             open_folder(folder)
         assert error.value.hint.startswith("give both images of a pair the same name; for clean")
-        options = set(re.findall(r"--[\w-]+", error.value.hint)) - {"--pairs"}
-        assert options == {"--sigma", "--no-reference", "--data"}
+        options = set(re.findall(r"--[\w-]+", error.value.hint))
+        assert options == {"--sigma", "--no-reference", "--pairs"}
     (tmp_path / "other").rename(tmp_path / "a--b")
     with pytest.raises(DataError, match="no pairs") as error:
         open_folder(tmp_path / "a--b" / "input")
