@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from c2fdft_cli.engine.restore.pictures import restore_pictures, writer_count
 from c2fdft_cli.engine.restore.plan import RestorePlan
-from c2fdft_cli.engine.restore.result import FrameDone, ImageDone, RestoreResult
+from c2fdft_cli.engine.restore.result import FrameDone, ImageDone, RestoreResult, Skipped
 from c2fdft_cli.engine.restore.video import restore_video
 from c2fdft_cli.errors import Interrupted
 from c2fdft_cli.progress import Job, Meter
@@ -49,4 +50,27 @@ def _work(plan: RestorePlan, meter: Meter) -> Generator[ImageDone | FrameDone, N
             signal_number=stop.signal_number,
             hint="run the same command again: finished files are skipped",
         )
-    return RestoreResult(done, plan.skipped, time.monotonic() - start, plan.single, plan.folder)
+    done, taken = _without_taken(plan, done)
+    skipped = [*plan.skipped, *taken]
+    return RestoreResult(done, skipped, time.monotonic() - start, plan.single, plan.folder)
+
+
+def _without_taken(
+    plan: RestorePlan, done: list[ImageDone]
+) -> tuple[list[ImageDone], list[Skipped]]:
+    """Separate the records whose output another program has written meanwhile, in its own way.
+
+    An output that the same command wrote, in another process or earlier, is as good as this run's.
+    """
+    plan.manifest.read_again()
+    sources = {str(item.output): item.source.path for item in plan.items}
+    good, taken = [], []
+    for one in done:
+        doubt = None
+        if one.existed and one.output is not None:
+            doubt = plan.manifest.doubt(Path(one.output), sources[one.output])
+        if doubt is None:
+            good.append(one)
+        else:
+            taken.append(Skipped(one.source, str(one.output), doubt))
+    return good, taken

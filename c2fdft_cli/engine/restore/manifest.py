@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,7 +47,14 @@ class Manifest:
         self._made_with = {**settings, "weights_file": weights_file}
         self._digest = settings_digest(settings)
         self._sources: dict[Path, list[int] | None] = {}
-        self._known = {} if folder is None else _read(folder / MANIFEST_NAME)
+        self._run = secrets.token_hex(4)
+        self._known: dict[str, tuple[dict[str, Any], ...]] = {}
+        self.read_again()
+
+    def read_again(self) -> None:
+        """Read what other processes have recorded since."""
+        if self._folder is not None:
+            self._known = _read(self._folder / MANIFEST_NAME)
 
     def has(self, output: Path) -> bool:
         """Whether an output was written by this program, with any settings."""
@@ -76,7 +84,8 @@ class Manifest:
         """Record an output that is about to be written; arguments and errors as for `add`."""
         if output is not None and self._folder is not None:
             ensure_folder(self._folder)
-            self._append(output, source, {"replaces": _size_and_time(output)})
+            more = {"replaces": _size_and_time(output), "run": self._run}
+            self._append(output, source, more)
 
     def add(self, output: Path | None, source: Path) -> None:
         """Record a finished output (None: standard output); ResourceError if that fails."""
@@ -108,13 +117,17 @@ class Manifest:
         return self._sources.get(source) or _size_and_time(source)
 
     def _entry(self, output: Path) -> Mapping[str, Any] | None:
-        """Return the newest line of an output, ignoring a `begin` whose file was not replaced."""
+        """Return the newest line of an output that tells how the present file was made.
+
+        A `begin` of this run does not, nor one after which the file was not replaced.
+        """
         if self._folder is None:
             return None
         now = _size_and_time(output)
         lines = self._known.get(self._key(output), ())
         # The default is not None, because `replaces` is None if no file existed before.
-        return next((one for one in lines if one.get("replaces", ()) != now), None)
+        others = (one for one in lines if one.get("run") != self._run)
+        return next((one for one in others if one.get("replaces", ()) != now), None)
 
     def _differences(self, found: Mapping[str, Any]) -> str:
         """Return the differences to an entry, such as ": seed 0, now 3"; "" if it has none."""

@@ -231,6 +231,7 @@ def _finish(plan: RestorePlan, item: Item, picture: Picture, outcome: Outcome) -
             *dropped(picture, item.suffix, writing.bit_depth),
             *map(not_overwritten, kept),
         ],
+        existed=item.output in kept,
     )
 
 

@@ -28,6 +28,7 @@ class ImageDone:
         precision: the precision that the network computed in.
         peak_memory: highest use of memory so far in bytes, of the device or of the process.
         notes: unexpected events, and what the output's format could not keep.
+        existed: whether the output already existed when it was to be written, and was kept.
         error: why the image failed, with its name; None if it did not fail.
     """
 
@@ -42,6 +43,7 @@ class ImageDone:
     precision: str = ""
     peak_memory: int = 0
     notes: list[str] = field(default_factory=list)
+    existed: bool = False
     error: C2fdftError | None = None
 
 

@@ -74,6 +74,7 @@ def restore_video(
             return failed(source, error)
         raise
     except TakenError:  # another program made the file meanwhile, so it is not recorded
+        work.existed = True
         work.notes.append(not_overwritten(item.output))
     return work.record()
 
@@ -85,7 +86,7 @@ class _Work:
     Args:
         frames: number of frames that are restored.
         seconds: the network's time for them.
-        executor, notes: as in `ImageDone`.
+        executor, notes, existed: as in `ImageDone`.
     """
 
     plan: RestorePlan
@@ -98,6 +99,7 @@ class _Work:
     seconds: float = 0.0
     executor: str = ""
     notes: list[str] = field(default_factory=list)
+    existed: bool = False
 
     def run(self) -> Iterator[FrameDone]:
         """Run reader, network and writer concurrently, one batch apart from each other."""
@@ -225,6 +227,7 @@ class _Work:
             precision=plan.runtime.precision,
             peak_memory=peak_bytes(plan.runtime.device),
             notes=self.notes,
+            existed=self.existed,
             frames=self.frames,
             frame_rate=str(info.rate),
             fps=float(info.rate),

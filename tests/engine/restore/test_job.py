@@ -21,7 +21,7 @@ from c2fdft_cli.data.images import picture as pictures
 from c2fdft_cli.data.images.picture import list_images, read_picture
 from c2fdft_cli.engine.restore import pictures as restore_pictures
 from c2fdft_cli.engine.restore.job import restore
-from c2fdft_cli.engine.restore.manifest import MANIFEST_NAME
+from c2fdft_cli.engine.restore.manifest import MANIFEST_NAME, Manifest
 from c2fdft_cli.engine.sampling.restorer import noise_generator
 from c2fdft_cli.engine.sampling.subject import open_subject
 from c2fdft_cli.errors import (
@@ -502,7 +502,10 @@ def test_a_file_that_another_run_wrote_meanwhile_is_not_recorded(
     outputs = sorted((tmp_path / "out").rglob("*.png"))
     made = [path.read_bytes() for path in outputs]
     late = restore(waiting).run()
-    assert all("not overwritten" in one.notes[-1] for one in late.images)
+    assert not late.images
+    assert sorted(one.output for one in late.skipped) == sorted(map(str, outputs))
+    assert {one.doubt for one in late.skipped} == {"made with other settings: seed 0, now 1"}
+    assert isinstance(late.failure, PartialFailure)
     assert [path.read_bytes() for path in outputs] == made
     assert {one.doubt for one in run(options, seed=0).skipped} == {None}
     doubts = {one.doubt for one in run(options, seed=1).skipped}
@@ -519,9 +522,40 @@ def test_a_file_that_appears_during_encoding_is_kept(
         return encode(*args)
 
     monkeypatch.setattr(pictures, "encode", late)
-    (done,) = run(options, source=str(tmp_path / "in" / "0.png")).images
-    assert done.notes[-1] == f"{output} already exists, not overwritten (use --overwrite)"
+    result = run(options, source=str(tmp_path / "in" / "0.png"))
+    assert [(one.output, one.doubt) for one in result.skipped] == [
+        (str(output), "there is no record of how it was made")
+    ]
+    assert isinstance(result.failure, PartialFailure)
     assert output.read_bytes() == b"another run's"
+
+
+def test_two_runs_of_one_command_at_a_time_both_succeed(options: Request, tmp_path: Path) -> None:
+    waiting = plan(options)
+    first = run(options)
+    late = restore(waiting).run()
+    assert len(late.images) == len(first.images) == len(list((tmp_path / "out").rglob("*.png")))
+    assert all(one.existed and "not overwritten" in one.notes[-1] for one in late.images)
+    assert (late.skipped, late.failure) == ([], None)
+
+
+def test_a_file_of_another_run_that_is_not_recorded_yet_is_kept(
+    options: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both runs announce the file before either writes it, and the other one writes it first."""
+    options.source = str(tmp_path / "in" / "0.png")
+    encode, others = pictures.encode, iter((plan(options, seed=1),))
+
+    def late(*args: Any) -> bytes:
+        for other in others:
+            monkeypatch.setattr(Manifest, "add", lambda *_: None)
+            restore(other).run()
+        return encode(*args)
+
+    waiting = plan(options, seed=0)
+    monkeypatch.setattr(pictures, "encode", late)
+    (skipped,) = restore(waiting).run().skipped
+    assert skipped.doubt == "made with other settings"
 
 
 def test_bytes_from_standard_input_are_restored_to_a_file(options: Request, tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def test_a_video_that_another_run_wrote_meanwhile_is_kept(
     run(options)
     made = output.read_bytes()
     *_, late = events
+    assert late.existed
     assert late.notes[-1] == f"{output} already exists, not overwritten (use --overwrite)"
     assert output.read_bytes() == made
     assert files(tmp_path / "out") == {"a.mp4"}
