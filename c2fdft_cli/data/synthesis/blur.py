@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict
 
 from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.synthesis.camera import jpeg
@@ -22,9 +21,10 @@ from c2fdft_cli.data.synthesis.exposure import (
     shake,
 )
 from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
+from c2fdft_cli.data.synthesis.model import Model
 from c2fdft_cli.data.synthesis.noise import camera_noise, gaussian_noise
 from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, within
-from c2fdft_cli.validation import STRICT
+from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.vocabulary import PackagedTask
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -36,7 +36,7 @@ SHOT_SHARE = 0.8
 
 
 @dataclass(frozen=True)
-class BlurModel:
+class BlurModel(Model):
     """Blur from motion; the values are sampled for each image.
 
     Attributes:
@@ -58,7 +58,6 @@ class BlurModel:
         jpeg_share: exposure: share of images that are stored as JPEG.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     task: ClassVar[PackagedTask] = "deblur"
 
     size: Annotated[Range, within(0, 101)] = (5.0, 25.0)
@@ -73,15 +72,24 @@ class BlurModel:
     jpeg: Annotated[IntegerRange, within(10, 100)] = (70, 98)
     jpeg_share: Annotated[Number, within(0, 1)] = 0.4
 
+    @property
+    def margin(self) -> int:
+        """The reach of the longest motion, and of the defocus if there is any."""
+        reach = self.size[1]
+        if self.kind == "exposure" and self.defocus_share > 0:
+            reach += self.defocus[1]
+        return math.ceil(reach) + 1 if reach > 0 else 0
 
-def add_blur(gt: Pixels, model: BlurModel, rng: np.random.Generator) -> Pixels:
-    """Return the blurred image, uint8 [h, w, 3]; borders are mirrored (see `blur_margin`)."""
-    if model.kind == "exposure":
-        return _exposed(gt, model, rng)
-    kernel = shake_kernel(rng.uniform(*model.size), _inertia(model, rng), rng)
-    shaken = apply_kernel(gt, kernel)
-    sigma = rng.uniform(*model.noise)
-    return gaussian_noise(shaken, sigma, rng) if sigma > 0 else shaken
+    def degrade(
+        self, gt: Pixels, rng: np.random.Generator, streaks: StreakBank | None = None
+    ) -> Pixels:
+        """Return the blurred image; its borders are mirrored (see `margin`)."""
+        if self.kind == "exposure":
+            return _exposed(gt, self, rng)
+        kernel = shake_kernel(rng.uniform(*self.size), _inertia(self, rng), rng)
+        shaken = apply_kernel(gt, kernel)
+        sigma = rng.uniform(*self.noise)
+        return gaussian_noise(shaken, sigma, rng) if sigma > 0 else shaken
 
 
 def _inertia(model: BlurModel, rng: np.random.Generator) -> float:
@@ -128,14 +136,6 @@ def _sensor(sigma: float, gamma: float) -> tuple[float, float]:
     # The slope of v^gamma at v = 1/2 converts levels to light.
     variance = (sigma / 255 * gamma * 0.5 ** (gamma - 1)) ** 2
     return SHOT_SHARE * variance / light, (1 - SHOT_SHARE) * variance
-
-
-def blur_margin(model: BlurModel) -> int:
-    """Return how far, in px, a pixel can be smeared: the context that a crop needs on each side."""
-    reach = model.size[1]
-    if model.kind == "exposure" and model.defocus_share > 0:
-        reach += model.defocus[1]
-    return math.ceil(reach) + 1 if reach > 0 else 0
 
 
 def shake_kernel(size: float, inertia: float, rng: np.random.Generator) -> Floats:

@@ -9,32 +9,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 
 from c2fdft_cli.data.pixels import Pixels
-from c2fdft_cli.data.synthesis.blur import BlurModel, add_blur, blur_margin
-from c2fdft_cli.data.synthesis.noise import (
-    NoiseModel,
-    Unclipped,
-    add_noise,
-    add_patch_noise,
-)
-from c2fdft_cli.data.synthesis.rain import RainModel, add_rain
+from c2fdft_cli.data.synthesis.blur import BlurModel
+from c2fdft_cli.data.synthesis.model import Model, Unclipped
+from c2fdft_cli.data.synthesis.noise import NoiseModel
+from c2fdft_cli.data.synthesis.rain import RainModel
 from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.validation import InvalidValuesError, validate
 from c2fdft_cli.vocabulary import did_you_mean
-
-Model: TypeAlias = RainModel | NoiseModel | BlurModel
 
 MODELS: dict[str, type[Model]] = {
     "rain": RainModel,
     "noise": NoiseModel,
     "blur": BlurModel,
 }
-"""The model of each degradation; its `task` is the task, and recipe, that its pairs are for."""
+"""The model of each degradation."""
 GAP, BACKGROUND = 4, 64
 
 
@@ -76,11 +69,7 @@ def degrade(
     """
     if gt.dtype != np.uint8 or gt.ndim != 3 or gt.shape[2] != 3 or gt.size == 0:
         raise ValueError(f"gt must be uint8 [h, w, 3], not {gt.dtype} {list(gt.shape)}")
-    if isinstance(model, RainModel):
-        return add_rain(gt, model, rng, streaks)
-    if isinstance(model, NoiseModel):
-        return add_noise(gt, model, rng)
-    return add_blur(gt, model, rng)
+    return model.degrade(gt, rng, streaks)
 
 
 @dataclass(frozen=True)
@@ -108,7 +97,7 @@ class Degradation:
         model = parse_model(kind, options)
         if folder is None:
             return cls(model)
-        if not isinstance(model, RainModel):
+        if not model.uses_streaks:
             hint = "omit the folder of streak masks"
             raise UsageError("streak masks can be used only for rain", where=folder, hint=hint)
         return cls(model, StreakBank(folder))
@@ -116,13 +105,12 @@ class Degradation:
     @property
     def margin(self) -> int:
         """How many px of context a crop needs on each side: degrade it with them, then cut."""
-        return blur_margin(self.model) if isinstance(self.model, BlurModel) else 0
+        return self.model.margin
 
     @property
     def patch_dtype(self) -> type[np.uint8 | np.int16]:
         """A type that holds every training patch: int16 if some are not clipped to 0..255."""
-        wide = isinstance(self.model, NoiseModel) and self.model.may_be_unclipped
-        return np.int16 if wide else np.uint8
+        return np.int16 if self.model.may_be_unclipped else np.uint8
 
     def __call__(self, gt: Pixels, rng: np.random.Generator) -> Pixels:
         """Degrade an image; arguments and result as for `degrade`."""
@@ -130,9 +118,7 @@ class Degradation:
 
     def patch(self, gt: Pixels, rng: np.random.Generator) -> Pixels | Unclipped:
         """Degrade a training patch; unlike those of images, its values may be unclipped int16."""
-        if isinstance(self.model, NoiseModel):
-            return add_patch_noise(gt, self.model, rng)
-        return self(gt, rng)
+        return self.model.degrade_patch(gt, rng, self.streaks)
 
 
 def contact_sheet(pairs: Sequence[tuple[Pixels, Pixels]], columns: int, tile: int) -> Pixels:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, ConfigDict
+from pydantic import AfterValidator
 
 from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.synthesis.camera import Camera, jpeg, photograph
 from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
+from c2fdft_cli.data.synthesis.model import Model, Unclipped
 from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, within
-from c2fdft_cli.validation import STRICT
+from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.vocabulary import PackagedTask
 
-Unclipped: TypeAlias = NDArray[np.int16]
 Floats: TypeAlias = NDArray[np.float32]
 
 # Around the values that recipes/scripts/fit_noise.py found for PolyU: 2.2, 2.3 and 0.02.
@@ -37,7 +37,7 @@ def _refuse_shares(sigma: tuple[float, float]) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class NoiseModel:
+class NoiseModel(Model):
     """Gaussian or camera noise; the values are sampled for each image from the ranges.
 
     Attributes:
@@ -58,7 +58,6 @@ class NoiseModel:
         jpeg: raw: range of the JPEG quality.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     task: ClassVar[PackagedTask] = "denoise"
 
     kind: Literal["gaussian", "camera", "either", "raw"] = "gaussian"
@@ -77,31 +76,40 @@ class NoiseModel:
 
     @property
     def may_be_unclipped(self) -> bool:
-        """Whether the noise of some training patches is not clipped."""
+        """Whether a share of the white noise stays unclipped."""
         return self.kind in ("gaussian", "either") and self.unclipped_share > 0
 
+    def degrade(
+        self, gt: Pixels, rng: np.random.Generator, streaks: StreakBank | None = None
+    ) -> Pixels:
+        """Return the noisy image, rounded and clipped."""
+        return _clipped(self.degrade_patch(gt, rng, streaks))
 
-def add_noise(gt: Pixels, model: NoiseModel, rng: np.random.Generator) -> Pixels:
-    """Return the noisy image, rounded and clipped; uint8 [h, w, 3] in and out."""
-    return _clipped(add_patch_noise(gt, model, rng))
+    def degrade_patch(
+        self, gt: Pixels, rng: np.random.Generator, streaks: StreakBank | None = None
+    ) -> Pixels | Unclipped:
+        """Do the same, but not clipped and int16 where `unclipped_share` applies."""
+        kind = _random_kind(self, rng)
+        if kind == "raw":
+            noisy = photograph(gt, random_camera(self, rng), rng)
+            return jpeg(noisy, int(rng.integers(*self.jpeg, endpoint=True)))
+        if kind == "camera":
+            log_shot = rng.uniform(*np.log(self.shot))
+            log_read = READ_SLOPE * log_shot + READ_OFFSET + rng.normal(0.0, READ_SPREAD)
+            shot, read = math.exp(log_shot), math.exp(log_read)
+            linear = to_linear(gt)
+            return to_srgb(camera_noise(linear, shot, read, rng, correlated=self.correlated))
+        white = _with_white_noise(gt, rng.uniform(*self.sigma), rng)
+        # A share of 0 consumes no random number, so runs that are older than this option resume
+        # unchanged.
+        beyond = self.unclipped_share > 0 and rng.random() < self.unclipped_share
+        return white.astype(np.int16) if beyond else _clipped(white)
 
-
-def add_patch_noise(gt: Pixels, model: NoiseModel, rng: np.random.Generator) -> Pixels | Unclipped:
-    """Do the same, but not clipped and int16 where `model.unclipped_share` applies."""
-    kind = _random_kind(model, rng)
-    if kind == "raw":
-        noisy = photograph(gt, random_camera(model, rng), rng)
-        return jpeg(noisy, int(rng.integers(*model.jpeg, endpoint=True)))
-    if kind == "camera":
-        log_shot = rng.uniform(*np.log(model.shot))
-        log_read = READ_SLOPE * log_shot + READ_OFFSET + rng.normal(0.0, READ_SPREAD)
-        shot, read = math.exp(log_shot), math.exp(log_read)
-        return to_srgb(camera_noise(to_linear(gt), shot, read, rng, correlated=model.correlated))
-    white = _with_white_noise(gt, rng.uniform(*model.sigma), rng)
-    # A share of 0 consumes no random number, so runs that are older than this option resume
-    # unchanged.
-    beyond = model.unclipped_share > 0 and rng.random() < model.unclipped_share
-    return white.astype(np.int16) if beyond else _clipped(white)
+    def stored_options(self) -> dict[str, Any]:
+        """Return the options without those of training patches alone."""
+        options = super().stored_options()
+        del options["unclipped_share"]
+        return options
 
 
 def _random_kind(model: NoiseModel, rng: np.random.Generator) -> str:

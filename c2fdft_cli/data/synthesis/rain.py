@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, TypeAlias
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict
 
 from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.synthesis.camera_rain import add_camera_rain
+from c2fdft_cli.data.synthesis.model import Model
 from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, within
 from c2fdft_cli.data.synthesis.streak_process import StreakStyle, render
 from c2fdft_cli.data.synthesis.streaks import StreakBank
-from c2fdft_cli.validation import STRICT
 from c2fdft_cli.vocabulary import PackagedTask
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -34,7 +33,7 @@ STRETCH = 0.2
 
 
 @dataclass(frozen=True)
-class RainModel:
+class RainModel(Model):
     """Rain with the statistics of Rain100L, and in a share of the images those of Rain100H.
 
     Attributes:
@@ -58,8 +57,8 @@ class RainModel:
             of tilt and veil concern it.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     task: ClassVar[PackagedTask] = "derain"
+    uses_streaks: ClassVar[bool] = True
 
     strength: Annotated[Range, within(0, 4)] = (0.6, 1.15)
     heavy: Annotated[Number, within(0, 1)] = 0.05
@@ -74,23 +73,29 @@ class RainModel:
     veil_share: Annotated[Number, within(0, 1)] = 0.0
     camera_share: Annotated[Number, within(0, 1)] = 0.0
 
+    def degrade(
+        self, gt: Pixels, rng: np.random.Generator, streaks: StreakBank | None = None
+    ) -> Pixels:
+        """Return O = min(255, B + S) for a newly sampled S, or rain as in photographs.
 
-def add_rain(
-    gt: Pixels, model: RainModel, rng: np.random.Generator, streaks: StreakBank | None = None
-) -> Pixels:
-    """Return O = min(255, B + S) for a newly sampled S, or rain as in photographs; uint8 [h, w, 3].
+        A share of either is behind a veil.
+        """
+        # No random number is consumed if a share is 0, so that earlier seeds keep their rain.
+        if self.camera_share > 0 and rng.random() < self.camera_share:
+            rainy = add_camera_rain(gt, self.lean, rng)
+        else:
+            layer = rain_layer(self, rng, gt.shape[0], gt.shape[1], streaks)
+            rainy = np.minimum(gt.astype(np.uint16) + layer[:, :, None], 255).astype(np.uint8)
+        if self.veil_share > 0 and rng.random() < self.veil_share:
+            return add_veil(rainy, rng.uniform(*self.veil), rng)
+        return rainy
 
-    A share of either is behind a veil.
-    """
-    # No random number is consumed if a share is 0, so that earlier seeds keep their rain.
-    if model.camera_share > 0 and rng.random() < model.camera_share:
-        rainy = add_camera_rain(gt, model.lean, rng)
-    else:
-        layer = rain_layer(model, rng, gt.shape[0], gt.shape[1], streaks)
-        rainy = np.minimum(gt.astype(np.uint16) + layer[:, :, None], 255).astype(np.uint8)
-    if model.veil_share > 0 and rng.random() < model.veil_share:
-        return add_veil(rainy, rng.uniform(*model.veil), rng)
-    return rainy
+    def stored_options(self) -> dict[str, Any]:
+        """Return the options, without `camera_share` if it is 0, as shards before it had them."""
+        options = super().stored_options()
+        if not self.camera_share:
+            del options["camera_share"]
+        return options
 
 
 def add_veil(rainy: Pixels, opacity: float, rng: np.random.Generator) -> Pixels:

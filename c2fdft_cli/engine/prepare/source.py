@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -27,8 +27,6 @@ from c2fdft_cli.data.layouts.pairs import (
 )
 from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.synthesis.degrade import MODELS, Degradation
-from c2fdft_cli.data.synthesis.noise import NoiseModel
-from c2fdft_cli.data.synthesis.rain import RainModel
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.prepare.split import val_size
 from c2fdft_cli.errors import DataError
@@ -306,14 +304,9 @@ class PairReader:
         if self._synthesis is None or self._degrade is None:
             return ""
         model, streaks = self._degrade.model, self._degrade.streaks
-        options = asdict(model)
-        if isinstance(model, NoiseModel):
-            del options["unclipped_share"]  # of training patches alone: changes nothing stored
-        if isinstance(model, RainModel) and not model.camera_share:
-            del options["camera_share"]  # as in shards that are older than this option
         values: dict[str, object] = {
             "kind": self._synthesis.kind,
-            "options": options,
+            "options": model.stored_options(),
             "streaks": None if streaks is None else streaks.digest(),
         }
         if self._synthesis.store:

@@ -9,7 +9,8 @@ import numpy as np
 from c2fdft_cli.data.images.picture import read_rgb8, save_rgb8
 from c2fdft_cli.data.images.tensors import as_tensor
 from c2fdft_cli.data.pixels import Pixels
-from c2fdft_cli.data.synthesis.degrade import Model, degrade, parse_model
+from c2fdft_cli.data.synthesis.degrade import degrade, parse_model
+from c2fdft_cli.data.synthesis.model import Model
 from c2fdft_cli.errors import DataError, ResourceError
 from c2fdft_cli.files import ensure_folder
 from c2fdft_cli.metrics.protocols import PROTOCOLS, score

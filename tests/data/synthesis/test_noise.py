@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from c2fdft_cli.data.synthesis.degrade import degrade
 from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
 from c2fdft_cli.data.synthesis.noise import (
     NoiseModel,
-    add_noise,
-    add_patch_noise,
     camera_noise,
     gaussian_noise,
     random_camera,
@@ -74,7 +73,7 @@ def test_correlated_noise_is_shared_by_neighbours_alone():
 def test_camera_noise_grows_with_the_shot_noise():
     gt = np.full((80, 80, 3), 120, np.uint8)
     spread = [
-        add_noise(gt, NoiseModel(kind="camera", shot=(s, s)), np.random.default_rng(0)).std()
+        degrade(gt, NoiseModel(kind="camera", shot=(s, s)), np.random.default_rng(0)).std()
         for s in (1e-4, 1e-3, 1e-2)
     ]
     assert spread[0] < spread[1] < spread[2]
@@ -83,7 +82,7 @@ def test_camera_noise_grows_with_the_shot_noise():
 def test_each_image_draws_its_sigma_from_the_range():
     gt = np.full((64, 64, 3), 128, np.uint8)
     model = NoiseModel(sigma=(5.0, 30.0))
-    spread = [add_noise(gt, model, np.random.default_rng(i)).std() for i in range(60)]
+    spread = [degrade(gt, model, np.random.default_rng(i)).std() for i in range(60)]
     assert 4 < min(spread) < 9
     assert 26 < max(spread) < 32
 
@@ -107,7 +106,7 @@ def test_the_kind_of_noise_is_sampled_for_each_image():
 
     def neighbours(share, seed):
         model = NoiseModel("either", sigma=(20, 20), shot=(1e-2, 1e-2), camera_share=share)
-        n = add_noise(gt, model, np.random.default_rng(seed))[..., 0].astype(float)
+        n = degrade(gt, model, np.random.default_rng(seed))[..., 0].astype(float)
         n -= n.mean()
         return (n[:, 1:] * n[:, :-1]).mean() / n.var()
 
@@ -122,13 +121,13 @@ def test_a_share_of_the_camera_noise_is_made_in_raw():
 
     def made(raw_share, camera_share=1.0):
         model = NoiseModel("either", camera_share=camera_share, raw_share=raw_share)
-        return [add_noise(gt, model, np.random.default_rng(seed)).tobytes() for seed in range(24)]
+        return [degrade(gt, model, np.random.default_rng(seed)).tobytes() for seed in range(24)]
 
     camera, mixed, raw = made(0.0), made(0.5), made(1.0)
     assert made(1.0, camera_share=0.0) == made(0.0, camera_share=0.0)
     rng = np.random.default_rng(0)
     rng.random(2)  # consume the choices of camera noise and of raw
-    assert raw[0] == add_noise(gt, NoiseModel("raw"), rng).tobytes()
+    assert raw[0] == degrade(gt, NoiseModel("raw"), rng).tobytes()
     assert not set(camera) & set(raw)
     assert 4 < sum(made == like for made, like in zip(mixed, raw, strict=True)) < 20
 
@@ -137,13 +136,13 @@ def test_a_share_of_white_noise_of_patches_is_not_clipped():
     """The same images without clipping; values below black are as frequent as above it."""
     gt = np.zeros((48, 48, 3), np.uint8)
 
-    def made(share, add=add_patch_noise):
+    def made(share, add=NoiseModel.degrade_patch):
         model = NoiseModel(sigma=(30, 30), unclipped_share=share)
-        return [add(gt, model, np.random.default_rng(seed)) for seed in range(24)]
+        return [add(model, gt, np.random.default_rng(seed)) for seed in range(24)]
 
     some, none = made(0.5), made(0.0)
     assert 4 < sum(noisy.dtype == np.int16 for noisy in some) < 20
-    for noisy, clipped in zip(some, made(0.5, add_noise), strict=True):
+    for noisy, clipped in zip(some, made(0.5, NoiseModel.degrade), strict=True):
         assert clipped.dtype == np.uint8
         np.testing.assert_array_equal(np.clip(noisy, 0, 255), clipped)
         if noisy.dtype == np.int16:
@@ -157,7 +156,7 @@ def test_noise_without_an_unclipped_share_consumes_no_further_random_number():
     """Otherwise runs that are older than the option would resume with other noise."""
     gt = np.full((8, 8, 3), 128, np.uint8)
     new, old = np.random.default_rng(3), np.random.default_rng(3)
-    noisy = add_patch_noise(gt, NoiseModel(), new)
+    noisy = NoiseModel().degrade_patch(gt, new)
     np.testing.assert_array_equal(noisy, gaussian_noise(gt, old.uniform(5.0, 50.0), old))
     assert new.random() == old.random()
 
@@ -165,7 +164,7 @@ def test_noise_without_an_unclipped_share_consumes_no_further_random_number():
 def test_raw_noise_grows_with_shot_and_is_stored_as_jpeg():
     gt = np.full((120, 120, 3), 120, np.uint8)
     weak, strong = (
-        add_noise(gt, NoiseModel(kind="raw", shot=(s, s)), np.random.default_rng(0)).std()
+        degrade(gt, NoiseModel(kind="raw", shot=(s, s)), np.random.default_rng(0)).std()
         for s in (1e-4, 4e-3)
     )
     assert strong > 3 * weak > 0

@@ -1,0 +1,58 @@
+"""What every degradation provides."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict
+
+from c2fdft_cli.data.pixels import Pixels
+from c2fdft_cli.data.synthesis.streaks import StreakBank
+from c2fdft_cli.validation import STRICT
+from c2fdft_cli.vocabulary import PackagedTask
+
+Unclipped: TypeAlias = NDArray[np.int16]
+"""A picture whose values may be outside of 0..255, int16 [h, w, 3]."""
+
+
+class Model(ABC):
+    """A degradation; subclasses are frozen dataclasses, whose attributes are its options.
+
+    Attributes:
+        task: the task, and recipe, that its pairs are for.
+        uses_streaks: whether it can use rendered streak masks.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    task: ClassVar[PackagedTask]
+    uses_streaks: ClassVar[bool] = False
+
+    @property
+    def margin(self) -> int:
+        """How far, in px, a pixel can be smeared: the context that a crop needs on each side."""
+        return 0
+
+    @property
+    def may_be_unclipped(self) -> bool:
+        """Whether the values of some training patches are not clipped to 0..255."""
+        return False
+
+    @abstractmethod
+    def degrade(
+        self, gt: Pixels, rng: np.random.Generator, streaks: StreakBank | None = None
+    ) -> Pixels:
+        """Return a degraded copy of an image; arguments and result as for `degrade.degrade`."""
+
+    def degrade_patch(
+        self, gt: Pixels, rng: np.random.Generator, streaks: StreakBank | None = None
+    ) -> Pixels | Unclipped:
+        """Do the same with a training patch, which may stay unclipped."""
+        return self.degrade(gt, rng, streaks)
+
+    def stored_options(self) -> dict[str, Any]:
+        """Return the options that decide the pixels of stored pictures, for shards to record."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]  # subclasses are dataclasses
