@@ -12,6 +12,9 @@ from PIL import Image, ImageCms
 from c2fdft_cli.data.images.picture import Picture
 
 SRGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+EXCHANGED_PROFILE = (  # its red is the blue of sRGB
+    SRGB_PROFILE.replace(b"rXYZ", b"----").replace(b"bXYZ", b"rXYZ").replace(b"----", b"bXYZ")
+)
 
 
 def encoded(image, kind, **options):

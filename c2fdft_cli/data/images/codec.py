@@ -38,6 +38,7 @@ _SIZES: dict[str, Callable[[BinaryIO], tuple[int, int, int]]] = {
     "PPM": netpbm.stored_size,
 }
 _ANIMATED = {"WEBP", "GIF", "PNG", "AVIF"}
+_WITH_PROFILES = {"JPEG", "PNG", "TIFF", "WEBP", "AVIF"}
 IN_ORDER = {"WEBP", "GIF", "PNG"}
 """Formats whose frames `FrameReader` decodes one after another. Not AVIF: its bit depth and colours
 come from its boxes, and its library starts at the key frame before the requested frame."""
@@ -90,6 +91,12 @@ def count_frames(file: BinaryIO, suffix: str = "") -> int:
     if kind not in _ANIMATED or (kind == "PNG" and not png.is_animated(file)):
         return 1
     return pillow.count_frames(file, kind)
+
+
+def stored_profile(file: BinaryIO, suffix: str = "") -> bytes | None:
+    """Read the colour profile from the headers of an open file; None for most formats."""
+    kind = file_format(file.read(HEAD_BYTES), suffix)
+    return pillow.stored_profile(file, kind) if kind in _WITH_PROFILES else None
 
 
 def upright(array: Array, orientation: int) -> Array:

@@ -24,6 +24,7 @@ from c2fdft_cli.data.images.codec import (
     count_frames,
     decode,
     encode,
+    stored_profile,
     stored_size,
     upright,
 )
@@ -210,6 +211,15 @@ def image_size(path: str | Path) -> tuple[int, int]:
     with reading(Path(path)), _open(Path(path)) as file:
         width, height, orientation = stored_size(file, Path(path).suffix.lower())
     return (width, height) if orientation >= 5 else (height, width)
+
+
+def colour_profile(path: str | Path) -> bytes | None:
+    """Read the embedded ICC profile from the headers alone; raises DataError.
+
+    None if there is none, and for formats other than JPEG, PNG, TIFF, WebP and AVIF.
+    """
+    with reading(Path(path)), _open(Path(path)) as file:
+        return stored_profile(file, Path(path).suffix.lower())
 
 
 def frame_count(source: str | Path | bytes) -> int:

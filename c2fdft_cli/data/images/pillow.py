@@ -85,6 +85,14 @@ def stored_size(file: BinaryIO, kind: str) -> tuple[int, int, int]:
         return image.width, image.height, upright_exif(image.info.get("exif"))[0]
 
 
+def stored_profile(file: BinaryIO, kind: str) -> bytes | None:
+    """See `codec.stored_profile`."""
+    file.seek(0)
+    with quiet_pillow(), Image.open(file, formats=[kind]) as image:
+        found: bytes | None = image.info.get("icc_profile")
+    return found or None
+
+
 def count_frames(file: BinaryIO, kind: str) -> int:
     """See `codec.count_frames`."""
     file.seek(0)

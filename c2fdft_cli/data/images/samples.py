@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms
+from PIL import Image
 
 from c2fdft_cli.data.images.formats import Unreadable
 from c2fdft_cli.data.images.metadata import NO_METADATA, Metadata
+from c2fdft_cli.data.images.profiles import in_srgb
 
 MAX_PIXELS = 1 << 28
 """Largest size of a picture that is decoded."""
@@ -53,14 +52,8 @@ def rgb_from_cmyk(samples: Array, profile: bytes | None) -> Array:
     """Convert CMYK to sRGB by the file's own profile, or by subtraction without a usable one."""
     height, width = samples.shape[:2]
     image = Image.frombytes("CMYK", (width, height), samples.tobytes())
-    if profile:
-        with contextlib.suppress(ImageCms.PyCMSError, ImportError, OSError, TypeError):
-            srgb = ImageCms.createProfile("sRGB")
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            turned = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
-            if turned is not None:
-                return np.asarray(turned)
-    return np.asarray(image.convert("RGB"))
+    turned = in_srgb(image, profile) if profile else None
+    return np.asarray(image.convert("RGB") if turned is None else turned)
 
 
 def no_frame(frame: int, frames: int) -> Unreadable:

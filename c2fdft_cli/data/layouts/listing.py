@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from itertools import chain
 from pathlib import Path
 
-from c2fdft_cli.data.images.picture import frame_count, list_images
+from c2fdft_cli.data.images.picture import colour_profile, frame_count, list_images
+from c2fdft_cli.data.images.profiles import profile_difference, profile_name
 from c2fdft_cli.data.video.probe import is_video_path
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.pipeline import in_order
+from c2fdft_cli.vocabulary import many
 
+_VISIBLE = 3
+"""Levels. Profiles that are called sRGB differ by one or two."""
 _FRAMES_FIRST = "extract the frames first, such as by `ffmpeg -i clip.mp4 frames/%06d.png`"
 
 
@@ -68,3 +73,43 @@ def beyond_the_first(paths: Collection[Path]) -> list[str]:
     path, number = several[0]
     share = f"{len(several)} of {len(files)} files"
     return [f"only the first picture is used of {share}, such as {path}, which holds {number}"]
+
+
+def remarks_on_pairs(pairs: Sequence[tuple[Path, Path]]) -> list[str]:
+    """Report what is surprising about the files of pairs, with a sentence for each kind.
+
+    Args:
+        pairs: the two image files of each pair, which may be one and the same; those that cannot
+            be read are not reported here.
+    """
+    return [*beyond_the_first(list(chain(*pairs))), *_unlike_colours(pairs)]
+
+
+def _unlike_colours(pairs: Sequence[tuple[Path, Path]]) -> list[str]:
+    """Report pairs whose two files have different colour profiles: [] or one sentence.
+
+    Pixels are used as they are stored, so a pair of Display P3 and sRGB differs in all its colours.
+    """
+
+    def profiles(pair: tuple[Path, Path]) -> tuple[bytes | None, bytes | None]:
+        if pair[0] == pair[1]:
+            return None, None
+        try:
+            return colour_profile(pair[0]), colour_profile(pair[1])
+        except DataError:
+            return None, None
+
+    unlike = [
+        (pair, found)
+        for pair, found in zip(pairs, in_order(profiles, pairs), strict=True)
+        if profile_difference(*found) > _VISIBLE
+    ]
+    if not unlike:
+        return []
+    (first, second), found = unlike[0]
+    one, other = map(profile_name, found)
+    return [
+        f"the colour profiles of {len(unlike)} of {many(len(pairs), 'pair')} differ, such as "
+        f"those of {first} ({one}) and {second} ({other}): values are used as stored, so convert "
+        "both files to one profile first"
+    ]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from c2fdft_cli.data.images.picture import read_picture, to_8bit
 from c2fdft_cli.data.images.tensors import as_tensor
-from c2fdft_cli.data.layouts.listing import beyond_the_first
+from c2fdft_cli.data.layouts.listing import remarks_on_pairs
 from c2fdft_cli.data.layouts.pairs import FilePair
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult, score_each
 from c2fdft_cli.engine.evaluate.pairing import (
@@ -94,7 +94,7 @@ def _score_files(
     ]
     rows, problems = yield from score_each(tasks)
     fail(problems, len(pairs.pairs))
-    files = [path for pair in pairs.pairs for path in (pair.lq, pair.gt)]
+    remarks = remarks_on_pairs([(pair.lq, pair.gt) for pair in pairs.pairs])
     return EvalResult(
         protocol,
         rows,
@@ -104,7 +104,7 @@ def _score_files(
         pairs.without_restored,
         pairs.found_by,
         {pair.name: pairs.degraded.get(pair.lq, pair.gt) for pair in pairs.pairs},
-        notes=[f"note: {one}" for one in beyond_the_first(files)],
+        notes=[f"note: {one}" for one in remarks],
         chosen_by=options.chosen_by(),
         with_inputs=bool(pairs.degraded),
     )

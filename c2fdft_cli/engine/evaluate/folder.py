@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from c2fdft_cli.data.images.picture import read_rgb8
-from c2fdft_cli.data.layouts.listing import beyond_the_first, some_images
+from c2fdft_cli.data.layouts.listing import beyond_the_first, remarks_on_pairs, some_images
 from c2fdft_cli.data.layouts.pairs import FilePair, check_sizes, find_pairs
 from c2fdft_cli.engine.sampling.pairs import DecodedPair, PairSource
 from c2fdft_cli.engine.sampling.restorer import noise_generator
@@ -68,8 +68,8 @@ def open_folder(
         if len(found.splits) > 1:
             hint = f"name the part to score, such as {folder / 'test'}"
             raise DataError("the set contains training images", where=folder, hint=hint)
-        files = [path for pair in found.pairs for path in (pair.lq, pair.gt)]
-        note = "; ".join([*found.notices, *beyond_the_first(files)]) or None
+        remarks = remarks_on_pairs([(pair.lq, pair.gt) for pair in found.pairs])
+        note = "; ".join([*found.notices, *remarks]) or None
         names = [pair.name for pair in found.pairs]
         return PairSource(names, lambda i: _read(found.pairs[i]), found.layout, note)
     if not 0 < sigma <= SIGMA_LIMIT:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from c2fdft_cli.data.layouts.listing import beyond_the_first
+from c2fdft_cli.data.layouts.listing import remarks_on_pairs
 from c2fdft_cli.data.layouts.pairs import FilePair, Unpaired
 from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.shards.format import Entry, ShardHeader, ShardIndex, clean_text
@@ -306,7 +306,7 @@ def _compare(shard: PlannedShard, rows: Sequence[Row], images: Images) -> None:
 
 def _counted(found: Found, notices: Sequence[str]) -> PrepareResult:
     """Make the part of the result that checking and writing have in common."""
-    files = [path for _, pair in found.pairs for path in (pair.lq, pair.gt)]
+    remarks = remarks_on_pairs([(pair.lq, pair.gt) for _, pair in found.pairs])
     return PrepareResult(
         layout=found.layout,
         task=found.task,
@@ -314,5 +314,5 @@ def _counted(found: Found, notices: Sequence[str]) -> PrepareResult:
         train=len(found.splits["train"]),
         val=len(found.splits["val"]),
         unpaired=found.unpaired,
-        notices=(*found.notices, *notices, *beyond_the_first(files)),
+        notices=(*found.notices, *notices, *remarks),
     )

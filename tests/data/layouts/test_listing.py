@@ -8,8 +8,14 @@ import pytest
 from PIL import Image
 
 from c2fdft_cli.data.images.picture import list_images
-from c2fdft_cli.data.layouts.listing import beyond_the_first, refuse_videos, some_images
+from c2fdft_cli.data.layouts.listing import (
+    beyond_the_first,
+    refuse_videos,
+    remarks_on_pairs,
+    some_images,
+)
 from c2fdft_cli.errors import DataError
+from tests.kit.images import EXCHANGED_PROFILE, SRGB_PROFILE
 
 
 def test_images_are_listed_in_natural_order(tmp_path: Path) -> None:
@@ -54,3 +60,27 @@ def test_files_of_several_pictures_are_counted(tmp_path: Path) -> None:
         f"only the first picture is used of 2 of 4 files, such as {files[0]}, which holds 2"
     )
     assert beyond_the_first(files[2:]) == []
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp", ".avif"])
+def test_pairs_of_different_colour_profiles_are_reported(tmp_path: Path, suffix: str) -> None:
+    def made(name: str, profile: bytes | None) -> Path:
+        path = tmp_path / f"{name}{suffix}"
+        Image.new("RGB", (8, 8)).save(path, icc_profile=profile)
+        return path
+
+    plain, standard = made("plain", None), made("srgb", SRGB_PROFILE)
+    other = made("other", EXCHANGED_PROFILE)
+    assert remarks_on_pairs([(plain, standard), (other, other), (plain, plain)]) == []
+    (told,) = remarks_on_pairs([(plain, standard), (standard, other), (other, plain)])
+    assert told.startswith(
+        f"the colour profiles of 2 of 3 pairs differ, such as those of {standard} ("
+    )
+    assert f"{other} (" in told
+
+
+def test_pairs_that_cannot_be_read_are_not_reported(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"text")
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png", icc_profile=EXCHANGED_PROFILE)
+    assert remarks_on_pairs([(tmp_path / "a.png", tmp_path / "b.png")]) == []
+    assert remarks_on_pairs([(tmp_path / "b.png", tmp_path / "none.png")]) == []

@@ -23,6 +23,7 @@ from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.recipe.schema import Network
 from tests.kit.formula import photo
+from tests.kit.images import EXCHANGED_PROFILE, SRGB_PROFILE
 from tests.kit.restore import Request, run
 
 RUNS = WeightsOptions(device="cpu", precision="fp32")
@@ -173,15 +174,19 @@ def test_sizes_that_differ_are_refused(tmp_path):
         open_folder(tmp_path / "set").pair(0)
 
 
-def test_files_of_several_pictures_are_noted(tmp_path: Path) -> None:
+def test_files_of_several_pictures_and_of_unlike_colours_are_noted(tmp_path: Path) -> None:
     pages = [Image.fromarray(photo(k, 64, 64)) for k in range(2)]
     for side in ("input", "target"):
         (tmp_path / side).mkdir()
-        pages[0].save(tmp_path / side / "a.tif", save_all=True, append_images=pages[1:])
+        profile = {"input": EXCHANGED_PROFILE, "target": SRGB_PROFILE}[side]
+        options = {"save_all": True, "append_images": pages[1:], "icc_profile": profile}
+        pages[0].save(tmp_path / side / "a.tif", **options)
     told = "only the first picture is used of 2 of 2 files"
     assert told in str(open_folder(tmp_path).note)
     saved = evaluate_files(tmp_path / "input", tmp_path / "target", EvalOptions()).run()
     assert told in saved.notes[0]
+    for text in (str(open_folder(tmp_path).note), saved.notes[1]):
+        assert "the colour profiles of 1 of 1 pair differ" in text
     assert "1 of 1 files" in str(open_folder(tmp_path / "target", 25.0).note)
     alone = evaluate_alone(tmp_path / "target", EvalOptions()).run()
     assert "1 of 1 files" in alone.notes[0]

@@ -31,6 +31,7 @@ from c2fdft_cli.engine.prepare.plan import choice_inputs
 from c2fdft_cli.engine.prepare.source import PairReader
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.files import unfinished
+from tests.kit.images import EXCHANGED_PROFILE
 
 
 def picture(seed: int, h: int = 12, w: int = 14) -> Pixels:
@@ -69,14 +70,16 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("check_only", [False, True])
-def test_files_of_several_pictures_are_noted(
+def test_files_of_several_pictures_and_of_unlike_colours_are_noted(
     source: Path, tmp_path: Path, check_only: bool
 ) -> None:
     first = Image.fromarray(picture(1, 12))
-    first.save(source / "input" / "0.tif", save_all=True, append_images=[first])
+    pages = {"save_all": True, "append_images": [first]}
+    first.save(source / "input" / "0.tif", icc_profile=EXCHANGED_PROFILE, **pages)
     (source / "input" / "0.png").unlink()
     result = run(source=source, out=tmp_path / "out", check_only=check_only)
-    assert "only the first picture is used of 1 of 24 files" in result.notices[-1]
+    assert "only the first picture is used of 1 of 24 files" in result.notices[-2]
+    assert "the colour profiles of 1 of 12 pairs differ" in result.notices[-1]
 
 
 @pytest.mark.parametrize("degraded", ["left", "right"])
