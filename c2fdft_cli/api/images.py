@@ -155,7 +155,7 @@ def _of_pil(image: PIL.Image.Image) -> Unpacked:
     with reading(name):
         try:
             image.load()  # Pillow reads only the header of a file when it is opened
-        except AssertionError as error:  # the whole answer of Pillow to a closed file
+        except (AssertionError, AttributeError) as error:  # Pillow's answers to a closed file
             raise ValueError("its file has been closed") from error
     mode = _MODES.get(image.mode, image.mode)
     if "transparency" in image.info:

@@ -70,7 +70,7 @@ class Source:
     @property
     def subject(self) -> str:
         """The name of the results or weights, as side A of a comparison."""
-        return self.weights or str(self.pairs or self.restored)
+        return str(self.pairs or self.restored) if self.weights is None else self.weights
 
     @property
     def is_plain(self) -> bool:
