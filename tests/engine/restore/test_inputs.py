@@ -295,7 +295,8 @@ def test_inputs_on_two_drives_of_windows_are_refused(
     """Outputs mirror the paths below the folder that all inputs share."""
 
     def on_two_drives(paths: Iterable[str]) -> str:
-        return ntpath.commonpath([drive + path for drive, path in zip(("C:", "D:"), paths, strict=True)])
+        one, other = paths
+        return ntpath.commonpath([f"C:{one}", f"D:{other}"])
 
     monkeypatch.setattr(os.path, "commonpath", on_two_drives)
     with pytest.raises(UsageError, match="on different drives"):
