@@ -150,7 +150,7 @@ def test_metadata_of_a_jpeg_xl_are_read_or_noted(tmp_path):
     assert got.metadata.lost is None
     animated = read_picture(jpegxl(np.stack([RGB, RGB[::-1]])))
     np.testing.assert_array_equal(animated.pixels, RGB)
-    assert "frames after the first" in animated.metadata.lost
+    assert animated.metadata.lost == "the frames after the first"
 
 
 def test_an_oriented_jpeg_xl_has_the_size_that_it_decodes_to(tmp_path):
