@@ -49,7 +49,11 @@ def test_lossless_files_are_read_exactly(tmp_path, encode, dtype, channels):
     assert frame_count(tmp_path / "a") == 1
 
 
-@pytest.mark.parametrize("encode", [jpeg2000, jpegxl])
+def animated_jpegxl(values, bits):
+    return jpegxl(np.stack([values, values[::-1]]), bits)
+
+
+@pytest.mark.parametrize("encode", [jpeg2000, jpegxl, animated_jpegxl])
 @pytest.mark.parametrize("bits", [10, 12])
 def test_white_of_10_and_12_bits_is_white(encode, bits):
     values = ramp() >> (16 - bits)
