@@ -23,7 +23,7 @@ from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.train.state import DamagedStateError, load_newest, load_state
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
-from c2fdft_cli.errors import CheckpointError, DataError, UsageError
+from c2fdft_cli.errors import CheckpointError, DataError, ResourceError, UsageError
 from c2fdft_cli.files import unfinished
 from tests.kit.command import run as command
 from tests.kit.formula import picture
@@ -461,6 +461,12 @@ def test_metrics_without_their_columns_are_refused_and_kept(stopped):
     with pytest.raises(DataError, match=r"metrics\.csv: its first line does not name the columns"):
         resume("coarse", stopped)
     assert path.read_bytes() == before
+
+
+def test_a_row_of_metrics_that_cannot_be_written_is_an_error(tmp_path):
+    with pytest.raises(ResourceError, match="cannot write the file") as caught:
+        RunFolder(tmp_path / "gone").append_metrics({"iteration": 1})
+    assert caught.value.where == str(tmp_path / "gone" / "metrics.csv")
 
 
 def test_the_previous_state_is_kept(stopped):
