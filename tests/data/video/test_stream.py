@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 pytest.importorskip("av")
@@ -66,6 +67,12 @@ def test_a_video_is_kept(tmp_path: Path) -> None:
     assert stamps(target) == stamps(source)
     assert sound(target) == sound(source)
     assert difference(source, target) < 0.5
+
+
+@pytest.mark.parametrize("name", ["b.mp4", "b.mov"])
+def test_a_video_can_be_played_before_it_is_complete(name: str, tmp_path: Path) -> None:
+    data = copy(make_clip(tmp_path / "a.mkv"), tmp_path / name).read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
 
 
 @pytest.mark.parametrize("name", ["b.mkv", "b.mov", "b.avi"])
@@ -494,6 +501,7 @@ def test_leaving_early_closes_all_files(tmp_path: Path) -> None:
         pictures = iter(reader)
         first = next(pictures)
         writer.write(first)
+    assert str(source) not in {file.path for file in psutil.Process().open_files()}
     assert next(pictures, None) is None
     writer.write(first)  # a thread may end a moment later
     assert not target.exists()

@@ -262,6 +262,16 @@ def test_the_newest_interrupted_run_is_resumed(tmp_path, coarse_run, stopped):
     assert "tiny-coarse-2" in caught.value.hint
 
 
+def test_of_several_interrupted_runs_the_newest_is_resumed(tmp_path, stopped):
+    """A run that was killed early has no previous state yet."""
+    (stopped / "state-previous.pt").unlink(missing_ok=True)
+    for name, saved_at in (("tiny-coarse", 1), ("tiny-coarse-2", 3), ("tiny-coarse-3", 2)):
+        shutil.copytree(stopped, tmp_path / "runs" / name)
+        os.utime(tmp_path / "runs" / name / "state.pt", (saved_at, saved_at))
+    found = find_run(None, "tiny", "coarse", tmp_path / "runs")
+    assert found.path.name == "tiny-coarse-2"
+
+
 def test_a_run_is_found_by_its_content_not_by_its_folder(tmp_path, stopped, fine_run):
     """The tutorial, for example, uses --out runs/coarse."""
     root = tmp_path / "runs"
@@ -445,6 +455,19 @@ def test_an_incomplete_last_line_is_ignored(stopped, cut):
     assert RunFolder(stopped).read_metrics() == rows
     path.write_bytes(path.read_bytes() + bytes(1 << 18))  # zeros as after a power failure
     assert RunFolder(stopped).read_metrics() == rows
+
+
+def test_an_incomplete_row_before_others_is_dropped(stopped):
+    path = stopped / "metrics.csv"
+    rows = RunFolder(stopped).read_metrics()
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:-1], "5,16,4,0.0001\n", lines[-1]]))
+    assert RunFolder(stopped).read_metrics() == rows
+
+
+def test_a_line_of_another_program_is_no_run(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,loss")
+    assert not RunFolder(tmp_path).has_metrics()
 
 
 def test_metrics_that_are_not_a_table_are_refused(stopped):
