@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -28,6 +29,7 @@ from c2fdft_cli.files import (
     hold_folder,
     private_cache_folder,
     read_at,
+    read_error,
     read_text,
     require_new,
 )
@@ -329,6 +331,31 @@ def test_a_folder_is_locked_by_one_process(tmp_path, monkeypatch, known):
         assert caught.value.hint.endswith(f"no longer exists, delete {tmp_path}/.lock") is not known
     with hold_folder(tmp_path, "another process works here"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("code", "works"), [(errno.ENOLCK, True), (errno.ENOSPC, False), (errno.EACCES, False)]
+)
+def test_a_folder_is_used_unlocked_only_if_its_file_system_has_no_locks(
+    tmp_path, monkeypatch, code, works
+):
+    monkeypatch.setattr(filelock.FileLock, "acquire", failing(code))
+    expected = contextlib.nullcontext() if works else pytest.raises(ResourceError)
+    with expected, hold_folder(tmp_path, "taken"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("OUT", "replace OUT with a path of your own"),
+        ("https://example.org/a.png", "download it first"),
+        ("out", "check the path"),
+    ],
+)
+def test_the_hint_for_a_path_that_does_not_exist(name, hint):
+    error = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    assert read_error(error, name).hint.startswith(hint)
 
 
 def test_a_lock_of_a_killed_process_without_flock(tmp_path, monkeypatch):

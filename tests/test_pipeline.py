@@ -36,6 +36,15 @@ def test_ahead_is_bounded_and_in_order() -> None:
     assert list(items) == list(range(1, 100))
 
 
+def test_ahead_asks_for_one_item_at_a_time() -> None:
+    def slow() -> Iterator[int]:
+        for number in range(5):
+            time.sleep(0.01)
+            yield number  # a generator that is already running refuses a second thread
+
+    assert list(ahead(slow(), 3)) == list(range(5))
+
+
 def test_ahead_raises_an_error_after_the_items_before_it() -> None:
     def broken() -> Iterator[int]:
         yield 1

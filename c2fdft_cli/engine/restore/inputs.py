@@ -105,7 +105,8 @@ def find_inputs(
 
     Raises:
         DataError: no inputs were found, or the single file cannot be read.
-        UsageError: `-` without bytes, or together with other inputs.
+        UsageError: `-` without bytes, or together with other inputs; inputs on several drives of
+            Windows.
     """
     if STDIO in specs:
         if len(specs) > 1:
@@ -127,8 +128,17 @@ def find_inputs(
         files += [(one, named) for one in paths]
         tops = [Path(spec)] if os.path.isdir(spec) else paths
         parents |= {os.path.dirname(os.path.abspath(top)) for top in tops}
-    root = path if len(specs) == 1 and os.path.isdir(path) else Path(os.path.commonpath(parents))
+    root = path if len(specs) == 1 and os.path.isdir(path) else _common_folder(parents)
     return _inputs(files, refused, root, specs[0])
+
+
+def _common_folder(paths: Iterable[str]) -> Path:
+    """Return the folder that absolute paths share; UsageError if they are on different drives."""
+    try:
+        return Path(os.path.commonpath(paths))
+    except ValueError as error:  # on Windows
+        hint = "restore the inputs on each drive with a separate command"
+        raise UsageError("the inputs are on different drives", hint=hint) from error
 
 
 def _is_many(spec: str) -> bool:

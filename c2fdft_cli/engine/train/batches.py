@@ -34,7 +34,7 @@ def rank_rows(runtime: Runtime, batch: int) -> tuple[int, int]:
     lo, hi = _bounds(runtime, batch)
     # DDP waits for the gradients of every process, so one with an empty share computes a row, which
     # counts with weight 0 (`rank_share`).
-    return (lo, hi) if hi > lo else (min(lo, batch - 1), min(lo, batch - 1) + 1)
+    return lo, max(hi, lo + 1)
 
 
 def rank_share(runtime: Runtime, batch: int) -> float:

@@ -90,7 +90,7 @@ def test_other_files_have_no_joins(tmp_path: Path, suffix: str) -> None:
     assert info.duration == probe_video(clip).duration
 
 
-def found(*packets: tuple[int, int, int]) -> list[int]:
+def found(*packets: tuple[int, int | None, int]) -> list[int]:
     """Find the starts of parts among packets (stream, place, time in frames); stream 0 is video."""
     parts = Parts(0, Fraction(1, 25))
     for stream, position, time in packets:
@@ -117,3 +117,8 @@ def test_a_part_starts_with_the_first_of_its_packets() -> None:
     assert found(*both, (1, 195, 0), *more) == [195]
     assert found(*both[:-1], *more, both[-1]) == [200]
     assert found(*pictures, *more, *[(0, p + 200, t) for _, p, t in more]) == [200, 400]
+
+
+def test_packets_without_a_place_in_the_file_start_no_part() -> None:
+    pictures = [(0, 10 * i, i) for i in range(10)]
+    assert found(*pictures, *[(0, None, i) for i in range(10)]) == []

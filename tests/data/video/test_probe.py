@@ -131,6 +131,15 @@ def test_sound_alone_is_not_a_video(tmp_path: Path) -> None:
         probe_video(path)
 
 
+def test_a_video_without_a_single_intact_picture_is_refused(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.mp4", sound=False)
+    data = path.read_bytes()
+    begin, end = data.index(b"mdat") + 4, data.index(b"moov") - 4
+    path.write_bytes(data[:begin] + bytes(end - begin) + data[end:])
+    with pytest.raises(DataError, match="no frame in this video"):
+        probe_video(path)
+
+
 def test_a_cover_picture_alone_is_not_a_video(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     picture = list(filtered("gradients=s=16x16:d=0.1:r=10", "format=rgb24"))

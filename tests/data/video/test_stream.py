@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 pytest.importorskip("av")
@@ -16,6 +18,7 @@ from c2fdft_cli.data.video.probe import (
     FULL_RANGE,
     LIMITED_RANGE,
     VideoInfo,
+    origin,
     probe_video,
 )
 from c2fdft_cli.data.video.remux import audio_problem
@@ -64,6 +67,12 @@ def test_a_video_is_kept(tmp_path: Path) -> None:
     assert stamps(target) == stamps(source)
     assert sound(target) == sound(source)
     assert difference(source, target) < 0.5
+
+
+@pytest.mark.parametrize("name", ["b.mp4", "b.mov"])
+def test_a_video_can_be_played_before_it_is_complete(name: str, tmp_path: Path) -> None:
+    data = copy(make_clip(tmp_path / "a.mkv"), tmp_path / name).read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
 
 
 @pytest.mark.parametrize("name", ["b.mkv", "b.mov", "b.avi"])
@@ -126,6 +135,25 @@ def test_a_late_start_of_the_pictures_is_kept(tmp_path: Path) -> None:
     start = begin(source)
     assert start == pytest.approx(0.5, abs=0.03)
     assert begin(copy(source, tmp_path / "b.mkv")) == start
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".flv"])
+def test_times_count_from_the_start_of_the_file(suffix: str, tmp_path: Path) -> None:
+    """These containers start late; the pictures come a little after the sound."""
+    source = make_clip(tmp_path / f"a{suffix}")
+    delay = begin(source)
+    assert 0 < delay < 0.03
+    assert stamps(source)[1][0] * probe_video(source).time_base > 0.15
+    target = copy(source, tmp_path / "b.mkv")
+    assert stamps(target)[1][0] == round(1000 * delay)
+    with av.open(str(target)) as container:
+        assert container.streams.audio[0].start_time == 0
+
+
+def test_a_lead_in_before_zero_does_not_move_the_times() -> None:
+    assert [origin(SimpleNamespace(start_time=us)) for us in (-21_000, None, 21_000)] == [
+        *(0, 0, Fraction(21, 1000))
+    ]
 
 
 def test_a_video_that_was_cut_keeps_its_frames(tmp_path: Path) -> None:
@@ -473,6 +501,7 @@ def test_leaving_early_closes_all_files(tmp_path: Path) -> None:
         pictures = iter(reader)
         first = next(pictures)
         writer.write(first)
+    assert str(source) not in {file.path for file in psutil.Process().open_files()}
     assert next(pictures, None) is None
     writer.write(first)  # a thread may end a moment later
     assert not target.exists()

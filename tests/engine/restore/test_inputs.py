@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import ntpath
 import os
 import tracemalloc
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -135,6 +137,12 @@ def test_a_listed_file_that_is_missing_keeps_its_problem(folder: Path, tmp_path:
     good, bad = find_inputs([f"@{listing}"]).sources
     assert good.problem is None
     assert "no such file" in str(bad.problem)
+
+
+def test_a_listed_file_that_is_no_picture_is_reported(folder: Path, tmp_path: Path) -> None:
+    listing = tmp_path / "list.txt"
+    listing.write_text(f"{folder}/2.png\n{folder}/notes.txt\n")
+    assert problems(find_inputs([f"@{listing}"])).keys() == {"notes.txt"}
 
 
 def test_standard_input_is_one_image(folder: Path) -> None:
@@ -274,8 +282,25 @@ def test_several_arguments_form_one_list_of_inputs(folder: Path, tmp_path: Path)
     assert names(inputs) == ["one.png", "in/2.png", "in/sub/3.jpg"]
     both = find_inputs([str(folder / "10.png"), str(folder / "2.png"), f"{folder}/*.png"])
     assert names(both) == ["10.png", "2.png"]
+    save(tmp_path / "other" / "3.jpg", random_picture(4, 5))
+    folders = find_inputs([f"{folder}", f"{tmp_path}/other"])
+    assert names(folders) == ["in/2.png", "in/10.png", "in/sub/3.jpg", "other/3.jpg"]
     with pytest.raises(UsageError, match="cannot be - and files"):
         find_inputs(["-", str(folder)])
+
+
+def test_inputs_on_two_drives_of_windows_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs mirror the paths below the folder that all inputs share."""
+
+    def on_two_drives(paths: Iterable[str]) -> str:
+        one, other = paths
+        return ntpath.commonpath([f"C:{one}", f"D:{other}"])
+
+    monkeypatch.setattr(os.path, "commonpath", on_two_drives)
+    with pytest.raises(UsageError, match="on different drives"):
+        find_inputs([str(folder / "2.png"), str(folder / "sub" / "3.jpg")])
 
 
 def test_pictures_are_recognised_by_their_content(folder: Path) -> None:

@@ -20,6 +20,7 @@ from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.images import picture as pictures
 from c2fdft_cli.data.images.picture import list_images, read_picture
 from c2fdft_cli.engine.restore import pictures as restore_pictures
+from c2fdft_cli.engine.restore import plan as restore_plan
 from c2fdft_cli.engine.restore.job import restore
 from c2fdft_cli.engine.restore.manifest import MANIFEST_NAME, Manifest
 from c2fdft_cli.engine.sampling.restorer import noise_generator
@@ -32,6 +33,7 @@ from c2fdft_cli.errors import (
     ResourceError,
     UsageError,
 )
+from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.files import load_recipe
 from tests.kit.gpu import pretend_gpu
 from tests.kit.restore import (
@@ -75,6 +77,28 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     apart = [np.abs(a[name].astype(int) - b[name]).ravel() for name in a]
     every = np.concatenate(apart)
     return bool(every.max() <= 1 and (every > 0).mean() <= 1e-3)
+
+
+def test_the_network_is_compiled_if_that_was_decided_for_the_work(
+    options: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The work is the pixels that the network processes in all steps and samples."""
+    asked, compiled = [], []
+
+    def decide(setting: str, runtime: object, work: int) -> tuple[bool, str]:
+        asked.append((setting, work))
+        return True, "a notice"
+
+    def strips(net: DFT, *, dtype: torch.dtype, compile: bool) -> StripNetwork:
+        compiled.append(compile)
+        return StripNetwork(net, dtype=dtype)
+
+    monkeypatch.setattr(restore_plan, "compiles_strips", decide)
+    monkeypatch.setattr(restore_plan, "StripNetwork", strips)
+    made = plan(options, compile="on", samples=3)
+    pixels = 4 * 16 * 16 + 9 * 20 + 1
+    assert (asked, compiled) == ([("on", pixels * len(GRID) * 3)], [True])
+    assert "a notice" in made.warnings
 
 
 def test_every_image_gets_its_output(options: Request, tmp_path: Path) -> None:

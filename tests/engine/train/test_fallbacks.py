@@ -51,11 +51,12 @@ def test_out_of_memory_continues_in_smaller_micro_batches(
         return step(self, batch, share, lr, micro_batch)
 
     monkeypatch.setattr(Stepper, "step", hungry)
-    _, events = run(request("coarse", shard_folder, tmp_path / "run", "coarse.iterations=4"))
-    assert sizes[:3] == [(4, 4), (4, 2), (4, 1)]
+    short = ("coarse.iterations=4", "coarse.batches=[9,2]", "train.micro_batch=9")
+    _, events = run(request("coarse", shard_folder, tmp_path / "run", *short))
+    assert sizes[:5] == [(9, 9), (9, 5), (9, 3), (9, 2), (9, 1)]
     said = [one for one in notices(events) if one.startswith("out of memory")]
     assert said[:2] == [
-        f"out of memory: patches of 16 px now run in micro-batches of {micro}" for micro in (2, 1)
+        f"out of memory: patches of 16 px now run in micro-batches of {micro}" for micro in (5, 3)
     ]
     assert load_state(tmp_path / "run" / "state.pt").micro == {16: 1, 24: 1}
 

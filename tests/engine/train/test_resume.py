@@ -23,7 +23,7 @@ from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.train.state import DamagedStateError, load_newest, load_state
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
-from c2fdft_cli.errors import CheckpointError, DataError, UsageError
+from c2fdft_cli.errors import CheckpointError, DataError, ResourceError, UsageError
 from c2fdft_cli.files import unfinished
 from tests.kit.command import run as command
 from tests.kit.formula import picture
@@ -262,6 +262,16 @@ def test_the_newest_interrupted_run_is_resumed(tmp_path, coarse_run, stopped):
     assert "tiny-coarse-2" in caught.value.hint
 
 
+def test_of_several_interrupted_runs_the_newest_is_resumed(tmp_path, stopped):
+    """A run that was killed early has no previous state yet."""
+    (stopped / "state-previous.pt").unlink(missing_ok=True)
+    for name, saved_at in (("tiny-coarse", 1), ("tiny-coarse-2", 3), ("tiny-coarse-3", 2)):
+        shutil.copytree(stopped, tmp_path / "runs" / name)
+        os.utime(tmp_path / "runs" / name / "state.pt", (saved_at, saved_at))
+    found = find_run(None, "tiny", "coarse", tmp_path / "runs")
+    assert found.path.name == "tiny-coarse-2"
+
+
 def test_a_run_is_found_by_its_content_not_by_its_folder(tmp_path, stopped, fine_run):
     """The tutorial, for example, uses --out runs/coarse."""
     root = tmp_path / "runs"
@@ -447,6 +457,19 @@ def test_an_incomplete_last_line_is_ignored(stopped, cut):
     assert RunFolder(stopped).read_metrics() == rows
 
 
+def test_an_incomplete_row_before_others_is_dropped(stopped):
+    path = stopped / "metrics.csv"
+    rows = RunFolder(stopped).read_metrics()
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:-1], "5,16,4,0.0001\n", lines[-1]]))
+    assert RunFolder(stopped).read_metrics() == rows
+
+
+def test_a_line_of_another_program_is_no_run(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,loss")
+    assert not RunFolder(tmp_path).has_metrics()
+
+
 def test_metrics_that_are_not_a_table_are_refused(stopped):
     path = stopped / "metrics.csv"
     path.write_bytes(path.read_bytes() + bytes(1 << 18) + b"\n")
@@ -461,6 +484,12 @@ def test_metrics_without_their_columns_are_refused_and_kept(stopped):
     with pytest.raises(DataError, match=r"metrics\.csv: its first line does not name the columns"):
         resume("coarse", stopped)
     assert path.read_bytes() == before
+
+
+def test_a_row_of_metrics_that_cannot_be_written_is_an_error(tmp_path):
+    with pytest.raises(ResourceError, match="cannot write the file") as caught:
+        RunFolder(tmp_path / "gone").append_metrics({"iteration": 1})
+    assert caught.value.where == str(tmp_path / "gone" / "metrics.csv")
 
 
 def test_the_previous_state_is_kept(stopped):

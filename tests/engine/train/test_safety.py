@@ -20,7 +20,7 @@ from c2fdft_cli.engine.prepare.job import prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions
 from c2fdft_cli.engine.train import validator as train_validation
 from c2fdft_cli.engine.train.events import StepDone, Validated
-from c2fdft_cli.engine.train.folder import RunFolder
+from c2fdft_cli.engine.train.folder import COLUMNS, RunFolder
 from c2fdft_cli.engine.train.job import train
 from c2fdft_cli.engine.train.request import TrainRequest
 from c2fdft_cli.engine.train.setup import set_up
@@ -136,6 +136,22 @@ def test_the_state_is_saved_before_each_score(tmp_path, shard_folder, monkeypatc
     assert saved == [(4, 4, True)]
 
 
+def test_a_run_killed_between_a_score_and_the_next_save_logs_it_once(
+    tmp_path, shard_folder, monkeypatch
+):
+    def kill(*_):
+        raise KeyError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Validator, "_score", kill)
+        with pytest.raises(KeyError, match="killed"):
+            run(request("coarse", shard_folder, tmp_path / "run"))
+    RunFolder(tmp_path / "run").append_metrics(dict.fromkeys(COLUMNS, 0) | {"iteration": 4})
+    resume("coarse", tmp_path / "run")
+    steps = [int(row["iteration"]) for row in RunFolder(tmp_path / "run").read_metrics()]
+    assert steps == [2, 4, 6, 8, 10, 12]
+
+
 @pytest.mark.parametrize("step", [4, 12])
 def test_a_signal_ends_scoring_without_losing_steps(
     tmp_path, shard_folder, coarse_run, monkeypatch, step
@@ -228,6 +244,17 @@ def test_a_score_that_is_not_a_number_is_not_the_best(tmp_path, shard_folder, mo
         True,
         False,
     ]
+    assert result.best_psnr == 20.0
+
+
+def test_a_resumed_run_remembers_its_best_score(tmp_path, shard_folder, monkeypatch):
+    score = {"psnr": 20.0, "ssim": 0.5}
+    monkeypatch.setattr(train_validation, "mean_scores", lambda _: dict(score))
+    short = ("coarse.iterations=4", "train.validate_every=1")
+    stop_after(request("coarse", shard_folder, tmp_path / "run", *short), 3)
+    score["psnr"] = 19.0
+    result, events = resume("coarse", tmp_path / "run")
+    assert not any(event.is_best for event in events if isinstance(event, Validated))
     assert result.best_psnr == 20.0
 
 

@@ -63,6 +63,14 @@ def test_every_protocol_is_read(protocol):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_tuple_that_contains_itself_is_read(protocol):
+    value = ([],)
+    value[0].append(value)
+    back = read(pickle.dumps(value, protocol))
+    assert back[0][0] is back
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize(
     ("value", "name"),
     [

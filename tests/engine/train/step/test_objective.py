@@ -1,4 +1,4 @@
-"""The objective of a stage: its loss is weighted as the recipe states."""
+"""The objective of a stage: its loss and its use of memory are those that the recipe states."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.core.objectives import fine_loss
 from c2fdft_cli.engine.train.step.objective import Objective
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe
 from c2fdft_cli.recipe.files import load_recipe
+from c2fdft_cli.recipe.schema import FineStage
+from c2fdft_cli.vocabulary import Recompute
 from tests.kit.formula import wave
 
 
@@ -36,3 +40,24 @@ def test_the_fine_loss_is_weighted_as_the_recipe_states(
         ours = Objective(net, alpha_bar, (recipe.fine, [500]))(lq, gt, noise, None)
         expected = fine_loss(net, alpha_bar, [500], lq, gt, noise, **terms)
     assert ours.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("recompute", "calls"), [("none", 2), ("call", 4), ("level", 4)])
+def test_the_fine_stage_calls_the_network_again_only_if_the_recipe_asks_for_it(
+    tiny_net: Callable[[], DFT], recompute: Recompute, calls: int
+) -> None:
+    net = tiny_net()
+    stage = FineStage(recompute=recompute, ssim="none")
+    alpha_bar = alpha_bar_of_recipe(load_recipe("tiny").diffusion)
+    made: list[nn.Module] = []
+    net.register_forward_pre_hook(lambda module, _: made.append(module))
+    lq, gt, noise = (wave([1, 3, 16, 16], rate) for rate in (0.1, 0.2, 0.3))
+    Objective(net, alpha_bar, (stage, [999, 500]))(lq, gt, noise, None).backward()
+    assert len(made) == calls
+
+
+def test_training_uses_the_hand_written_derivatives(tiny_net: Callable[[], DFT]) -> None:
+    net = tiny_net()
+    blocks = [module for module in net.modules() if isinstance(module, Block)]
+    Objective(net, alpha_bar_of_recipe(load_recipe("tiny").diffusion), None)
+    assert all("forward" in vars(block) for block in blocks)
