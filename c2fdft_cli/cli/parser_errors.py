@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ _NUMBERS = {
     "float_parsing": "a number",
 }
 """What a value must be, by the type of Pydantic's error."""
+_NOT_A_NUMBER = re.compile(r": (?P<value>'.*') is not a valid (?P<kind>int|float)")
+"""The text of Typer before 0.29, which has no Pydantic."""
 
 
 def convert(error: Any, words: Sequence[str]) -> UsageError:
@@ -61,7 +64,12 @@ def _message(error: Any, words: Sequence[str]) -> str:
         return f"{option} must be {_NUMBERS[problems[0]['type']]}, got {problems[0]['input']!r}"
     if type(error).__name__ == "NoSuchOption":
         return str(error.message)  # without Typer's suggestions, which are often far off
-    return str(error.format_message()).rstrip(".")
+    text = str(error.format_message()).rstrip(".")
+    number = _NOT_A_NUMBER.search(text)
+    if number is not None:
+        kind = _NUMBERS["int_parsing" if number["kind"] == "int" else "float_parsing"]
+        return f"{max(error.param.opts, key=len)} must be {kind}, got {number['value']}"
+    return text
 
 
 def _unknown_option(error: Any, words: Sequence[str]) -> str | None:
