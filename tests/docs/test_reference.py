@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
@@ -155,3 +156,11 @@ def test_the_errors_of_troubleshooting_are_those_printed():
         for text in (page, troubleshooting.reference())
     )
     assert told == printed, UPDATE
+
+
+def test_the_questions_list_all_dependencies_but_torch():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = [re.split(r"[>=<]", one)[0] for one in project["dependencies"]]
+    questions = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^    pip install (numpy .*)$", questions, re.MULTILINE)
+    assert sorted(line.split()) == sorted(set(needed) - {"torch"})
