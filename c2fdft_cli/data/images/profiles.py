@@ -45,7 +45,7 @@ def profile_difference(a: bytes | None, b: bytes | None) -> int:
     return int(np.abs(_grid_in_srgb(a) - _grid_in_srgb(b)).max())
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)  # a profile can have megabytes
 def _grid_in_srgb(profile: bytes | None) -> npt.NDArray[np.int16]:
     """Convert a grid over all RGB values to sRGB, [216, 3]."""
     values = np.stack(np.meshgrid(_GRID, _GRID, _GRID), axis=-1).reshape(1, -1, 3)

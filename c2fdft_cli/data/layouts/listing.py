@@ -99,17 +99,15 @@ def _unlike_colours(pairs: Sequence[tuple[Path, Path]]) -> list[str]:
         except DataError:
             return None, None
 
-    unlike = [
-        (pair, found)
-        for pair, found in zip(pairs, in_order(profiles, pairs), strict=True)
-        if profile_difference(*found) > _VISIBLE
-    ]
-    if not unlike:
+    count, example = 0, ""
+    for pair, found in zip(pairs, in_order(profiles, pairs), strict=True):
+        if profile_difference(*found) > _VISIBLE:
+            count += 1
+            named = zip(pair, map(profile_name, found), strict=True)
+            example = example or " and ".join(f"{path} ({name})" for path, name in named)
+    if not count:
         return []
-    (first, second), found = unlike[0]
-    one, other = map(profile_name, found)
     return [
-        f"the colour profiles of {len(unlike)} of {many(len(pairs), 'pair')} differ, such as "
-        f"those of {first} ({one}) and {second} ({other}): values are used as stored, so convert "
-        "both files to one profile first"
+        f"the colour profiles of {count} of {many(len(pairs), 'pair')} differ, such as those of "
+        f"{example}: values are used as stored, so convert both files to one profile first"
     ]
