@@ -18,7 +18,7 @@ _NUMBERS = {
     "float_parsing": "a number",
 }
 """What a value must be, by the type of Pydantic's error."""
-_NOT_A_NUMBER = re.compile(r": (?P<value>'.*') is not a valid (?P<kind>int|float)")
+_NOT_A_NUMBER = re.compile(r""": (?P<value>'.*'|".*") is not a valid (?P<kind>int|float)""")
 """The text of Typer before 0.29, which has no Pydantic."""
 
 

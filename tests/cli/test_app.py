@@ -219,6 +219,12 @@ def test_an_option_without_its_value_refers_to_the_help_of_its_command(words, co
         (["eval", "--noise", "1"], 2, "No such option", "see `c2fdft eval --help`"),
         (["eval", "a", "b", "--border", "x"], 2, "--border must be an integer, got 'x'", "see `c"),
         (["restore", "a", "b", "--seed", "1.5"], 2, "--seed must be an integer, got '1.5'", "see"),
+        (
+            ["restore", "a", "b", "--seed", "it's"],
+            2,
+            '--seed must be an integer, got "it\'s"',
+            "see",
+        ),
         (["restore", "a", "b", "--eta", "x"], 2, "--eta must be a number, got 'x'", "see `c2fdft"),
         (["no command", "out"], 2, "No such command 'no command'", "see `c2fdft --help`"),
         (["weights", "average", "--out", "x"], 2, "argument 'CKPT'", "c2fdft weights average --"),

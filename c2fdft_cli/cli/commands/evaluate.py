@@ -129,13 +129,13 @@ class Source:
 
     def named_pairs(self, seed: int) -> PairSource | None:
         """Open the image set or SIDD blocks that the weights are to restore; None for shards."""
-        from c2fdft_cli.engine.evaluate.folder import open_folder
+        from c2fdft_cli.engine.evaluate.folder import open_folder, open_list
         from c2fdft_cli.engine.evaluate.sidd import are_blocks, open_blocks
 
         if self.weights is None:
             return None
         if self.pairs is not None:
-            return open_folder(self.restored or self.pairs.parent, pairs_file=self.pairs)
+            return open_list(self.pairs, self.restored)
         if self.sigma is None and (are_blocks(self.restored) or are_blocks(self.data)):
             return open_blocks(self.restored or self.data or Path(), self.target)
         return None if self.restored is None else open_folder(self.restored, self.sigma, seed)

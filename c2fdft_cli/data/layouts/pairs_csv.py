@@ -73,7 +73,9 @@ def read_pairs_csv(path: Path, folder: Path | None = None) -> list[tuple[str, Pa
             images, or has a name that occurs twice or leads out of a folder.
     """
     files = _Files([path.parent] if folder is None else [path.parent, folder])
-    rows = [_row(path, number, cells, files) for number, cells in _ordered(_table(path, files))]
+    rows = [
+        _row(path, number, cells, files) for number, cells in _ordered(path, _table(path, files))
+    ]
     if not rows:
         raise DataError("the list of pairs is empty", where=path, hint=_HINT)
     missing = [str(file) for _, _, *files in rows for file in files if not os.path.isfile(file)]
@@ -113,17 +115,25 @@ def _rows(text: str, delimiter: str) -> Iterator[Row]:
             yield reader.line_num, trimmed
 
 
-def _ordered(rows: list[Row]) -> list[Row]:
-    """Return the rows without a header, with their columns in the order degraded, clean, name."""
+def _ordered(path: Path, rows: list[Row]) -> list[Row]:
+    """Return the rows without a header, with their columns in the order degraded, clean, name.
+
+    Raises:
+        DataError: two columns of the header mean the same.
+    """
     header = [cell.lower() for cell in rows[0][1]] if rows else []
     if header and set(header) <= _HEADERS:
-        rows = rows[1:]
-        columns = [
-            next((i for i, cell in enumerate(header) if cell in known), None)
+        line, rows = rows[0][0], rows[1:]
+        meant = [
+            [i for i, cell in enumerate(header) if cell in known]
             for known in (_LQ_HEADERS, _GT_HEADERS, ("name",))
         ]
-        if None not in columns[:2]:
-            order = [column for column in columns if column is not None]
+        for columns in meant:
+            if len(columns) > 1:
+                what = f"the columns {header[columns[0]]} and {header[columns[1]]} mean the same"
+                raise DataError(what, where=f"{path}, line {line}", hint=_HINT)
+        if all(meant[:2]):
+            order = [column for columns in meant for column in columns]
             return [(line, [cells[i] for i in order if i < len(cells)]) for line, cells in rows]
     if rows and all([said_side(cell) for cell in cells] == ["gt", "lq"] for _, cells in rows):
         return [(line, cells[::-1]) for line, cells in rows]

@@ -1,8 +1,9 @@
-"""Pairs for weights to restore: a folder in a published layout, or clean images with noise."""
+"""Pairs for weights to restore: in a folder, in a list, or clean images with noise."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from c2fdft_cli.data.images.picture import read_rgb8
 from c2fdft_cli.data.layouts.listing import beyond_the_first, remarks_on_pairs, some_images
 from c2fdft_cli.data.layouts.pairs import FilePair, check_sizes, find_pairs
+from c2fdft_cli.engine.evaluate.pairing import listed_pairs
 from c2fdft_cli.engine.sampling.pairs import DecodedPair, PairSource
 from c2fdft_cli.engine.sampling.restorer import noise_generator
 from c2fdft_cli.errors import DataError, UsageError
@@ -35,6 +37,12 @@ def _read(files: FilePair) -> DecodedPair:
     return DecodedPair(files.name, read_rgb8(files.lq), read_rgb8(files.gt), files.lq.stem)
 
 
+def _source(pairs: Sequence[FilePair], found_by: str, notices: Sequence[str]) -> PairSource:
+    remarks = remarks_on_pairs([(pair.lq, pair.gt) for pair in pairs])
+    note = "; ".join([*notices, *remarks]) or None
+    return PairSource([pair.name for pair in pairs], lambda i: _read(pairs[i]), found_by, note)
+
+
 def _with_noise(path: Path, sigma: float, seed: int) -> DecodedPair:
     """Read a clean image and add white Gaussian noise to it.
 
@@ -47,16 +55,23 @@ def _with_noise(path: Path, sigma: float, seed: int) -> DecodedPair:
     return DecodedPair(path.stem, gt.astype(np.float32) + np.float32(sigma) * noise, gt, path.stem)
 
 
-def open_folder(
-    folder: Path, sigma: float | None = None, seed: int = 0, pairs_file: Path | None = None
-) -> PairSource:
+def open_list(pairs_file: Path, folder: Path | None = None) -> PairSource:
+    """Open all pairs (degraded, clean) of a list, in its order; for `folder` see `listed_pairs`.
+
+    Raises:
+        DataError: as `listed_pairs`.
+    """
+    found = listed_pairs(pairs_file, folder)
+    return _source(found.pairs, found.found_by, ())
+
+
+def open_folder(folder: Path, sigma: float | None = None, seed: int = 0) -> PairSource:
     """Find the images to restore, and their targets.
 
     Args:
         folder: pairs in a published layout; with `sigma`, clean images.
         sigma: standard deviation of the noise to add, in 8-bit levels.
         seed: the seed of that noise.
-        pairs_file: a list of the pairs, as for `find_pairs`; not with `sigma`.
 
     Raises:
         UsageError: sigma is not in (0, 255].
@@ -64,14 +79,11 @@ def open_folder(
             with the same name.
     """
     if sigma is None:
-        found = find_pairs(folder, pairs_file=pairs_file, advice=OTHER_WAYS)
+        found = find_pairs(folder, advice=OTHER_WAYS)
         if len(found.splits) > 1:
             hint = f"name the part to score, such as {folder / 'test'}"
             raise DataError("the set contains training images", where=folder, hint=hint)
-        remarks = remarks_on_pairs([(pair.lq, pair.gt) for pair in found.pairs])
-        note = "; ".join([*found.notices, *remarks]) or None
-        names = [pair.name for pair in found.pairs]
-        return PairSource(names, lambda i: _read(found.pairs[i]), found.layout, note)
+        return _source(found.pairs, found.layout, found.notices)
     if not 0 < sigma <= SIGMA_LIMIT:
         raise UsageError(f"--sigma must be in (0, {SIGMA_LIMIT:g}], got {sigma:g}")
     images = some_images(folder, hint="images in sub-folders are not used")

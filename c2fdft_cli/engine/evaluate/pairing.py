@@ -73,7 +73,17 @@ def pair_files(restored: Path, target: Path) -> Matched:
 
 
 def listed_pairs(pairs_file: Path, folder: Path | None = None) -> Matched:
-    """Read the pairs of a list, in its order; DataError if it is malformed or names no files."""
+    """Read the pairs of a list, in its order.
+
+    Args:
+        pairs_file: the list, see `read_pairs_csv`.
+        folder: where to look for relative paths that do not exist relative to the list's folder.
+
+    Raises:
+        DataError: the folder does not exist, or the list is malformed or names a missing file.
+    """
+    if folder is not None:
+        require_existing(folder)
     pairs = [FilePair(*row) for row in read_pairs_csv(pairs_file, folder)]
     return Matched(pairs, found_by=f"the list {pairs_file.name}")
 

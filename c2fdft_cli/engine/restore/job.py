@@ -62,7 +62,8 @@ def _without_taken(
 
     An output that the same command wrote, in another process or earlier, is as good as this run's.
     """
-    plan.manifest.read_again()
+    if any(one.existed for one in done):
+        plan.manifest.read_again()
     sources = {str(item.output): item.source.path for item in plan.items}
     good, taken = [], []
     for one in done:

@@ -152,6 +152,13 @@ def test_the_degraded_side_is_recognised_by_header_or_names(folder, text):
         assert gt.name == "b.png" or gt.parent.name in ("sharp", "gt")
 
 
+@pytest.mark.parametrize("header", ["lq,gt,restored", "target,lq,gt", "lq,gt,name,name"])
+def test_a_header_that_names_a_side_twice_is_refused(folder, header):
+    (folder / "list.csv").write_text(f"{header}\na.png,b.png,sub/a.png\n")
+    with pytest.raises(DataError, match=r"list\.csv, line 1: the columns .* mean the same"):
+        read_pairs_csv(folder / "list.csv")
+
+
 def test_paths_may_be_relative_to_the_folder_of_images(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("lists") / "list.csv"
     elsewhere.write_text("sub/a.png,b.png\n")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from c2fdft_cli.data.images.picture import read_rgb8, save_rgb8
 from c2fdft_cli.engine.evaluate.files import evaluate_files
-from c2fdft_cli.engine.evaluate.folder import open_folder
+from c2fdft_cli.engine.evaluate.folder import open_folder, open_list
 from c2fdft_cli.engine.evaluate.job import EvalOptions
 from c2fdft_cli.engine.evaluate.options import WeightsOptions
 from c2fdft_cli.engine.evaluate.photos import evaluate_alone
@@ -94,10 +94,20 @@ def test_weights_are_scored_on_pairs_of_files(tmp_path, weights):
 def test_a_list_pairs_files_of_any_names(tmp_path: Path, clean: Path) -> None:
     one, two, _ = sorted(clean.iterdir())
     (tmp_path / "pairs.csv").write_text(f"{one.name},{two.name},night\n{two.name},{one.name}\n")
-    pairs = open_folder(clean, pairs_file=tmp_path / "pairs.csv")
+    pairs = open_list(tmp_path / "pairs.csv", clean)
     assert pairs.names == ["night", two.stem]
     assert np.array_equal(pairs.pair(0).lq, read_rgb8(one))
     assert np.array_equal(pairs.pair(0).gt, read_rgb8(two))
+
+
+def test_all_pairs_of_a_list_are_scored_in_its_order_whatever_their_split(tmp_path: Path) -> None:
+    for part in ("test", "train"):
+        for side in ("input", "target"):
+            (tmp_path / part / side).mkdir(parents=True)
+            save_rgb8(tmp_path / part / side / "1.png", photo(0, 64, 64))
+    rows = [f"{part}/input/1.png,{part}/target/1.png,{part}/1\n" for part in ("train", "test")]
+    (tmp_path / "pairs.csv").write_text("".join(rows))
+    assert open_list(tmp_path / "pairs.csv").names == ["train/1", "test/1"]
 
 
 def test_the_start_noise_is_that_of_restore(clean, tmp_path, weights):

@@ -12,7 +12,7 @@ from c2fdft_cli.engine.evaluate.compare import (
 )
 from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.job import EvalOptions
-from c2fdft_cli.engine.evaluate.pairing import pair_files
+from c2fdft_cli.engine.evaluate.pairing import listed_pairs, pair_files
 from c2fdft_cli.errors import DataError
 from tests.kit.evaluate import degraded, run, save
 from tests.kit.formula import photo
@@ -153,3 +153,12 @@ def test_folders_without_a_pair_are_refused(
     assert error.value.exit_code == 3
     with pytest.raises(DataError):
         run(target, out)
+
+
+def test_the_folder_of_a_list_must_exist(tmp_path: Path) -> None:
+    for side in ("out", "target"):
+        save(tmp_path / side / "1.png", photo(0))
+    (tmp_path / "pairs.csv").write_text("out/1.png,target/1.png\n")
+    assert len(listed_pairs(tmp_path / "pairs.csv", tmp_path).pairs) == 1
+    with pytest.raises(DataError, match=r"typo: no such file or folder"):
+        listed_pairs(tmp_path / "pairs.csv", tmp_path / "typo")
