@@ -4,7 +4,8 @@ Autograd's derivatives of the same formulas pass through memory once for each sm
 q and k in float32 in addition to their half-precision values. Here everything that belongs to one
 tensor is written into it at once. The numbers agree with those of `core.block` to rounding.
 
-On a CPU each product also runs in the library that is fastest for its shape: autograd uses torch's
+On a CPU the layers in float32 are compiled kernels (`native.training`). Where there are none, and
+in bfloat16, each product runs in the library that is fastest for its shape: autograd uses torch's
 BLAS for all of them, which is slow on the narrow matrices of the levels with the most pixels. On
 CUDA the products are autograd's, and only attention is hand-written.
 
@@ -37,12 +38,6 @@ cosines C_ij = G_ij / sqrt(Q_i K_j) and the attention A = softmax over j of tau 
 
 because dG_ij/dq_i = k_j at each pixel, and dQ_i/dq_i = 2 q_i. So q, k and v are read once more, and
 nothing else of the size of the image is kept.
-
-A GPU computes both as one product, because its time is spent on memory traffic and launches, not on
-arithmetic. With q and k side by side and the dG of the heads as blocks on a diagonal,
-
-    [dq dk] = [q k] [ 2 diag(dQ)     dG     ]
-                    [    dG^T    2 diag(dK) ]
 """
 
 from __future__ import annotations
@@ -64,16 +59,19 @@ from c2fdft_cli.core.attention import (
     similarity,
 )
 from c2fdft_cli.core.block import Block
-from c2fdft_cli.core.layers import Conv1x1, PixelNorm
+from c2fdft_cli.core.layers import Conv1x1, Conv3x3, PixelNorm
 from c2fdft_cli.core.precision import full_precision
-from c2fdft_cli.execution.cuda.products import gram_in_pieces, sums_in_pieces
+from c2fdft_cli.execution.attention_passes import PassesInTorch, PassesOnCuda
 from c2fdft_cli.execution.fused.training import feed_forward_for, norm_for
 from c2fdft_cli.execution.kernels import (
+    bias_grad,
     has_onednn_linear,
     onednn_linear,
     pixel_norm,
-    sums_of_pixels,
+    weight_grad,
 )
+from c2fdft_cli.execution.native import training as native
+from c2fdft_cli.execution.native.training import training_kernels
 
 # oneDNN's kernel expects weights as [out, in], so a product with the weight itself, not its
 # transpose, needs a transposed copy. From this many rows on, that pays off for float32.
@@ -100,6 +98,8 @@ def install(net: nn.Module, device: torch.device) -> None:
             module.forward = MethodType(_block_on_cpu, module)  # type: ignore[method-assign]
         elif isinstance(module, Conv1x1) and device.type == "cpu":
             module.forward = MethodType(_conv1x1, module)  # type: ignore[method-assign]
+        elif isinstance(module, Conv3x3) and module.groups > 1 and device.type == "cpu":
+            module.forward = MethodType(_depthwise, module)  # type: ignore[method-assign]
 
 
 def use_cpu_kernels(x: Tensor) -> bool:
@@ -119,25 +119,32 @@ def use_one_product(x: Tensor) -> bool:
 def _conv1x1(conv: Conv1x1, x: Tensor) -> Tensor:
     if not use_cpu_kernels(x):
         return Conv1x1.forward(conv, x)
+    if kernels := training_kernels(x):
+        return native.linear(x, conv.weight.flatten(1), conv.bias, kernels)
     return _Project.apply(x, conv.weight.flatten(1), conv.bias)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _depthwise(conv: Conv3x3, x: Tensor) -> Tensor:
+    kernels = training_kernels(x) if use_cpu_kernels(x) else None
+    if kernels is None:
+        return Conv3x3.forward(conv, x)
+    return native.depthwise(x, conv.weight, conv.bias, kernels)
 
 
 def _block_on_cpu(block: Block, x: Tensor, time: Tensor) -> Tensor:
     """`Block.forward` with the additions to the residual stream inside the autograd functions."""
     if not use_cpu_kernels(x):
         return Block.forward(block, x, time)
-    ffn = block.ffn
-    y = _normed(block.norm1, x, time)
-    x = _attend(block.attn, y, x, one_product=False)
-    widen, narrow = ffn.project_in, ffn.project_out
-    return _FeedForward.apply(  # type: ignore[no-any-return, no-untyped-call]
-        _normed(block.norm2, x, time),
-        x,
-        widen.weight.flatten(1),
-        widen.bias,
-        narrow.weight.flatten(1),
-        narrow.bias,
+    ffn, kernels = block.ffn, training_kernels(x)
+    passes = native.NativePasses(kernels) if kernels else PassesInTorch()
+    x = _attend(block.attn, _normed(block.norm1, x, time), x, passes)
+    normed = _normed(block.norm2, x, time)
+    widen, narrow = (
+        (conv.weight.flatten(1), conv.bias) for conv in (ffn.project_in, ffn.project_out)
     )
+    if kernels:
+        return native.feed_forward(normed, x, widen, narrow, kernels)
+    return _FeedForward.apply(normed, x, *widen, *narrow)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _normed(norm: PixelNorm, x: Tensor, time: Tensor) -> Tensor:
@@ -155,15 +162,15 @@ def _block_on_cuda(block: Block, x: Tensor, time: Tensor) -> Tensor:
     # The norm's function also returns the stream, so that the stream's two gradients are added in
     # the derivative of the norm and not by a separate kernel.
     y, x = norm_for(block.norm1, x, dtype)(block.norm1, x, time, dtype)
-    x = _attend(block.attn, y, x, one_product=True)
+    x = _attend(block.attn, y, x, PassesOnCuda())
     return feed_forward_for(block, x, dtype)(block, x, time, dtype)
 
 
-def _attend(attn: Attention, y: Tensor, x: Tensor, *, one_product: bool) -> Tensor:
+def _attend(attn: Attention, y: Tensor, x: Tensor, passes: PassesInTorch) -> Tensor:
     """Add the attention over y, the norm of the residual stream x, to x."""
     qkv, out = attn.qkv_dwconv(attn.qkv(y)), attn.project_out
     return _Attend.apply(  # type: ignore[no-any-return, no-untyped-call]
-        qkv, x, attn.temperature, out.weight.flatten(1), out.bias, one_product
+        qkv, x, attn.temperature, out.weight.flatten(1), out.bias, passes
     )
 
 
@@ -185,16 +192,6 @@ def _back(grad: Tensor, weight: Tensor) -> Tensor:
     return grad @ weight
 
 
-def _outer(grad: Tensor, x: Tensor) -> Tensor:
-    """Return the gradient of `linear` with respect to its weight."""
-    return grad.flatten(0, -2).t() @ x.flatten(0, -2)
-
-
-def _total(grad: Tensor, needed: bool) -> Tensor | None:
-    """Return the gradient with respect to a bias; None if it is not needed."""
-    return grad.flatten(0, -2).sum(0) if needed else None
-
-
 class _Project(torch.autograd.Function):
     """`x weight^T + bias`; x: `[n, h, w, in]`, weight: `[out, in]`."""
 
@@ -211,7 +208,7 @@ class _Project(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad = grad.to(x.dtype)
         dx = _back(grad, weight) if ctx.needs_input_grad[0] else None
-        return dx, _outer(grad, x), _total(grad, ctx.needs_input_grad[2])
+        return dx, weight_grad(grad, x), bias_grad(grad, ctx.needs_input_grad[2])
 
 
 class _BiasFreeNorm(torch.autograd.Function):
@@ -273,10 +270,10 @@ class _FeedForward(torch.autograd.Function):
         return (
             _back(dhidden, weight_in),
             grad,
-            _outer(dhidden, x),
-            _total(dhidden, needs[3]),
-            _outer(inner, active),
-            _total(grad, needs[5]),
+            weight_grad(dhidden, x),
+            bias_grad(dhidden, needs[3]),
+            weight_grad(inner, active),
+            bias_grad(grad, needs[5]),
         )
 
 
@@ -284,7 +281,7 @@ class _Attend(torch.autograd.Function):
     """Attention over `qkv: [n, h, w, 3c]` and its output projection, added to the residual stream.
 
     residual: `[n, h, w, c]`; temperature: `[heads, 1, 1]`; project_out: `[c, c]`. The result has
-    the wider dtype of qkv and residual. one_product: use the sums and products that suit a GPU.
+    the wider dtype of qkv and residual.
     """
 
     @staticmethod
@@ -295,42 +292,32 @@ class _Attend(torch.autograd.Function):
         temperature: Tensor,
         project_out: Tensor,
         bias: Tensor | None,
-        one_product: bool,
+        passes: PassesInTorch,
     ) -> Tensor:
-        ctx.one_product = one_product
-        q, k, v = qkv.chunk(3, dim=-1)
+        ctx.passes = passes
         # The caller's autocast also applies inside custom functions, and would cast the operands of
         # products whose result must be float32.
         with full_precision(qkv):
-            sums = (sums_in_pieces if one_product else sums_of_pixels)(q, k, len(temperature))
-            alike = similarity(sums, temperature)
+            alike = similarity(passes.sums(qkv, len(temperature)), temperature)
             mixing = projected(alike.attention, project_out).to(qkv.dtype)
-            out = torch.bmm(v.flatten(1, 2), mixing.transpose(1, 2)).view_as(v)
+            y = passes.mixed(qkv, mixing, bias, residual)
         ctx.save_for_backward(qkv, mixing, temperature, project_out, *alike)
-        return residual + (out if bias is None else out + bias)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # Read only once, because a recomputed level provides the saved tensors only once.
         qkv, mixing, temperature, project_out, *alike = ctx.saved_tensors
-        inner, flat = grad.to(qkv.dtype).flatten(1, 2), qkv.flatten(1, 2)
-        v = flat.chunk(3, dim=-1)[2]
+        passes: PassesInTorch = ctx.passes
+        inner = grad.to(qkv.dtype).contiguous()
         with full_precision(qkv):  # the caller may run the backward pass under its autocast, too
-            if ctx.one_product:
-                dmixing = gram_in_pieces(inner, v)
-            else:
-                dmixing = torch.bmm(inner.transpose(1, 2), v).float()
             d, dtemperature, dproject = _back_through_mixing(
-                dmixing, Similarity(*alike), temperature, project_out
+                passes.mixing_grad(inner, qkv), Similarity(*alike), temperature, project_out
             )
-        # Slices of one tensor, as the backward pass of the depth-wise convolution needs it: three
-        # separate gradients would have to be concatenated by one more copy.
-        dqkv = torch.empty_like(flat)
-        torch.bmm(inner, mixing, out=dqkv.chunk(3, dim=-1)[2])
-        (_write_in_one_product if ctx.one_product else _write_sums_grad)(flat, d, dqkv)
-        dbias = _total(grad, ctx.needs_input_grad[4])
-        return dqkv.view_as(qkv), grad, dtemperature, dproject, dbias, None
+        dqkv = passes.qkv_grad(inner, qkv, mixing, d)
+        dbias = bias_grad(grad, ctx.needs_input_grad[4])
+        return dqkv, grad, dtemperature, dproject, dbias, None
 
 
 def _back_through_mixing(
@@ -356,40 +343,3 @@ def _back_through_mixing(
 def _square_grad(turned: Tensor, norm: Tensor) -> Tensor:
     """Return `-turned / (2 norm^2)`, and zero where the norm was clamped to the smallest one."""
     return torch.where(norm > SMALLEST_NORM, turned / (-2 * norm.square()), 0.0)
-
-
-def _sums_grad(d: PixelSums, dtype: torch.dtype) -> Tensor:
-    """Return the matrix that maps `[q k]` to the gradients of q and k: `[n, 2c, 2c]`."""
-    n, heads, width, _ = d.gram.shape
-    c = heads * width
-    # Built directly in the dtype of the product: built in float32 and then cast, it moved 31 GB
-    # more in a coarse step of the official network (counted, bf16, 192 x 64 px).
-    matrix = d.gram.new_zeros((n, 2, c, 2, c), dtype=dtype)
-    blocks = matrix.view(n, 2, heads, width, 2, heads, width)
-    # Each diagonal is a view of the heads' blocks, [n, width, width, heads].
-    blocks[:, 0, :, :, 1].diagonal(dim1=1, dim2=3).copy_(d.gram.permute(0, 2, 3, 1))
-    blocks[:, 1, :, :, 0].diagonal(dim1=1, dim2=3).copy_(d.gram.permute(0, 3, 2, 1))
-    for i, squares in enumerate((d.q_square, d.k_square)):
-        matrix[:, i, :, i].diagonal(dim1=1, dim2=2).copy_(2 * squares.flatten(1))
-    return matrix.view(n, 2 * c, 2 * c)
-
-
-def _write_in_one_product(qkv: Tensor, d: PixelSums, dqkv: Tensor) -> None:
-    """Do the same as `_write_sums_grad`, reading q and k once and writing both gradients once."""
-    c2 = 2 * (qkv.shape[-1] // 3)
-    torch.bmm(qkv[..., :c2], _sums_grad(d, qkv.dtype), out=dqkv[..., :c2])
-
-
-def _write_sums_grad(qkv: Tensor, d: PixelSums, dqkv: Tensor) -> None:
-    """Write the gradients of q and k into `dqkv: [n, p, 3c]`, given those of the sums, d."""
-    heads, dtype = d.gram.shape[1], qkv.dtype
-    (q, k, _), (dq, dk, _) = qkv.chunk(3, dim=-1), dqkv.chunk(3, dim=-1)
-    # The part from the squares is written into uninitialised memory; the products of the heads add
-    # to it.
-    torch.mul(q, 2 * d.q_square.flatten(1)[:, None].to(dtype), out=dq)
-    torch.mul(k, 2 * d.k_square.flatten(1)[:, None].to(dtype), out=dk)
-    gram = d.gram.to(dtype)
-    pieces = (z.chunk(heads, dim=-1) for z in (q, k, dq, dk))
-    for h, (qh, kh, dqh, dkh) in enumerate(zip(*pieces, strict=True)):
-        dqh.baddbmm_(kh, gram[:, h].transpose(1, 2))
-        dkh.baddbmm_(qh, gram[:, h])

@@ -128,3 +128,13 @@ def casts_in_pieces(device: torch.device) -> bool:
     kernels cost more than one large one, and a compiler would unroll the loop over the pieces.
     """
     return device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def weight_grad(grad: Tensor, x: Tensor) -> Tensor:
+    """Return the gradient of `linear` with respect to its weight."""
+    return grad.flatten(0, -2).t() @ x.flatten(0, -2)
+
+
+def bias_grad(grad: Tensor, needed: bool) -> Tensor | None:
+    """Return the gradient with respect to a bias; None if it is not needed."""
+    return grad.flatten(0, -2).sum(0) if needed else None

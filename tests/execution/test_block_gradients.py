@@ -15,14 +15,26 @@ from c2fdft_cli.execution.block_gradients import (
     use_one_product,
 )
 from c2fdft_cli.execution.kernels import has_onednn_linear
+from c2fdft_cli.execution.native import training
 from c2fdft_cli.execution.recompute import recompute_levels
 from tests.kit.formula import fill, relative, wave
 
 needs_kernels = pytest.mark.skipif(
     not has_onednn_linear(torch.device("cpu"), torch.float32), reason="torch without oneDNN"
 )
-routes = pytest.mark.parametrize("route", [pytest.param("cpu", marks=needs_kernels), "cuda"])
+cpu_routes = [
+    pytest.param(route, marks=needs_kernels) for route in ("cpu", "cpu without a compiler")
+]
+routes = pytest.mark.parametrize("route", [*cpu_routes, "cuda"], indirect=True)
 """The derivatives installed for each device; those for CUDA can be computed on a CPU too."""
+
+
+@pytest.fixture
+def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The device whose derivatives are installed, with the compiled kernels or without them."""
+    if request.param == "cpu without a compiler":
+        monkeypatch.setattr(training, "kernels_for", lambda device, dtype: None)
+    return str(request.param).split()[0]
 
 
 def installed(block, route="cpu"):
@@ -55,9 +67,12 @@ def test_gradients_are_autograds(heads, bias, norm, times, size, route):
     ours = gradients(installed(block, route), x, time, weights)
     autograds = gradients(block, x, time, weights)
     assert ours.keys() == autograds.keys()
-    for name, expected in autograds.items():
-        scale = expected.abs().max().clamp_min(1e-3)
-        assert (ours[name] - expected).abs().max() < 1e-4 * scale, name
+    exact = gradients(block.double(), x.double(), time.double(), weights.double())
+    for name, expected in exact.items():
+        # Some are sums over pixels that nearly cancel, of which autograd has few digits, too.
+        error = (autograds[name] - expected).abs().max()
+        scale = expected.abs().max().clamp_min(1e-2)  # those of q and k are 0 for a single pixel
+        assert (ours[name] - expected).abs().max() < 2 * error + 2e-4 * scale, name
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -43,7 +42,7 @@ class NativeBlock(NamedTuple):
         # The kernels convolve a group's q, k and v together from one ring buffer of rows, so the
         # weights of these channels must be adjacent.
         groups = torch.arange(3 * c).view(3, c // group, group).transpose(0, 1).flatten(1)
-        pack = partial(_pack, kernels)
+        pack = kernels.pack
         weight, bias = _matrix(attn.qkv)
         taps, tap_bias = _matrix(attn.qkv_dwconv)
         shift = taps.new_zeros(3 * c) if tap_bias is None else tap_bias
@@ -94,7 +93,7 @@ class NativeBlock(NamedTuple):
     def mixing(self, sums: PixelSums) -> Tensor:
         """Return the matrix that the second pass applies to v, packed: `[n, ..]`."""
         matrices = mixing_matrix(sums, self.temperature, self.out)
-        return torch.stack([_pack(self.kernels, matrix, self.out_bias) for matrix in matrices])
+        return torch.stack([self.kernels.pack(matrix, self.out_bias) for matrix in matrices])
 
     def apply(self, z: Tensor, v: Tensor, time: Tensor, mixing: Tensor) -> None:
         """Run the second pass over a strip `z: [n, rows, w, c]`, in place."""
@@ -106,19 +105,6 @@ class NativeBlock(NamedTuple):
                 *(mixing[i].data_ptr(), gain.data_ptr(), shift[i % len(shift)].data_ptr()),
                 *(NORM_EPS, centred, self.widen.data_ptr(), self.narrow.data_ptr()),
             )
-
-
-def _pack(kernels: Kernels, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Pack a linear layer's weight `[out, in]` as panels of its transpose, each after its bias."""
-    out, width = weight.shape
-    panels = weight.new_empty(kernels.plain("packed_floats", width, out))
-    # Named, not passed as a temporary: its memory must last until the call returns.
-    bias = None if bias is None else bias.contiguous()
-    kernels.call(
-        *("pack", width, out, weight.data_ptr(), weight.stride(1), weight.stride(0)),
-        *(None if bias is None else bias.data_ptr(), panels.data_ptr()),
-    )
-    return panels
 
 
 def _fits(heads: int, width: int, of: int) -> bool:

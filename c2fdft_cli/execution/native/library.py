@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from c2fdft_cli.execution.kernels import is_traced
 from c2fdft_cli.files import private_cache_folder
@@ -32,7 +33,7 @@ COMPILERS = ("cc", "gcc", "clang")
 NO_BF16 = "no AVX-512 BF16"
 AMX = "torch's products run on AMX"
 
-_SOURCE = Path(__file__).with_name("kernels.c")
+_FOLDER = Path(__file__).parent
 # Not -ffast-math: it assumes that no value is NaN or infinite, so an image with such values would
 # no longer be detected. -fopenmp-simd reads the pragmas but links no OpenMP runtime.
 _FLAGS = (
@@ -41,22 +42,34 @@ _FLAGS = (
 )
 _BUILD_SECONDS = 60
 
-# What is defined when the kernels of a precision are built.
-_DEFINED = {torch.float32: (), torch.bfloat16: ("-DHALF",)}
+_BUILT = {
+    torch.float32: ("pack.c", "inference.c", "training.c"),
+    # No training: in bfloat16 torch's own products are oneDNN's.
+    torch.bfloat16: ("-DHALF", "pack.c", "inference.c"),
+}
+"""What the compiler gets for each precision: sources, and what is defined for them."""
 
 _KINDS = {"i": ctypes.c_int, "l": ctypes.c_ssize_t, "f": ctypes.c_float, "p": ctypes.c_void_p}
-# Results and arguments of the functions of `kernels.c`: p is a pointer, i an int, l a ptrdiff_t,
-# f a float. The first two arguments of a function that runs in parallel are "pi".
+# Results and arguments of the functions: p is a pointer, i an int, l a ptrdiff_t, f a float. The
+# first two arguments of a function that runs in parallel are "pi".
 _SIGNATURES = {
     "packed_floats": ("l", "ii"),
     "pack": ("i", "pi iip ll pp"),
     "gather": ("i", "pi iii iiii ppp fi pppp p"),
     "apply": ("i", "pi iii pp ppp fi pp"),
 }
+_TRAINING_SIGNATURES = {
+    "linear": ("i", "pi iiii pl ppp"),
+    "attention_back": ("i", "pi iiii pp pppp p"),
+    "feed_forward": ("i", "pi iii pp pp ppp"),
+    "feed_forward_back": ("i", "pi iii pp pp pp"),
+    "depthwise": ("i", "pi iiii ppp"),
+    "depthwise_back": ("i", "pi iiii ppp pp"),
+}
 
 
 class Kernels:
-    """The functions of `kernels.c` in one precision, on as many threads as torch uses.
+    """The compiled functions in one precision, on as many threads as torch uses.
 
     Raises:
         OSError: the library cannot be loaded, or torch's threads cannot be used.
@@ -66,7 +79,8 @@ class Kernels:
         self.dtype = dtype
         self._library = ctypes.CDLL(str(path))
         self._parallel = _torch_threads()
-        for name, (result, arguments) in _SIGNATURES.items():
+        training = _TRAINING_SIGNATURES if dtype == torch.float32 else {}
+        for name, (result, arguments) in {**_SIGNATURES, **training}.items():
             function = getattr(self._library, name)
             function.restype = _KINDS[result]
             function.argtypes = [_KINDS[kind] for kind in arguments.replace(" ", "")]
@@ -80,14 +94,27 @@ class Kernels:
         if getattr(self._library, name)(self._parallel, torch.get_num_threads(), *arguments):
             raise MemoryError(f"no memory for the buffers of {name}")
 
-    def plain(self, name: str, *arguments: object) -> int:
-        """Run a function on the calling thread and return its result."""
-        return getattr(self._library, name)(*arguments)  # type: ignore[no-any-return]
+    def pack(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Pack a linear layer's weight `[out, in]` as panels of its transpose, each after its bias.
+
+        Args:
+            weight: float32, with any strides.
+            bias: `[out]` float32; None for zeros.
+        """
+        out, width = weight.shape
+        panels = weight.new_empty(self._library.packed_floats(width, out))
+        # Named, not passed as a temporary: its memory must last until the call returns.
+        bias = None if bias is None else bias.contiguous()
+        self.call(
+            *("pack", width, out, weight.data_ptr(), weight.stride(1), weight.stride(0)),
+            *(None if bias is None else bias.data_ptr(), panels.data_ptr()),
+        )
+        return panels
 
 
 def kernels_for(device: torch.device, dtype: torch.dtype) -> Kernels | None:
     """Return the kernels, built if necessary; None if torch's own operators do the work."""
-    if device.type != "cpu" or dtype not in _DEFINED or is_traced():
+    if device.type != "cpu" or dtype not in _BUILT or is_traced():
         return None
     return kernels_or_reason(dtype)[0]
 
@@ -115,10 +142,10 @@ def kernels_or_reason(dtype: torch.dtype) -> tuple[Kernels | None, str]:
             _run("xcode-select", "-p")
         # The name contains a hash of everything that the code depends on, so an existing library
         # needs no other check.
-        flags = (*_FLAGS, *_DEFINED[dtype])
-        path = private_cache_folder() / f"kernels-{_fingerprint(compiler, flags)}.so"
+        words = [str(_FOLDER / word) if word.endswith(".c") else word for word in _BUILT[dtype]]
+        path = private_cache_folder() / f"kernels-{_fingerprint(compiler, _BUILT[dtype])}.so"
         if not path.exists():
-            _build(compiler, flags, path)
+            _build(compiler, words, path)
         return Kernels(path, dtype), str(path)
     except subprocess.SubprocessError:
         return None, f"{compiler} cannot build them"
@@ -148,10 +175,11 @@ def _torch_threads() -> ctypes._FuncPointer:
     raise OSError("torch's libraries are not in their usual place")
 
 
-def _fingerprint(compiler: str, flags: Sequence[str]) -> str:
-    """Return a hash of the source, the compiler, its flags and the processor."""
-    version = _run(compiler, "--version")
-    parts = (_SOURCE.read_bytes(), version, " ".join(flags).encode(), _processor().encode())
+def _fingerprint(compiler: str, words: Sequence[str]) -> str:
+    """Return a hash of all sources, the compiler, its flags and the processor."""
+    sources = [path.read_bytes() for path in sorted(_FOLDER.glob("*.[ch]"))]
+    flags = " ".join((*_FLAGS, *words)).encode()
+    parts = (*sources, _run(compiler, "--version"), flags, _processor().encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
 
 
@@ -165,15 +193,15 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.split("\t")[0].strip() in names}))
 
 
-def _build(compiler: str, flags: Sequence[str], path: Path) -> None:
-    """Compile into `path`, completely or not at all.
+def _build(compiler: str, words: Sequence[str], path: Path) -> None:
+    """Compile the sources among the words into `path`, completely or not at all.
 
     Raises:
         subprocess.SubprocessError: the compiler failed.
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
-        _run(compiler, *flags, "-o", str(built), str(_SOURCE))
+        _run(compiler, *_FLAGS, *words, "-o", str(built))
         # Renamed in one step: processes that start together each build a library, and none of them
         # loads half a file.
         built.replace(path)
