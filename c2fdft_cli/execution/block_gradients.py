@@ -119,13 +119,13 @@ def use_one_product(x: Tensor) -> bool:
 def _conv1x1(conv: Conv1x1, x: Tensor) -> Tensor:
     if not use_cpu_kernels(x):
         return Conv1x1.forward(conv, x)
-    if kernels := training_kernels(x):
+    if kernels := training_kernels(x, conv.weight, conv.bias):
         return native.linear(x, conv.weight.flatten(1), conv.bias, kernels)
     return _Project.apply(x, conv.weight.flatten(1), conv.bias)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _depthwise(conv: Conv3x3, x: Tensor) -> Tensor:
-    kernels = training_kernels(x) if use_cpu_kernels(x) else None
+    kernels = training_kernels(x, conv.weight, conv.bias) if use_cpu_kernels(x) else None
     if kernels is None:
         return Conv3x3.forward(conv, x)
     return native.depthwise(x, conv.weight, conv.bias, kernels)
@@ -135,7 +135,7 @@ def _block_on_cpu(block: Block, x: Tensor, time: Tensor) -> Tensor:
     """`Block.forward` with the additions to the residual stream inside the autograd functions."""
     if not use_cpu_kernels(x):
         return Block.forward(block, x, time)
-    ffn, kernels = block.ffn, training_kernels(x)
+    ffn, kernels = block.ffn, training_kernels(x, *block.parameters())
     passes = native.NativePasses(kernels) if kernels else PassesInTorch()
     x = _attend(block.attn, _normed(block.norm1, x, time), x, passes)
     normed = _normed(block.norm2, x, time)
@@ -168,7 +168,7 @@ def _block_on_cuda(block: Block, x: Tensor, time: Tensor) -> Tensor:
 
 def _attend(attn: Attention, y: Tensor, x: Tensor, passes: PassesInTorch) -> Tensor:
     """Add the attention over y, the norm of the residual stream x, to x."""
-    qkv, out = attn.qkv_dwconv(attn.qkv(y)), attn.project_out
+    qkv, out = attn.qkv_dwconv(attn.qkv(y)).contiguous(), attn.project_out
     return _Attend.apply(  # type: ignore[no-any-return, no-untyped-call]
         qkv, x, attn.temperature, out.weight.flatten(1), out.bias, passes
     )

@@ -42,7 +42,6 @@ class NativeBlock(NamedTuple):
         # The kernels convolve a group's q, k and v together from one ring buffer of rows, so the
         # weights of these channels must be adjacent.
         groups = torch.arange(3 * c).view(3, c // group, group).transpose(0, 1).flatten(1)
-        pack = kernels.pack
         weight, bias = _matrix(attn.qkv)
         taps, tap_bias = _matrix(attn.qkv_dwconv)
         shift = taps.new_zeros(3 * c) if tap_bias is None else tap_bias
@@ -53,7 +52,9 @@ class NativeBlock(NamedTuple):
             heads=attn.heads,
             group=group,
             norm1=_norm(block.norm1),
-            qkv=torch.cat([pack(weight[g], None if bias is None else bias[g]) for g in groups]),
+            qkv=torch.cat(
+                [kernels.pack(weight[g], None if bias is None else bias[g]) for g in groups]
+            ),
             depthwise=torch.cat(
                 [torch.cat([taps[g].t(), shift[None, g]]).flatten() for g in groups]
             ),
@@ -61,8 +62,8 @@ class NativeBlock(NamedTuple):
             out=out,
             out_bias=out_bias,
             norm2=_norm(block.norm2),
-            widen=pack(*widen),
-            narrow=pack(*narrow),
+            widen=kernels.pack(*widen),
+            narrow=kernels.pack(*narrow),
             hidden=len(widen[0]),
         )
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from c2fdft_cli.execution.kernels import is_traced
 from c2fdft_cli.files import private_cache_folder
@@ -114,9 +115,14 @@ class Kernels:
 
 def kernels_for(device: torch.device, dtype: torch.dtype) -> Kernels | None:
     """Return the kernels, built if necessary; None if torch's own operators do the work."""
-    if device.type != "cpu" or dtype not in _BUILT or is_traced():
+    if device.type != "cpu" or dtype not in _BUILT or is_traced() or _are_intercepted():
         return None
     return kernels_or_reason(dtype)[0]
+
+
+def _are_intercepted() -> bool:
+    """Whether a mode sees all operators, as for fake tensors and for counting; not the kernels."""
+    return _get_current_dispatch_mode() is not None
 
 
 @functools.cache

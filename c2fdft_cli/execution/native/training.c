@@ -6,7 +6,7 @@
 
 enum {
     ITEMS = 16, /* small jobs are divided into as many items, so that several threads have work */
-    ROWS = 8    /* image rows of an item of a depth-wise convolution */
+    LINES = 8   /* image rows of an item of a depth-wise convolution */
 };
 
 /* The number of pixels in a tile; `pixels` are those of one of the images. */
@@ -93,16 +93,16 @@ int attention_back(Parallel parallel, int threads, int images, int pixels, int c
  * than float32 can add to 1. */
 INLINE vec gelu_slope(vec x) {
     x = clamp(x, -13.0f, 13.0f);
-    vec power = x * x * -0.72134752f; /* of 2 */
-    ivec whole = __builtin_convertvector(power - 0.5f, ivec);
-    vec f = power - __builtin_convertvector(whole, vec);
-    vec two = f * 1.535336188e-4f + 1.339887440e-3f; /* 2^f for f in -1/2 .. 1/2, within 2e-7 */
+    vec power = x * x * -0.72134752f;        /* of 2 */
+    vec shifted = power + 12582912.0f;       /* 1.5 2^23: rounds to whole numbers, the last bits */
+    vec f = power - (shifted - 12582912.0f); /* -1/2 .. 1/2 */
+    vec two = f * 1.535336188e-4f + 1.339887440e-3f; /* 2^f within 2e-7 */
     two = two * f + 9.618437357e-3f;
     two = two * f + 5.550332471e-2f;
     two = two * f + 2.402264791e-1f;
     two = two * f + 6.931472028e-1f;
     two = two * f + 1.0f;
-    two = (vec)((uvec)two + ((uvec)whole << 23));
+    two = (vec)((uvec)two + ((uvec)shifted << 23));
     return 0.5f + 0.5f * erf_of(x * 0.70710678f) + x * two * 0.39894228f;
 }
 
@@ -184,7 +184,7 @@ int feed_forward_back(Parallel parallel, int threads, int pixels, int c, int hid
 
 typedef struct {
     int height, width, c, shares;
-    const float *x, *grad, *weight;
+    const float *x, *in, *weight; /* x: what `in` is the gradient for, with sums */
     float *y, *sums;
 } Depthwise;
 
@@ -229,7 +229,7 @@ static void add_taps(int pixels, int c, const float *const *rows, const float *g
 
 static void depthwise_item(const void *job, int i, float *scratch) {
     const Depthwise *s = job;
-    int c = s->c, top = i % s->shares * ROWS, bottom = least(top + ROWS, s->height), pixels;
+    int c = s->c, top = i % s->shares * LINES, bottom = least(top + LINES, s->height), pixels;
     ptrdiff_t image = (ptrdiff_t)(i / s->shares) * s->height * s->width * c;
     float *zeros = scratch, *patch = scratch + (STEP + 2) * c;
     float *sums = s->sums ? s->sums + (ptrdiff_t)i * 9 * c : NULL;
@@ -241,9 +241,9 @@ static void depthwise_item(const void *job, int i, float *scratch) {
             ptrdiff_t at = image + ((ptrdiff_t)y * s->width + x) * c;
             if (sums) {
                 pixels = around(s, s->x + image, y, x, zeros, patch, rows);
-                add_taps(pixels, c, rows, s->grad + at, sums);
+                add_taps(pixels, c, rows, s->in + at, sums);
             }
-            pixels = around(s, s->grad + image, y, x, zeros, patch, rows);
+            pixels = around(s, s->in + image, y, x, zeros, patch, rows);
             depthwise_row(pixels, c, rows, c, s->weight, c, s->weight + 9 * c, s->y + at, c);
         }
 }
@@ -251,7 +251,7 @@ static void depthwise_item(const void *job, int i, float *scratch) {
 /* y = x convolved with weight, [10][c]: nine taps and the bias. Returns 0, or -1 if memory runs out. */
 int depthwise(Parallel parallel, int threads, int images, int height, int width, int c, const float *x,
               const float *weight, float *y) {
-    Depthwise job = {height, width, c, ceil_div(height, ROWS), NULL, x, weight, y, NULL};
+    Depthwise job = {height, width, c, ceil_div(height, LINES), NULL, x, weight, y, NULL};
     Team team = {parallel, threads};
     return run(team, depthwise_item, &job, images * job.shares, (STEP + 11) * (size_t)c);
 }
@@ -270,7 +270,7 @@ static void add_parts(int count, int n, const float *parts, float *restrict out)
 int depthwise_back(Parallel parallel, int threads, int images, int height, int width, int c,
                    const float *x, const float *grad, const float *turned, float *x_grad,
                    float *weight_grad) {
-    Depthwise job = {height, width, c, ceil_div(height, ROWS), x, grad, turned, x_grad, NULL};
+    Depthwise job = {height, width, c, ceil_div(height, LINES), x, grad, turned, x_grad, NULL};
     Team team = {parallel, threads};
     int items = images * job.shares;
     job.sums = malloc(sizeof(float) * 9 * (size_t)c * (size_t)items);

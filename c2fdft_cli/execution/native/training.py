@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from c2fdft_cli.core.attention import PixelSums
@@ -22,28 +22,57 @@ Layer: TypeAlias = tuple[Tensor, Tensor | None]
 """Weight `[out, in]` and bias of a linear layer."""
 
 
-def training_kernels(x: Tensor) -> Kernels | None:
-    """Return the kernels that train with x, a float32 tensor on a CPU; None if there are none."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+def training_kernels(x: Tensor, *others: Tensor | None) -> Kernels | None:
+    """Return the kernels that train with these tensors; None if torch's operators have to.
+
+    The kernels get addresses, so they need plain float32 tensors on a CPU.
+    """
+    tensors = [x, *(one for one in others if one is not None)]
+    if not all(map(_is_plain, tensors)) or not x.numel() or torch.is_autocast_enabled("cpu"):
         return None
     return kernels_for(x.device, x.dtype)
 
 
+def _is_plain(x: Tensor) -> bool:
+    kinds = (Tensor, nn.Parameter)
+    return type(x) in kinds and x.device.type == "cpu" and x.dtype == torch.float32
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, kernels: Kernels) -> Tensor:
-    """Return `x weight^T + bias`; x: `[n, h, w, in]`, weight: `[out, in]`."""
+    """Return `x weight^T + bias`; x: `[n, h, w, in]`, weight: `[out, in]`.
+
+    Raises:
+        ValueError: the widths of x and weight differ.
+    """
+    _check_width(x, weight.shape[1])
     return _Linear.apply(x, weight, bias, kernels)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def feed_forward(
     x: Tensor, stream: Tensor, widen: Layer, narrow: Layer, kernels: Kernels
 ) -> Tensor:
-    """Return `stream + narrow(gelu(widen(x)))`; x, stream: `[n, h, w, c]`."""
+    """Return `stream + narrow(gelu(widen(x)))`; x, stream: `[n, h, w, c]`.
+
+    Raises:
+        ValueError: the widths of x and the weights differ.
+    """
+    _check_width(x, widen[0].shape[1])
     return _FeedForward.apply(x, stream, *widen, *narrow, kernels)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, kernels: Kernels) -> Tensor:
-    """Convolve `x: [n, h, w, c]` depth-wise with 3x3 weights `[c, 1, 3, 3]`, with zero padding."""
+    """Convolve `x: [n, h, w, c]` depth-wise with 3x3 weights `[c, 1, 3, 3]`, with zero padding.
+
+    Raises:
+        ValueError: the widths of x and weight differ.
+    """
+    _check_width(x, len(weight))
     return _Depthwise.apply(x, weight, bias, kernels)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _check_width(x: Tensor, width: int) -> None:
+    if x.shape[-1] != width:
+        raise ValueError(f"expected {width} channels, got {list(x.shape)}")
 
 
 class NativePasses(PassesInTorch):
@@ -56,10 +85,11 @@ class NativePasses(PassesInTorch):
         """Return `stream + v mixing^T + bias`; mixing: `[n, c, c]`."""
         n, h, w, wide = qkv.shape
         c = wide // 3
-        stream, y = stream.contiguous(), torch.empty_like(stream)
+        stream = stream.contiguous()
+        y = torch.empty_like(stream)
         packed = torch.cat([self._kernels.pack(matrix, bias) for matrix in mixing])
         self._kernels.call(
-            *("linear", n, h * w, c, c, _addresses(qkv)[2], wide),
+            *("linear", n, h * w, c, c, qkv[..., 2 * c :].data_ptr(), wide),
             *(packed.data_ptr(), stream.data_ptr(), y.data_ptr()),
         )
         return y
@@ -81,12 +111,6 @@ class NativePasses(PassesInTorch):
             dqkv.data_ptr(),
         )
         return dqkv
-
-
-def _addresses(qkv: Tensor) -> tuple[int, int, int]:
-    """Return the addresses of q, k and v of the first pixel; qkv: `[n, h, w, 3c]`, contiguous."""
-    q, k, v = qkv.chunk(3, dim=-1)
-    return q.data_ptr(), k.data_ptr(), v.data_ptr()
 
 
 class _Linear(torch.autograd.Function):

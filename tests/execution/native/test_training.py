@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from c2fdft_cli.core.attention import pixel_sums
 from c2fdft_cli.execution.attention_passes import PassesInTorch
@@ -132,10 +134,13 @@ def test_a_depthwise_convolution(
     h=st.integers(1, 40),
     w=st.integers(1, 70),
     heads=st.sampled_from([1, 2, 5]),
+    width=st.sampled_from([3, 10, 25]),
 )
 @settings(max_examples=40, deadline=None)
-def test_the_passes_of_attention(kernels: Kernels, n: int, h: int, w: int, heads: int) -> None:
-    c = 10 * heads
+def test_the_passes_of_attention(
+    kernels: Kernels, n: int, h: int, w: int, heads: int, width: int
+) -> None:
+    c = width * heads
     qkv, grad = wave([n, h, w, 3 * c], 0.37), wave([n, h, w, c], 0.71)
     mixing, bias = wave([n, c, c], 0.53), wave([c], 0.9)
     d = pixel_sums(wave([n, 3, c], 0.2), wave([n, 3, c], 0.6), heads)
@@ -170,3 +175,24 @@ def test_only_float32_trains_with_compiled_kernels(kernels: Kernels) -> None:
     assert training_kernels(torch.zeros(1, device="meta")) is None
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert training_kernels(torch.zeros(1)) is None
+
+
+def test_counted_and_fake_operators_are_torchs(kernels: Kernels) -> None:
+    weight = wave([4, 8], 0.53)
+    with FlopCounterMode(display=False):
+        assert training_kernels(torch.zeros(1)) is None
+    with FakeTensorMode() as mode:
+        assert training_kernels(torch.zeros(1)) is None
+    assert training_kernels(mode.from_tensor(weight)) is None
+    assert training_kernels(weight, weight.bfloat16()) is None
+    assert training_kernels(weight[:0]) is None
+
+
+def test_a_wrong_width_is_refused(kernels: Kernels) -> None:
+    x, one = wave([1, 3, 3, 8], 0.37), (wave([4, 6], 0.53), None)
+    with pytest.raises(ValueError, match=r"expected 6 channels, got \[1, 3, 3, 8\]"):
+        linear(x, *one, kernels)
+    with pytest.raises(ValueError, match="expected 6 channels"):
+        feed_forward(x, x, one, one, kernels)
+    with pytest.raises(ValueError, match="expected 5 channels"):
+        depthwise(x, wave([5, 1, 3, 3], 0.53), None, kernels)
