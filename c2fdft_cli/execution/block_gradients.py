@@ -168,7 +168,7 @@ def _block_on_cuda(block: Block, x: Tensor, time: Tensor) -> Tensor:
 
 def _attend(attn: Attention, y: Tensor, x: Tensor, passes: PassesInTorch) -> Tensor:
     """Add the attention over y, the norm of the residual stream x, to x."""
-    qkv, out = attn.qkv_dwconv(attn.qkv(y)).contiguous(), attn.project_out
+    qkv, out = attn.qkv_dwconv(attn.qkv(y)), attn.project_out
     return _Attend.apply(  # type: ignore[no-any-return, no-untyped-call]
         qkv, x, attn.temperature, out.weight.flatten(1), out.bias, passes
     )
@@ -310,7 +310,7 @@ class _Attend(torch.autograd.Function):
         # Read only once, because a recomputed level provides the saved tensors only once.
         qkv, mixing, temperature, project_out, *alike = ctx.saved_tensors
         passes: PassesInTorch = ctx.passes
-        inner = grad.to(qkv.dtype).contiguous()
+        inner = grad.to(qkv.dtype)
         with full_precision(qkv):  # the caller may run the backward pass under its autocast, too
             d, dtemperature, dproject = _back_through_mixing(
                 passes.mixing_grad(inner, qkv), Similarity(*alike), temperature, project_out

@@ -76,7 +76,7 @@ def _check_width(x: Tensor, width: int) -> None:
 
 
 class NativePasses(PassesInTorch):
-    """The passes of attention, of which two are compiled; all tensors are contiguous."""
+    """The passes of attention, of which two are compiled; these read contiguous tensors."""
 
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
@@ -85,7 +85,7 @@ class NativePasses(PassesInTorch):
         """Return `stream + v mixing^T + bias`; mixing: `[n, c, c]`."""
         n, h, w, wide = qkv.shape
         c = wide // 3
-        stream = stream.contiguous()
+        qkv, stream = qkv.contiguous(), stream.contiguous()
         y = torch.empty_like(stream)
         packed = torch.cat([self._kernels.pack(matrix, bias) for matrix in mixing])
         self._kernels.call(
@@ -97,6 +97,7 @@ class NativePasses(PassesInTorch):
     def qkv_grad(self, grad: Tensor, qkv: Tensor, mixing: Tensor, d: PixelSums) -> Tensor:
         """Return the gradient with respect to qkv, given those of `mixed` and of the sums."""
         n, h, w, c = grad.shape
+        qkv, grad = qkv.contiguous(), grad.contiguous()
         dqkv = torch.empty_like(qkv)
         packed = torch.cat([self._kernels.pack(matrix.t()) for matrix in mixing])
         # The kernel reads whole vectors, so up to 16 numbers beyond the end.

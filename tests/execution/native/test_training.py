@@ -152,6 +152,20 @@ def test_the_passes_of_attention(
         assert relative(part, expected) < 2e-6
 
 
+def test_the_passes_of_attention_in_another_layout(kernels: Kernels) -> None:
+    qkv, grad, mixing = wave([2, 5, 7, 18], 0.37), wave([2, 5, 7, 6], 0.71), wave([2, 6, 6], 0.53)
+    d = pixel_sums(wave([2, 3, 6], 0.2), wave([2, 3, 6], 0.6), 2)
+    passes = NativePasses(kernels)
+
+    def other(x: Tensor) -> Tensor:
+        return x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+
+    mixed = passes.mixed(qkv, mixing, None, grad)
+    assert torch.equal(passes.mixed(other(qkv), mixing, None, other(grad)), mixed)
+    dqkv = passes.qkv_grad(grad, qkv, mixing, d)
+    assert torch.equal(passes.qkv_grad(other(grad), other(qkv), mixing, d), dqkv)
+
+
 def test_results_do_not_depend_on_the_number_of_threads(kernels: Kernels) -> None:
     widen, narrow = (wave([192, 48], 0.53), wave([192], 0.9)), (wave([48, 192], 0.43), None)
     x, taps = wave([1, 40, 40, 48], 0.37), wave([48, 1, 3, 3], 0.53)
