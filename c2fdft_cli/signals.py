@@ -102,6 +102,23 @@ def ignore() -> None:
 
 
 @contextmanager
+def child_handler_kept() -> Iterator[None]:
+    """Restore the handler of SIGCHLD after the block, which calls a library that sets its own.
+
+    Python runs a handler between any two steps of the main thread. If it raises an exception there,
+    as torch's does when a data worker has died, half-written files are left behind.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    number = getattr(signal, "SIGCHLD", None)  # Windows has none
+    before = signal.getsignal(number) if main and number is not None else None
+    try:
+        yield
+    finally:
+        if number is not None and before is not None:
+            signal.signal(number, before)
+
+
+@contextmanager
 def unwinding(hint: str | None = None) -> Iterator[None]:
     """Let a signal raise SignalReceived within the block, in which files are being written.
 

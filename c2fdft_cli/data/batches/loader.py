@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from multiprocessing import active_children
 
 import torch
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from c2fdft_cli.data.batches.batch import Batch, BatchMaker
 from c2fdft_cli.errors import C2fdftError, ResourceError
 from c2fdft_cli.pipeline import ahead
-from c2fdft_cli.signals import ignore
+from c2fdft_cli.signals import child_handler_kept, ignore
 
 SliceOf = Callable[[int], tuple[int, int]]
 
@@ -113,33 +113,69 @@ class PatchLoader:
             pin_memory=self._pin,
         )
         try:
-            for item in _started(loader):
-                if isinstance(item, C2fdftError):
-                    raise item
-                yield item
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            with _killed_on_error():
+                for item in _started(loader):
+                    if isinstance(item, C2fdftError):
+                        raise item
+                    yield item
+        except Exception as error:
+            explained = _explained(error)
+            if explained is None:
                 raise
-            raise ResourceError(
-                "a data worker died",
-                hint="use fewer workers: memory may have run out",
-                details=str(error).splitlines(),
-            ) from error
+            raise explained from error
+
+
+@contextmanager
+def _killed_on_error() -> Iterator[None]:
+    """Kill the processes that the block has started if it raises an exception.
+
+    torch ends its workers when its iterator is destroyed, but the exception refers to it; and they
+    ignore SIGTERM, by which Python ends such processes at its own exit.
+    """
+    others = set(active_children())
+    try:
+        yield
+    except GeneratorExit:  # nobody wants further batches: the iterator is destroyed now
+        raise
+    except BaseException:
+        for worker in set(active_children()) - others:
+            worker.kill()
+        raise
 
 
 def _started(loader: DataLoader[Batch | C2fdftError]) -> Iterator[Batch | C2fdftError]:
-    """Start the workers; ResourceError if the system has too few processes, files or memory."""
-    others = set(active_children())
+    """Start the workers; ResourceError if the system has too few processes, files or memory.
+
+    That a worker has died is noticed while waiting for its batch, never in the midst of a step or
+    of a save.
+    """
     try:
-        return iter(loader)
+        with child_handler_kept():
+            return iter(loader)
     except OSError as error:
-        # Those that have started ignore SIGTERM, by which Python would end them at its exit.
-        for worker in set(active_children()) - others:
-            worker.kill()
         raise ResourceError(
             f"the data workers cannot be started: {os.strerror(error.errno or errno.EAGAIN)}",
             hint="set data.workers=0, or raise the limits that `ulimit -a` shows",
         ) from error
+
+
+def _explained(error: Exception) -> ResourceError | None:
+    """Return what an exception of torch's loader means to the user; None if it is not torch's own.
+
+    An exception of the code that a worker ran arrives with its own type and a text "Caught ...".
+    """
+    said = str(error).splitlines() or [""]
+    if isinstance(error, C2fdftError) or said[0].startswith("Caught "):
+        return None
+    if said[0].startswith(("Too many open files", "received 0 items of ancdata")):
+        what = "too many files are open for data workers to pass on their batches"
+        return ResourceError(what, hint="set data.workers=0, or raise the limit of `ulimit -n`")
+    # A batch of a worker that has just died: its socket is gone, or ends too early.
+    broken = isinstance(error, OSError | EOFError)
+    if not broken and not said[0].startswith(("DataLoader worker", "Pin memory thread")):
+        return None
+    hint = "use fewer workers: memory may have run out"
+    return ResourceError("a data worker died", hint=hint, details=said)
 
 
 class _Iterations(Dataset["Batch | C2fdftError"]):

@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data._utils import signal_handling
 
 from c2fdft_cli.data.batches.batch import Batch, BatchMaker, border, turn
 from c2fdft_cli.data.batches.loader import PatchLoader
@@ -28,7 +30,7 @@ from c2fdft_cli.data.shards.format import Entry, ShardHeader
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.data.synthesis.degrade import Degradation
 from c2fdft_cli.data.synthesis.noise import NoiseModel
-from c2fdft_cli.errors import DataError, ResourceError
+from c2fdft_cli.errors import C2fdftError, DataError, ResourceError
 from tests.kit.shards import write_shard
 
 ENTRIES = [Entry("a", 40, 30), Entry("b", 20, 64), Entry("c", 9, 11), Entry("d", 33, 32)]
@@ -376,6 +378,71 @@ def test_a_worker_that_dies_is_an_error_in_one_line(shards: ShardSet) -> None:
     with pytest.raises(ResourceError, match="a data worker died") as raised:
         list(loader)
     assert "use fewer workers" in str(raised.value.hint)
+
+
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="cannot wait for the end alone")
+def test_a_worker_that_dies_is_noticed_only_while_waiting_for_a_batch(shards, monkeypatch):
+    """torch's own handler of SIGCHLD would raise at once: in the midst of a save, for instance."""
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    batches = iter(PatchLoader(maker_of(shards), start=1, stop=99, workers=1))
+    next(batches)
+    (worker,) = active_children()
+    worker.kill()
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(ResourceError, match="a data worker died"):
+        list(batches)
+
+
+def has_a_fault(gt: Pixels, rng: np.random.Generator) -> Pixels:
+    raise RuntimeError("shapes do not fit")
+
+
+def test_a_fault_in_a_worker_is_not_taken_for_its_death(shards: ShardSet) -> None:
+    loader = PatchLoader(
+        maker_of(shards, degradation=fake(has_a_fault)), start=1, stop=5, workers=2
+    )
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        list(loader)
+
+
+def one_dies(gt: Pixels, rng: np.random.Generator) -> Pixels:
+    return dies(gt, rng) if get_worker_info().id == 0 else gt
+
+
+@pytest.mark.parametrize("work", [has_a_fault, fails, one_dies])
+def test_no_worker_outlives_an_error_that_is_kept(shards: ShardSet, work) -> None:
+    """Workers ignore SIGTERM, by which Python ends its children: its exit would wait for them."""
+    loader = PatchLoader(maker_of(shards, degradation=fake(work)), start=1, stop=50, workers=2)
+    with pytest.raises((RuntimeError, C2fdftError)) as kept:
+        list(loader)
+    for left in active_children():
+        left.join(20)
+    assert not active_children()
+    assert kept.tb is not None
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("Pin memory thread exited unexpectedly"), "a data worker died"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), "a data worker died"),
+        (EOFError(), "a data worker died"),
+        (RuntimeError("Too many open files. Communication with the workers"), "too many files"),
+        (RuntimeError("received 0 items of ancdata"), "too many files"),
+    ],
+)
+def test_what_torch_raises_if_its_workers_fail_is_explained(shards, monkeypatch, error, expected):
+    class Failed:
+        def __iter__(self) -> Iterator[Batch]:
+            return self
+
+        def __next__(self) -> Batch:
+            raise error
+
+    monkeypatch.setattr(DataLoader, "__iter__", lambda _: Failed())
+    with pytest.raises(ResourceError, match=expected) as raised:
+        list(PatchLoader(maker_of(shards), start=1, stop=3, workers=1))
+    assert "workers" in str(raised.value.hint)
 
 
 # torch's half-made iterator fails when it is destroyed.
