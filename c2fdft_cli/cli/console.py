@@ -12,7 +12,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, is_dataclass
 from functools import cache
@@ -134,6 +134,11 @@ def loading(words: str = "loading PyTorch...") -> Iterator[None]:
         if not dumb:
             sys.stderr.write(f"\r{' ' * len(words)}\r")
             sys.stderr.flush()
+
+
+def looking() -> AbstractContextManager[None]:
+    """Show a message while the headers of all images are read: minutes on a slow disk."""
+    return loading("looking at the images...")
 
 
 def draw(job: Job[Event, Result], show: Callable[[Event], str | None] | None = None) -> Result:

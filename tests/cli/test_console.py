@@ -110,6 +110,19 @@ def test_a_command_reports_at_once_that_it_is_loading(
     assert said.index("loading PyTorch") < said.index("error: ")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [("restore", "in", "out"), ("eval", "in", "in"), ("prepare", "in")]
+)
+def test_a_command_says_that_it_looks_at_the_images(tmp_path: Path, words: tuple[str, ...]) -> None:
+    (tmp_path / "in").mkdir()
+    code, said = in_terminal(*words, cwd=tmp_path, PYTHONPATH=str(Path(__file__).parents[2]))
+    assert code in (2, 3)
+    assert (
+        said.index("loading PyTorch") < said.index("looking at the images") < said.index("error:")
+    )
+
+
 # --- the look of a bar ---------------------------------------------------------------------------
 
 NOTES = ("", "a.png", "a very long folder/" * 8 + "photo.jpg")

@@ -316,15 +316,21 @@ def _job_of(
     quiet: bool,
 ) -> Job[Scored, EvalResult]:
     """Make the job that evaluates a folder of results, a file of SIDD blocks, or a checkpoint."""
-    from c2fdft_cli.engine.evaluate.files import evaluate_files, evaluate_list
-    from c2fdft_cli.engine.evaluate.photos import evaluate_alone
-    from c2fdft_cli.engine.evaluate.sidd import are_blocks, evaluate_blocks, open_blocks
     from c2fdft_cli.engine.evaluate.weights import evaluate_weights
 
     if source.weights is not None:
         checkpoint = weights_file(subject, quiet)
-        return evaluate_weights(checkpoint, runs, options, data=source.data, pairs=pairs)
-    path = Path(subject)
+        with console.looking():
+            return evaluate_weights(checkpoint, runs, options, data=source.data, pairs=pairs)
+    with console.looking():
+        return _job_of_files(Path(subject), source, options)
+
+
+def _job_of_files(path: Path, source: Source, options: EvalOptions) -> Job[Scored, EvalResult]:
+    from c2fdft_cli.engine.evaluate.files import evaluate_files, evaluate_list
+    from c2fdft_cli.engine.evaluate.photos import evaluate_alone
+    from c2fdft_cli.engine.evaluate.sidd import are_blocks, evaluate_blocks, open_blocks
+
     if source.no_reference:
         return evaluate_alone(path, options)
     if source.pairs is not None:

@@ -101,7 +101,9 @@ def prepare(
         if degrading.clean_only:
             raise UsageError("--preview cannot be combined with --clean-only: there are no pairs")
         _check_preview(preview, source, options.overwrite)
-    result = console.draw(start(options), lambda event: event.name)
+    with console.looking():
+        job = start(options)
+    result = console.draw(job, lambda event: event.name)
     if preview is not None:
         _write_preview(options, preview)
     following = None if check or result.task is None else _next_command(options, result.task)

@@ -56,14 +56,11 @@ def restore(
     with console.loading():
         from c2fdft_cli.engine.restore.plan import plan_restore
 
-    plan = plan_restore(
-        sources,
-        out,
-        sampling=sampling,
-        machine=machine,
-        writing=writing,
-        stdin=sys.stdin.buffer.read() if STDIO in sources else None,
-    )
+    stdin = sys.stdin.buffer.read() if STDIO in sources else None
+    with console.looking():
+        plan = plan_restore(
+            sources, out, sampling=sampling, machine=machine, writing=writing, stdin=stdin
+        )
     _run(plan, json)
 
 

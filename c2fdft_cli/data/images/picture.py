@@ -209,7 +209,23 @@ def read_rgb8(path: str | Path) -> npt.NDArray[np.uint8]:
 def image_size(path: str | Path) -> tuple[int, int]:
     """Read (height, width) of the upright picture from the headers alone; raises DataError."""
     with reading(Path(path)), _open(Path(path)) as file:
-        width, height, orientation = stored_size(file, Path(path).suffix.lower())
+        return _upright_size(file, Path(path).suffix.lower())
+
+
+def size_and_frames(path: Path) -> tuple[int, int, int]:
+    """Read (height, width) as `image_size`, and the number of frames as `frame_count`.
+
+    The file is opened once, which takes most of the time on a network disk.
+    """
+    suffix = path.suffix.lower()
+    with reading(path), _open(path) as file:
+        height, width = _upright_size(file, suffix)
+        file.seek(0)
+        return height, width, count_frames(file, suffix)
+
+
+def _upright_size(file: BinaryIO, suffix: str) -> tuple[int, int]:
+    width, height, orientation = stored_size(file, suffix)
     return (width, height) if orientation >= 5 else (height, width)
 
 

@@ -13,12 +13,12 @@ from c2fdft_cli.data.images.animation import FrameCache
 from c2fdft_cli.data.images.picture import (
     Picture,
     frame_count,
-    image_size,
     natural_key,
     read_picture,
+    size_and_frames,
 )
 from c2fdft_cli.data.video.probe import VideoInfo, probe_video
-from c2fdft_cli.engine.restore.kinds import INPUT_SUFFIXES, VIDEO, NotRead, kind_of, separate
+from c2fdft_cli.engine.restore.kinds import INPUT_SUFFIXES, NotRead, separate
 from c2fdft_cli.engine.restore.options import STDIO
 from c2fdft_cli.errors import C2fdftError, DataError, UsageError
 from c2fdft_cli.files import identity, is_hidden, read_error, read_text, real_path, require_existing
@@ -116,7 +116,8 @@ def find_inputs(
     path = Path(specs[0])
     if len(specs) == 1 and not _is_many(specs[0]):
         require_existing(path)
-        sources = list(_scan([(path, PurePath(path.name))]))
+        is_video = next(iter(separate([(path, True)])[0].values()), False)
+        sources = _sources(path, PurePath(path.name), is_video)
         if sources[0].problem is not None:
             raise sources[0].problem
         return Inputs(sources, single=True)
@@ -165,17 +166,20 @@ def _inputs(
 ) -> Inputs:
     """Return the sources with their paths relative to `root`; DataError if there are none."""
     found, not_read = separate(files)
-    paths = list(dict.fromkeys(found))
-    if refused and not paths:
+    if refused and not found:
         raise read_error(refused[0], refused[0].filename) from refused[0]
-    if not paths:
+    if not found:
         hint = f"looked for {' '.join(sorted(INPUT_SUFFIXES))}"
         if not_read:
             hint = not_read[0].hint
         what = "no images in this folder" if os.path.isdir(first) else "no image matches"
         details = [str(one) for one in not_read]
         raise DataError(what, where=first, hint=hint, details=details)
-    sources = list(_scan([(path, _below(path, root)) for path in paths]))
+    sources = [
+        source
+        for path, is_video in found.items()
+        for source in _sources(path, _below(path, root), is_video)
+    ]
     for error in refused:
         path = Path(error.filename)
         sources.append(Source(path, _below(path, root), problem=read_error(error, path)))
@@ -252,7 +256,12 @@ def _without(paths: list[Path], folder: Path | None) -> list[Path]:
     def is_output(place: Path) -> bool:
         return identity(place) == outputs or (place != place.parent and is_output(place.parent))
 
-    return [path for path in paths if not is_output(real_path(path).parent)] or paths
+    real_folder = cache(real_path)
+
+    def folder_of(path: Path) -> Path:
+        return real_path(path).parent if path.is_symlink() else real_folder(path.parent)
+
+    return [path for path in paths if not is_output(folder_of(path))] or paths
 
 
 def _matching(pattern: str, skip: Path | None) -> list[Path]:
@@ -298,23 +307,21 @@ def _listed(file: Path) -> list[Path]:
     return list(dict.fromkeys(Path(name) for name in names))
 
 
-def _scan(files: Iterable[tuple[Path, PurePath]]) -> Iterator[Source]:
-    """Yield sources with the sizes and frames from their headers, or with the error as problem."""
-    for path, relative in files:
-        try:
-            yield from _open(path, relative)
-        except DataError as error:
-            yield Source(path, relative, problem=error)
-        except OSError as error:
-            yield Source(path, relative, problem=read_error(error, path))
+def _sources(path: Path, relative: PurePath, is_video: bool) -> list[Source]:
+    """Return a file's frames with their size from its header, or its error as their problem."""
+    try:
+        return _opened(path, relative, is_video)
+    except DataError as error:
+        return [Source(path, relative, problem=error)]
+    except OSError as error:
+        return [Source(path, relative, problem=read_error(error, path))]
 
 
-def _open(path: Path, relative: PurePath) -> list[Source]:
-    if kind_of(path) == VIDEO:
+def _opened(path: Path, relative: PurePath, is_video: bool) -> list[Source]:
+    if is_video:
         video = probe_video(path)
         return [Source(path, relative, None, video.height, video.width, video=video)]
-    height, width = image_size(path)
-    frames = frame_count(path)
+    height, width, frames = size_and_frames(path)
     if frames > MAX_FRAMES:
         raise DataError(f"over {MAX_FRAMES} frames", where=path)
     if frames == 1:

@@ -41,21 +41,23 @@ class NotRead:
         return f"{self.count} {self.kind} {files} not read: {self.hint}"
 
 
-def separate(files: Iterable[tuple[Path, bool]]) -> tuple[list[Path], list[NotRead]]:
+def separate(files: Iterable[tuple[Path, bool]]) -> tuple[dict[Path, bool], list[NotRead]]:
     """Separate the files to restore from unsupported pictures, one entry for each kind of these.
+
+    The files to restore are in their order, each once, with whether it is a video.
 
     Args:
         files: paths, each with whether the user named it, instead of a folder or a glob; a file
             that is not a picture is restored only if it is named.
     """
-    inputs: list[Path] = []
+    inputs: dict[Path, bool] = {}
     not_read: dict[str, list[str]] = defaultdict(list)
     for path, named in files:
         kind = _kind_or_unknown(path)
         if kind is not None and kind in HINTS and not is_read(kind):
             not_read[kind].append(str(path))
         elif kind is not None or named:
-            inputs.append(path)
+            inputs[path] = kind == VIDEO
     return inputs, [
         NotRead(kind, len(paths), HINTS[kind], paths[:_SHOWN]) for kind, paths in not_read.items()
     ]
@@ -89,7 +91,10 @@ def _kind_or_unknown(path: Path) -> str | None:
     try:
         return kind_of(path)
     except OSError:
-        return _UNKNOWN if path.suffix.lower() in INPUT_SUFFIXES else None
+        suffix = path.suffix.lower()
+        if suffix in VIDEO_SUFFIXES:
+            return VIDEO
+        return _UNKNOWN if suffix in INPUT_SUFFIXES else None
 
 
 def _is_transport_stream(head: bytes) -> bool:

@@ -1,7 +1,7 @@
 /* Packs the right matrices of products. */
 #include "products.h"
 
-enum { ROWS = 16 }; /* rows that are packed at a time, an even number */
+enum { AT_ONCE = 16 }; /* rows that are packed at a time, an even number */
 
 /* The number of floats that `pack` writes. */
 ptrdiff_t packed_floats(int k, int n) { return panel_floats(k, n); }
@@ -27,9 +27,9 @@ static void pack_item(const void *job, int i, float *scratch) {
         return;
     }
     /* Column by column, but only a few rows at a time, so that what is written stays in the cache. */
-    for (int from = 0; from < s->k; from += ROWS) {
-        float rows[ROWS * NR] = {0};
-        int deep = least(ROWS, s->k - from);
+    for (int from = 0; from < s->k; from += AT_ONCE) {
+        float rows[AT_ONCE * NR] = {0};
+        int deep = least(AT_ONCE, s->k - from);
         for (int j = 0; j < n; j++) {
             const float *column = b + from * s->rs + j * s->cs;
             for (int p = 0; p < deep; p++)

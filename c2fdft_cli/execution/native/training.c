@@ -119,6 +119,8 @@ static void slope_rows(int m, int n, const float *x, float *grad, ptrdiff_t ld) 
     }
 }
 
+/* Backward, x is the gradient of y, `first` and `second` are the transposed weights of the second and
+ * the first layer, and `after` and y take the gradients of the hidden layer and of x. */
 typedef struct {
     int pixels, tile, c, hidden;
     const float *x, *stream, *first, *second;

@@ -27,6 +27,7 @@ from c2fdft_cli.data.images.picture import (
     read_picture,
     read_rgb8,
     save_rgb8,
+    size_and_frames,
     write_picture,
 )
 from c2fdft_cli.data.images.pillow import OpenFrames
@@ -167,7 +168,26 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, name, data, reason):
     assert caught.value.exit_code == 3
 
 
-@pytest.mark.parametrize("function", [read_picture, read_rgb8, image_size, frame_count])
+@pytest.mark.parametrize(
+    "suffix", [".png", ".gif", ".tif", ".webp", ".mpo", ".avif", ".jpg", ".bmp"]
+)
+def test_one_reading_finds_the_size_and_the_frames(tmp_path, suffix):
+    """The last two hold one frame; the JPEG is stored on its side."""
+    path, frames = tmp_path / f"a{suffix}", [Image.fromarray(drawn(16, 24)) for _ in range(3)]
+    frames[1].putpixel((3, 3), (255, 0, 0))  # equal frames would be merged
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    more = {"exif": exif} if suffix == ".jpg" else {"save_all": True, "append_images": frames[1:]}
+    frames[0].save(path, **({} if suffix == ".bmp" else more))
+    assert size_and_frames(path) == (*image_size(path), frame_count(path))
+    assert image_size(path) == ((24, 16) if suffix == ".jpg" else (16, 24))
+    assert (frame_count(path) == 1) == (suffix in (".jpg", ".bmp"))
+
+
+EVERY_READER = [read_picture, read_rgb8, image_size, frame_count, size_and_frames]
+
+
+@pytest.mark.parametrize("function", EVERY_READER)
 def test_missing_folder_pipe_and_text_are_refused_everywhere(tmp_path, function):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "text.png").write_text("text")

@@ -8,6 +8,7 @@ import os
 import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -51,6 +52,26 @@ def test_outputs_inside_the_input_folder_are_found_by_another_name(
     other = found_under(monkeypatch, folder / "out", folder / "OUT")
     found = names(find_inputs([str(folder)], skip=other))
     assert found == ["2.png", "10.png", "sub/3.jpg"]
+
+
+def test_a_link_to_an_output_is_not_an_input(folder: Path) -> None:
+    save(folder / "out" / "1.png", random_picture(4, 5))
+    (folder / "link.png").symlink_to(folder / "out" / "1.png")
+    assert "link.png" not in names(find_inputs([str(folder)], skip=folder / "out"))
+
+
+def test_each_file_is_opened_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For its kind and for its header: on a network disk, most of the time is spent on opening."""
+    opened: list[str] = []
+    usual = Path.open
+
+    def counted(path: Path, *arguments: Any, **more: Any) -> Any:
+        opened.append(path.name)
+        return usual(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", counted)
+    find_inputs([str(folder)])
+    assert sorted(opened) == [*["10.png"] * 2, *["2.png"] * 2, *["3.jpg"] * 2, "notes.txt"]
 
 
 def test_a_file_is_one_input(folder: Path) -> None:
