@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -113,8 +114,8 @@ class PatchLoader:
             pin_memory=self._pin,
         )
         try:
-            with _killed_on_error():
-                for item in _started(loader):
+            with _working(loader) as items:
+                for item in items:
                     if isinstance(item, C2fdftError):
                         raise item
                     yield item
@@ -126,19 +127,25 @@ class PatchLoader:
 
 
 @contextmanager
-def _killed_on_error() -> Iterator[None]:
-    """Kill the processes that the block has started if it raises an exception.
+def _working(
+    loader: DataLoader[Batch | C2fdftError],
+) -> Iterator[Iterator[Batch | C2fdftError]]:
+    """Start the workers, and kill them if the block raises an exception.
 
     torch ends its workers when its iterator is destroyed, but the exception refers to it; and they
     ignore SIGTERM, by which Python ends such processes at its own exit.
     """
     others = set(active_children())
+    workers: set[BaseProcess] | None = None
     try:
-        yield
+        items = _started(loader)
+        workers = set(active_children()) - others
+        yield items
     except GeneratorExit:  # nobody wants further batches: the iterator is destroyed now
         raise
     except BaseException:
-        for worker in set(active_children()) - others:
+        # Without `workers`, some could not be started.
+        for worker in set(active_children()) - others if workers is None else workers:
             worker.kill()
         raise
 

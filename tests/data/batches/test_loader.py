@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -419,6 +420,22 @@ def test_no_worker_outlives_an_error_that_is_kept(shards: ShardSet, work) -> Non
         left.join(20)
     assert not active_children()
     assert kept.tb is not None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it forks")
+def test_other_processes_of_the_calling_program_outlive_an_error(shards: ShardSet) -> None:
+    batches = iter(PatchLoader(maker_of(shards), start=1, stop=99, workers=1))
+    next(batches)
+    (worker,) = active_children()
+    other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    other.start()
+    worker.kill()
+    with pytest.raises(ResourceError, match="a data worker died"):
+        list(batches)
+    other.join(0.5)  # a signal takes effect a moment later
+    assert other.is_alive()
+    other.kill()
+    other.join()
 
 
 @pytest.mark.parametrize(
