@@ -265,6 +265,7 @@ def test_an_error_of_the_file_system_is_a_problem_of_one_input(
     inputs = find_inputs([str(folder)])
     assert {"2.png", "10.png", "3.mp4", "sub/3.jpg"} == set(names(inputs))
     assert os.strerror(number) in problems(inputs)[name]
+    assert ("the image" in problems(inputs)[name]) == (name == "2.png")
     assert "10.png" not in problems(inputs)
 
 
