@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import BinaryIO
 
 import numpy as np
@@ -70,6 +71,16 @@ def decode(data: bytes, kind: str, *, frame: int) -> Decoded:
     if frame:
         raise no_frame(frame, 1)
     return _STILL[kind](data)
+
+
+def frame_decoder(data: bytes, kind: str) -> Callable[[int], Decoded]:
+    """Return a function that decodes frames as `decode` does; in ascending order each once.
+
+    kind: one of `IN_ORDER`.
+    """
+    if kind == "PNG":
+        return partial(png.decode_png, data, animation=png.Animation(data))
+    return pillow.OpenFrames(data, kind).decode
 
 
 def stored_size(file: BinaryIO, suffix: str = "") -> tuple[int, int, int]:

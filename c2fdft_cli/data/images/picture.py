@@ -24,6 +24,7 @@ from c2fdft_cli.data.images.codec import (
     count_frames,
     decode,
     encode,
+    frame_decoder,
     stored_profile,
     stored_size,
     upright,
@@ -36,8 +37,6 @@ from c2fdft_cli.data.images.formats import (
     file_format,
 )
 from c2fdft_cli.data.images.metadata import NO_METADATA, Metadata
-from c2fdft_cli.data.images.pillow import OpenFrames
-from c2fdft_cli.data.images.png import decode_png
 from c2fdft_cli.data.images.samples import Decoded
 from c2fdft_cli.errors import C2fdftError, DataError, ResourceError, UsageError
 from c2fdft_cli.files import atomic_write_bytes, is_hidden, path_hint
@@ -176,19 +175,13 @@ class FrameReader:
     def __init__(self, path: Path) -> None:
         self._path, suffix = path, path.suffix.lower()
         with reading(path):
-            self._data = _read_bytes(path)
-            self._kind = file_format(self._data[:HEAD_BYTES], suffix)
-            self._opened = OpenFrames(self._data, self._kind)
+            data = _read_bytes(path)
+            self._decode = frame_decoder(data, file_format(data[:HEAD_BYTES], suffix))
 
     def read(self, frame: int) -> Picture:
         """Read a frame, counted from 0; raises DataError as `read_picture` does."""
         with reading(self._path):
-            found = (
-                decode_png(self._data, frame, self._opened)
-                if self._kind == "PNG"
-                else self._opened.decode(frame)
-            )
-            return _as_picture(found)
+            return _as_picture(self._decode(frame))
 
 
 def decodes_in_order(path: Path) -> bool:

@@ -1,7 +1,8 @@
 """PNG: imagecodecs decodes (libpng) and compresses (libdeflate) the pixels; chunks by hand.
 
 OpenCV was tried: it refuses grey with alpha, and writes no file at all if it considers the colour
-profile damaged.
+profile damaged. Pillow 13 reads animations, but mixes the alpha of frames that blend, and its
+frames depend on which of the earlier ones were read.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import imagecodecs
@@ -25,8 +27,7 @@ from c2fdft_cli.data.images.metadata import (
     upright_exif,
     upright_xmp,
 )
-from c2fdft_cli.data.images.pillow import OpenFrames
-from c2fdft_cli.data.images.samples import Array, Decoded, check_size, grey_if_equal
+from c2fdft_cli.data.images.samples import Array, Decoded, check_size, grey_if_equal, no_frame
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PALETTE = 3
@@ -39,6 +40,9 @@ _TEXT_BYTES = 256  # approximate memory that a text takes besides its characters
 _METRE = 0.0254
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 """The header's colour type for each number of channels."""
+_GREYS = {0, 4}
+_CLEARED, _REVERTED = 1, 2
+"""What an animation does with a frame's region before the next frame; otherwise it stays."""
 _SUB, _UP = 1, 2
 """PNG's numbers of these filters."""
 _FILTERED_ROWS = 64
@@ -56,21 +60,144 @@ class Chunks(NamedTuple):
     texts: list[tuple[str, str]]
 
 
-def decode_png(data: bytes, frame: int, opened: OpenFrames | None = None) -> Decoded:
-    """Decode a frame of a PNG as `codec.decode` does; `opened` if its frames are open already."""
+class Control(NamedTuple):
+    """An animation's chunk fcTL: where a frame goes, how long it is shown, and how it is drawn."""
+
+    number: int
+    width: int
+    height: int
+    left: int
+    top: int
+    delay: int
+    per: int
+    disposal: int
+    over: int
+
+
+def decode_png(data: bytes, frame: int, animation: Animation | None = None) -> Decoded:
+    """Decode a frame of a PNG as `codec.decode` does; `animation` if it is open already."""
     chunks = read_chunks(io.BytesIO(data))
-    width, height, depth, colours = _header(chunks)
+    width, height, _, colours = _header(chunks)
     check_size(width, height)
     orientation, exif = upright_exif(_exif(chunks))
-    if frame and depth == 16:
-        raise Unreadable("a 16-bit animation", "save the frame as a still PNG")
-    if frame:
-        opened = opened or OpenFrames(data, "PNG")
-        samples = opened.decode(frame).samples
-    else:
-        samples = _samples(data)
-        samples = grey_if_equal(samples, _icc(chunks)) if colours == _PALETTE else samples
+    samples = (animation or Animation(data)).decode(frame) if frame else _samples(data)
+    samples = grey_if_equal(samples, _icc(chunks)) if colours == _PALETTE else samples
     return Decoded(samples, orientation, _metadata(chunks, exif, turned=orientation >= 5))
+
+
+class Animation:
+    """The frames of a PNG; in ascending order, each is decoded once.
+
+    One object must not be used by two threads at once.
+
+    Source: Portable Network Graphics (third edition), W3C, "fcTL: frame control chunk".
+
+    Args:
+        data: the whole file.
+
+    Raises:
+        ValueError: the file is truncated or its header damaged.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._frames: list[tuple[Control, list[memoryview]]] = []
+        self._header = self._palette = b""
+        # A picture before the first frame, for programs that show no animations, counts as one.
+        self._before = 0
+        for kind, content in _all_chunks(data):
+            if kind == b"IHDR":
+                self._header = bytes(content)
+            elif kind in (b"PLTE", b"tRNS"):
+                self._palette += png_chunk(kind, content)
+            elif kind == b"fcTL":
+                self._frames.append((Control(*struct.unpack(">5I2H2B", content)), []))
+            elif kind == b"IDAT" and not self._frames:
+                self._before = 1
+            elif kind in (b"IDAT", b"fdAT") and self._frames:
+                self._frames[-1][1].append(content[4:] if kind == b"fdAT" else content)
+        if len(self._header) != 13:
+            raise ValueError("the PNG header is damaged")
+        self._restart()
+
+    def decode(self, frame: int) -> Array:
+        """Return a frame's samples as `Decoded` has them; palettes become RGB or RGBA.
+
+        Args:
+            frame: counted from 0. With a picture before the first frame, that picture is 0.
+
+        Raises:
+            Unreadable: there is no such frame, or its pixels are damaged.
+        """
+        wanted = frame - self._before
+        if not 0 <= wanted < len(self._frames):
+            raise no_frame(frame, len(self._frames) + self._before)
+        if wanted < self._shown:
+            self._restart()
+        while self._shown < wanted:
+            self._show(self._shown + 1)
+        samples = self._canvas[..., ::3] if self._header[9] in _GREYS else self._canvas
+        opaque = (samples[..., -1] == np.iinfo(samples.dtype).max).all()
+        return samples[..., : -1 if opaque and not self._has_alpha() else None].copy()
+
+    def _has_alpha(self) -> bool:
+        return bool(self._header[9] & 4) or b"tRNS" in self._palette
+
+    def _restart(self) -> None:
+        width, height, depth = struct.unpack(">IIB", self._header[:9])
+        check_size(width, height)
+        self._canvas = np.zeros((height, width, 4), np.uint16 if depth == 16 else np.uint8)
+        self._shown = -1
+        self._last: tuple[Array, Array] | None = None
+
+    def _show(self, number: int) -> None:
+        """Draw the next frame, after disposing of the last one."""
+        if self._last:
+            region, content = self._last
+            region[:] = content
+        control, pieces = self._frames[number]
+        region = self._canvas[control.top :, control.left :][: control.height, : control.width]
+        # Checked before decoding, which would allocate whatever size the frame claims to have.
+        if region.shape[:2] != (control.height, control.width):
+            raise Unreadable("a frame of the animation does not lie inside the picture")
+        drawn = _rgba(self._decode(control, b"".join(pieces)))
+        self._last = None
+        if control.disposal == _CLEARED:
+            self._last = region, np.zeros_like(region)
+        elif control.disposal == _REVERTED:
+            self._last = region, region.copy()
+        if control.over:
+            drawn = _over(region, drawn)
+        region[:] = drawn
+        self._shown = number
+
+    def _decode(self, control: Control, pixels: bytes) -> Array:
+        header = struct.pack(">II", control.width, control.height) + self._header[8:]
+        chunks = [png_chunk(b"IHDR", header), self._palette, png_chunk(b"IDAT", pixels)]
+        return _samples(b"".join([_SIGNATURE, *chunks, png_chunk(b"IEND", b"")]))
+
+
+def _rgba(samples: Array) -> Array:
+    """Return samples with four channels."""
+    height, width, channels = samples.shape
+    out = np.full((height, width, 4), np.iinfo(samples.dtype).max, samples.dtype)
+    out[..., :3] = samples[..., : 1 if channels <= 2 else 3]
+    if channels in (2, 4):
+        out[..., 3] = samples[..., -1]
+    return out
+
+
+def _over(below: Array, drawn: Array) -> Array:
+    """Composite a frame over what is there; both `[h, w, 4]` of the same type."""
+    white = np.iinfo(drawn.dtype).max
+    out = np.where(drawn[..., 3:] > 0, drawn, below)
+    mixed = (drawn[..., 3] > 0) & (drawn[..., 3] < white) & (below[..., 3] > 0)
+    front, back = drawn[mixed].astype(np.float64), below[mixed].astype(np.float64)
+    share = front[:, 3:] / white
+    rest = back[:, 3:] / white * (1 - share)
+    front[:, :3] = (front[:, :3] * share + back[:, :3] * rest) / (share + rest)
+    front[:, 3:] = (share + rest) * white
+    out[mixed] = np.rint(front).astype(drawn.dtype)
+    return out
 
 
 def _metadata(chunks: Chunks, exif: bytes | None, *, turned: bool) -> Metadata:
@@ -141,6 +268,21 @@ def read_chunks(file: BinaryIO) -> Chunks:
             room -= len(text[0]) + len(text[1]) + _TEXT_BYTES
         file.seek(end)
     return Chunks(first, texts)
+
+
+def _all_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Yield every chunk's kind and content; ValueError if the file is truncated or damaged."""
+    at, kind = len(_SIGNATURE), b""
+    while kind != b"IEND":
+        head, start = data[at : at + 8], at + 8
+        length, kind = struct.unpack(">I4s", head) if len(head) == 8 else (0, b"")
+        at = start + length + 4
+        if len(data) < at:
+            raise ValueError("the file is truncated")
+        content = memoryview(data)[start : start + length]
+        if data[at - 4 : at] != struct.pack(">I", zlib.crc32(content, zlib.crc32(kind))):
+            raise ValueError("a chunk is damaged")
+        yield kind, content
 
 
 def _text(kind: bytes, data: bytes, room: int) -> tuple[str, str] | None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import GifImagePlugin, Image
 
-from c2fdft_cli.data.images import picture
 from c2fdft_cli.data.images.animation import FrameCache
 from c2fdft_cli.data.images.picture import read_picture
+from c2fdft_cli.data.images.pillow import OpenFrames
 from c2fdft_cli.errors import DataError
 
 COUNT = 12
@@ -109,7 +109,7 @@ def test_a_file_that_was_replaced_is_read_again(tmp_path):
 
 def test_a_damaged_frame_does_not_affect_the_others(tmp_path, monkeypatch):
     path = moving(tmp_path / "a.gif")
-    frames, decode = cache(path), picture.OpenFrames.decode
+    frames, decode = cache(path), OpenFrames.decode
     lock = threading.Lock()
 
     def damaged(self, frame):
@@ -118,7 +118,7 @@ def test_a_damaged_frame_does_not_affect_the_others(tmp_path, monkeypatch):
                 raise OSError("broken")
             return decode(self, frame)
 
-    monkeypatch.setattr(picture.OpenFrames, "decode", damaged)
+    monkeypatch.setattr(OpenFrames, "decode", damaged)
     assert frames.read(path, 6).pixels.shape == (24, 40, 3)
     with pytest.raises(DataError, match=r"a\.gif: cannot read the image: broken"):
         frames.read(path, 4)
