@@ -16,12 +16,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from c2fdft_cli.data.images.formats import JPEG_SUFFIXES
+from c2fdft_cli.data.video.probe import VIDEO_SUFFIXES
 from c2fdft_cli.files import ensure_folder, write_error
 
 MANIFEST_NAME = ".c2fdft-restore.jsonl"
 MAX_MANIFEST_BYTES = 256 << 20
 _USUAL = {"temporal_noise": "fixed", "crf": 18}
 """Defaults left out of the digest, so that records made before these settings were stay valid."""
+_ONLY_FOR = {
+    "quality": (JPEG_SUFFIXES, 95),
+    "temporal_noise": (VIDEO_SUFFIXES, "fixed"),
+    "crf": (VIDEO_SUFFIXES, 18),
+}
+"""Settings that change only outputs with these suffixes; other outputs count as made with the
+default."""
 _WORDS = {"draws": "samples", "grid": "timesteps"}
 _AS_IT_IS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """If the name is a pipe without a reader, opening fails instead of waiting; on Windows, ends of
@@ -29,6 +38,8 @@ lines are written as they are."""
 _MAX_SHOWN = 60
 _MAX_BEGUN = 8
 """Number of lines per output, the newest ones, that are kept in memory."""
+_PIECES, _PIECE_BYTES = 16, 4096
+"""How much of an input identifies it, besides its size and time."""
 
 
 class Manifest:
@@ -45,7 +56,7 @@ class Manifest:
     ) -> None:
         self._folder = folder
         self._made_with = {**settings, "weights_file": weights_file}
-        self._digest = settings_digest(settings)
+        self._settings = dict(settings)
         self._sources: dict[Path, list[int] | None] = {}
         self._run = secrets.token_hex(4)
         self._known: dict[str, tuple[dict[str, Any], ...]] = {}
@@ -65,20 +76,21 @@ class Manifest:
         found = self._entry(output)
         if found is None:
             return "there is no record of how it was made"
-        if found.get("settings") != self._digest:
-            return f"made with other settings{self._differences(found)}"
-        if found.get("source") != self._state(source):
-            return "its input has changed since"
+        suffix = output.suffix.lower()
+        if found.get("settings") != settings_digest(_effective(self._settings, suffix)):
+            return f"made with other settings{self._differences(found, suffix)}"
+        if not _is_same_input(found.get("source"), self._state(source)):
+            return "its input has changed since, or it was made from another one"
         return None
 
     def look_at(self, source: Path, data: bytes | None = None) -> None:
         """Remember the state of an input before it is read, as it may change before `add`.
 
         Args:
-            source: a file, identified by size and modification time.
+            source: a file, identified by size, modification time and pieces of its content.
             data: the bytes of standard input, which are identified by size and digest.
         """
-        self._sources[source] = _size_and_time(source) if data is None else _size_and_digest(data)
+        self._sources[source] = _state_of(source) if data is None else _size_and_digest(data)
 
     def begin(self, output: Path | None, source: Path) -> None:
         """Record an output that is about to be written; arguments and errors as for `add`."""
@@ -97,7 +109,7 @@ class Manifest:
             return
         entry = {
             "output": self._key(output),
-            "settings": self._digest,
+            "settings": settings_digest(_effective(self._settings, output.suffix.lower())),
             "source": self._state(source),
             **more,
         }
@@ -114,7 +126,7 @@ class Manifest:
 
     def _state(self, source: Path) -> list[int] | None:
         """Return what identifies an input: its state at `look_at`, or its present one."""
-        return self._sources.get(source) or _size_and_time(source)
+        return self._sources.get(source) or _state_of(source)
 
     def _entry(self, output: Path) -> Mapping[str, Any] | None:
         """Return the newest line of an output that tells how the present file was made.
@@ -129,12 +141,12 @@ class Manifest:
         others = (one for one in lines if one.get("run") != self._run)
         return next((one for one in others if one.get("replaces", ()) != now), None)
 
-    def _differences(self, found: Mapping[str, Any]) -> str:
+    def _differences(self, found: Mapping[str, Any], suffix: str) -> str:
         """Return the differences to an entry, such as ": seed 0, now 3"; "" if it has none."""
         then = found.get("made_with")
         if not isinstance(then, dict):
             return ""
-        now = self._made_with
+        then, now = _effective(then, suffix), _effective(self._made_with, suffix)
         changed = [
             f"{_WORDS.get(name, name.replace('_', ' '))} {_show(name, then)}, "
             f"now {_show(name, now)}"
@@ -144,7 +156,16 @@ class Manifest:
         return f": {'; '.join(changed)}" if changed else ""
 
     def _key(self, output: Path) -> str:
-        return output.relative_to(self._folder or Path()).as_posix()
+        try:
+            return output.relative_to(self._folder or Path()).as_posix()
+        except ValueError:  # a comparison or a map, which is in another folder
+            return os.path.abspath(output)
+
+
+def _effective(settings: Mapping[str, Any], suffix: str) -> dict[str, Any]:
+    """Return the settings, with the default of those that do not change outputs of a suffix."""
+    usual = {name: value for name, (whose, value) in _ONLY_FOR.items() if suffix not in whose}
+    return {**settings, **usual}
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
@@ -197,6 +218,34 @@ def _size_and_time(path: Path) -> list[int] | None:
     except OSError:
         return None
     return [status.st_size, status.st_mtime_ns]
+
+
+def _state_of(path: Path) -> list[int] | None:
+    """Return what identifies an input: size, time, and a digest of pieces of its content.
+
+    Archives give all their files one time, and uncompressed pictures of one size are equally long,
+    so size and time alone do not tell two inputs apart. Reading whole files would take too long.
+    """
+    state = _size_and_time(path)
+    if state is None or not path.is_file():  # a pipe would block
+        return state
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            for number in range(_PIECES):
+                file.seek(number * max(state[0] - _PIECE_BYTES, 0) // (_PIECES - 1))
+                digest.update(file.read(_PIECE_BYTES))
+    except OSError:
+        return state
+    return [*state, int.from_bytes(digest.digest()[:8], "big")]
+
+
+def _is_same_input(then: object, now: list[int] | None) -> bool:
+    """Compare two states of an input; those that earlier versions recorded lack the digest."""
+    if isinstance(then, list) and now is not None:
+        known = min(len(then), len(now))
+        return known > 1 and then[:known] == now[:known]
+    return then == now
 
 
 def _size_and_digest(data: bytes) -> list[int]:

@@ -205,8 +205,9 @@ def _finish(plan: RestorePlan, item: Item, picture: Picture, outcome: Outcome) -
         # between, the next run still recognises the picture as its own.
         plan.manifest.begin(item.output, item.source.path)
         kept = write_files(item, picture, outcome, writing.quality, writing.overwrite)
-        if item.output not in kept:  # do not record a file that another program wrote meanwhile
-            plan.manifest.add(item.output, item.source.path)
+        for path in item.files:
+            if path not in kept:  # do not record a file that another program wrote meanwhile
+                plan.manifest.add(path, item.source.path)
     except (CheckpointError, UsageError) as error:  # NaN, or a format that cannot hold the picture
         return failed(item.source, error)
     except ResourceError as error:

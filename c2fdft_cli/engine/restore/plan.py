@@ -130,7 +130,7 @@ def plan_restore(
     items, renamed = plan_outputs(inputs, out, writing)
     chosen = {"draws": samples, "grid": grid, "precision": runtime.precision}
     settings = {"eta": _eta(sampling, checkpoint)} | _settings(sampling, machine, writing) | chosen
-    manifest = _manifest(out, folder, stdin, settings, found.path)
+    manifest = _manifest(out, folder, settings, found.path)
     # The items are divided among the processes before existing outputs are sorted out: processes
     # look at different times, so they might otherwise divide different lists.
     own = [with_usable_names(item) for item in items[runtime.rank :: runtime.world]]
@@ -164,7 +164,7 @@ def _not_empty(name: str, value: str | Path) -> str:
 
 
 def _manifest(
-    out: str, folder: Path | None, stdin: bytes | None, settings: dict[str, object], weights: Path
+    out: str, folder: Path | None, settings: dict[str, object], weights: Path
 ) -> Manifest:
     """Open the manifest of the folder that the outputs are in.
 
@@ -173,7 +173,7 @@ def _manifest(
     """
     place = None if out == STDIO else folder or Path(out).parent
     manifest = Manifest(place, {**settings, "weights": sha256_of(weights)}, weights.name)
-    is_file = folder is None and stdin is None and out != STDIO
+    is_file = folder is None and out != STDIO
     if is_file and os.path.exists(out) and not manifest.has(Path(out)):
         # A user's file: OUT may be the last match of a shell's pattern.
         hint = "name a folder for the outputs; to replace this file, delete it first"
@@ -272,16 +272,26 @@ def _split(
     todo: list[Item] = []
     skipped: list[Skipped] = []
     for item in items:
-        doubt = None
         if item.source.data is not None:
             manifest.look_at(item.source.path, item.source.data)
-        if item.output is not None and os.path.exists(item.output):
-            doubt = manifest.doubt(item.output, item.source.path)
-        if overwrite or (doubt is None and not item.is_complete):
+        doubts = _doubts(item, manifest)
+        if overwrite or not (doubts or item.is_complete):
             todo.append(item)
         else:
-            skipped.append(Skipped(item.source.label, str(item.output), doubt))
+            path, doubt = doubts[0] if doubts else (item.output, None)
+            skipped.append(Skipped(item.source.label, str(path), doubt))
     return todo, skipped
+
+
+def _doubts(item: Item, manifest: Manifest) -> list[tuple[Path, str]]:
+    """Return the existing files that may differ from what this run would make, the output first."""
+    found = [
+        (path, manifest.doubt(path, item.source.path))
+        for path in reversed(item.files)
+        # earlier versions recorded no comparisons and maps
+        if os.path.exists(path) and (path == item.output or manifest.has(path))
+    ]
+    return [(path, doubt) for path, doubt in found if doubt is not None]
 
 
 def _stale(skipped: Sequence[Skipped]) -> list[str]:

@@ -203,19 +203,21 @@ def test_a_run_with_other_settings_names_the_difference_and_fails(
     assert same(contents(tmp_path / "out"), before)
 
 
+OTHER_INPUT = "its input has changed since, or it was made from another one"
 # settings that determine the pixels: another value gives another file
 OTHER_SETTINGS = {
-    "eta": 0.5, "seed": 3, "self_ensemble": True, "temporal_noise": "per-frame", "tile": 32,
-    "quality": 90, "bit_depth": 16, "crf": 20, "samples": 2, "grid": (500,), "precision": "bf16",
+    "eta": 0.5, "seed": 3, "self_ensemble": True, "tile": 32, "quality": 90, "bit_depth": 8,
+    "samples": 2, "grid": (500,), "precision": "bf16",
 }  # fmt: skip
 
 
 def test_each_setting_that_determines_the_pixels_is_compared(
     options: Request, tmp_path: Path
 ) -> None:
-    one = {"source": f"{options.source}/0.png"}
+    one = {"source": f"{options.source}/0.png", "format": "jpg"}
     run(options, **one)
     assert not plan(options, **one).warnings
+    assert not plan(options, **one, temporal_noise="per-frame", crf=20).warnings  # of videos
     for name, value in OTHER_SETTINGS.items():
         (warning,) = plan(options, **one, **{name: value}).warnings
         word = {"grid": "timesteps"}.get(name, name.replace("_", " "))
@@ -246,7 +248,7 @@ def test_an_input_that_has_changed_is_named(options: Request, tmp_path: Path) ->
     again = run(options)
     assert [record.source.rsplit("/", 1)[1] for record in again.images] == ["4.png"]
     doubts = {Path(one.output).name: one.doubt for one in again.skipped}
-    assert doubts.pop("0.png") == "its input has changed since"
+    assert doubts.pop("0.png") == OTHER_INPUT
     assert set(doubts.values()) == {None}
     assert isinstance(again.failure, PartialFailure)
 
@@ -279,6 +281,26 @@ def test_a_missing_comparison_does_not_make_an_old_output_count_as_new(
     assert len(result.skipped) == 6
     assert not (tmp_path / "c").exists()
     assert {one.doubt for one in run(options).skipped} == {None}
+
+
+def test_a_comparison_that_was_made_with_other_settings_is_named(
+    options: Request, tmp_path: Path
+) -> None:
+    extra = {"compare": tmp_path / "c", "uncertainty": tmp_path / "u", "samples": 2}
+    run(options, **extra)
+    assert {one.doubt for one in run(options, **extra).skipped} == {None}
+    run(options, samples=2, seed=1, overwrite=True)  # the comparisons stay as they were
+    result = run(options, **extra, seed=1)
+    assert isinstance(result.failure, PartialFailure)
+    assert {one.doubt for one in result.skipped} == {"made with other settings: seed 0, now 1"}
+    assert str(tmp_path / "u" / "0.heat.png") in [one.output for one in result.skipped]
+    assert run(options, **extra, seed=1, overwrite=True).failure is None
+    assert {one.doubt for one in run(options, **extra, seed=1).skipped} == {None}
+    # as by an earlier version, which recorded no comparisons
+    manifest = tmp_path / "out" / MANIFEST_NAME
+    lines = manifest.read_text().splitlines()
+    manifest.write_text("\n".join(one for one in lines if ".compare." not in one) + "\n")
+    assert {one.doubt for one in run(options, **extra, seed=1).skipped} == {None}
 
 
 def test_planning_writes_nothing(options: Request, tmp_path: Path) -> None:
@@ -599,10 +621,20 @@ def test_other_bytes_from_standard_input_are_another_input(
     again = run(options, **words, stdin=first)
     assert [one.doubt for one in again.skipped] == [None]
     other = run(options, **words, stdin=second)
-    assert [one.doubt for one in other.skipped] == ["its input has changed since"]
+    assert [one.doubt for one in other.skipped] == [OTHER_INPUT]
     assert other.failure is not None
     assert run(options, **words, stdin=second, overwrite=True).failure is None
     assert (tmp_path / "made.png").read_bytes() != made
+
+
+def test_standard_input_replaces_no_file_of_the_user(options: Request, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.png"
+    save(mine, random_picture(8, 8))
+    before = mine.read_bytes()
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="OUT exists and was not written by this program"):
+            plan(options, source="-", out=str(mine), stdin=before, overwrite=overwrite)
+    assert mine.read_bytes() == before
 
 
 def test_names_that_are_not_utf8_are_restored(options: Request, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from c2fdft_cli.engine.restore.manifest import MANIFEST_NAME, Manifest, settings_digest
 from c2fdft_cli.errors import ResourceError
 
+OTHER_INPUT = "its input has changed since, or it was made from another one"
 SETTINGS: dict[str, Any] = {
     "weights": "0123456789" + "w" * 54,
     "grid": [999, 500],
@@ -68,27 +69,79 @@ def test_a_file_made_with_the_same_settings_is_up_to_date(tmp_path: Path, source
     assert unknown == "there is no record of how it was made"
     source.write_text("another image")
     stale = Manifest(tmp_path, SETTINGS).doubt(tmp_path / "x" / "a.png", source)
-    assert stale == "its input has changed since"
+    assert stale == OTHER_INPUT
 
 
 def test_differences_are_named(tmp_path: Path, source: Path) -> None:
     Manifest(tmp_path, SETTINGS, "w.pt").add(tmp_path / "a.png", source)
-    settings = changed(weights="v" * 64, grid=[500], draws=8, crf=0)
+    settings = changed(weights="v" * 64, grid=[500], draws=8, seed=3)
     doubt = Manifest(tmp_path, settings, "v.pt").doubt(tmp_path / "a.png", source)
     assert doubt == (
         "made with other settings: weights w.pt 01234567, now v.pt vvvvvvvv; "
-        "timesteps 999,500, now 500; samples 1, now 8; crf 18, now 0"
+        "timesteps 999,500, now 500; samples 1, now 8; seed 0, now 3"
     )
 
 
 def test_differences_are_named_in_words(tmp_path: Path, source: Path) -> None:
-    Manifest(tmp_path, changed(tile=None, self_ensemble=False)).add(tmp_path / "a.png", source)
+    Manifest(tmp_path, changed(tile=None, self_ensemble=False)).add(tmp_path / "a.mp4", source)
     settings = changed(tile=512, self_ensemble=True, temporal_noise="per-frame")
-    doubt = Manifest(tmp_path, settings).doubt(tmp_path / "a.png", source)
+    doubt = Manifest(tmp_path, settings).doubt(tmp_path / "a.mp4", source)
     assert doubt is not None
     said = set(doubt.removeprefix("made with other settings: ").split("; "))
     assert {"tile not set, now 512", "self ensemble off, now on"} < said
     assert "temporal noise fixed, now per-frame" in said
+
+
+@pytest.mark.parametrize(
+    ("setting", "changes"),
+    [
+        ({"quality": 80}, {"a.jpg", "a.JPEG"}),
+        ({"crf": 30}, {"a.mp4", "a.MKV"}),
+        ({"temporal_noise": "per-frame"}, {"a.mp4", "a.MKV"}),
+        ({"bit_depth": 16}, {"a.png", "a.jpg", "a.JPEG", "a.mp4", "a.MKV"}),
+    ],
+)
+def test_a_setting_concerns_only_the_files_that_it_changes(
+    tmp_path: Path, source: Path, setting: dict[str, Any], changes: set[str]
+) -> None:
+    outputs = [tmp_path / name for name in ("a.png", "a.jpg", "a.JPEG", "a.mp4", "a.MKV")]
+    for output in outputs:
+        Manifest(tmp_path, SETTINGS).add(output, source)
+    later = Manifest(tmp_path, changed(**setting))
+    assert {one.name for one in outputs if later.doubt(one, source)} == changes
+    # and what is recorded with it is no doubt later
+    for output in outputs:
+        later.add(output, source)
+    usual = Manifest(tmp_path, SETTINGS)
+    assert {one.name for one in outputs if usual.doubt(one, source)} == changes
+
+
+def test_inputs_of_one_size_and_time_are_told_apart(tmp_path: Path) -> None:
+    first, second, large, other = (tmp_path / f"{name}.bmp" for name in "abcd")
+    first.write_text("one image")
+    second.write_text("two image")
+    for path, middle in ((large, b"x"), (other, b"y")):
+        path.write_bytes(bytes(50_000) + 20_000 * middle + bytes(50_000))
+    for path in (first, second, large, other):
+        os.utime(path, (1e9, 1e9))
+    for path, another in ((first, second), (large, other)):
+        Manifest(tmp_path, SETTINGS).add(tmp_path / "a.png", path)
+        manifest = Manifest(tmp_path, SETTINGS)
+        assert manifest.doubt(tmp_path / "a.png", path) is None
+        assert manifest.doubt(tmp_path / "a.png", another) == OTHER_INPUT
+
+
+@pytest.mark.parametrize(
+    ("change", "known"), [(0, True), (1, False)], ids=["same time", "other time"]
+)
+def test_records_of_earlier_versions_identify_an_input_by_size_and_time(
+    tmp_path: Path, source: Path, change: int, known: bool
+) -> None:
+    status = source.stat()
+    state = [status.st_size, status.st_mtime_ns + change]
+    line = {"output": "a.png", "settings": settings_digest(SETTINGS), "source": state}
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(line) + "\n")
+    assert (Manifest(tmp_path, SETTINGS).doubt(tmp_path / "a.png", source) is None) == known
 
 
 @pytest.mark.parametrize("made_with", [None, 3, {}, {"seed": ["x" * 1000]}])
@@ -157,7 +210,7 @@ def test_an_input_that_changes_after_it_was_read_is_noticed(tmp_path: Path, sour
     output.write_text("restored")
     source.write_text("another image")
     manifest.add(output, source)
-    assert Manifest(tmp_path, SETTINGS).doubt(output, source) == "its input has changed since"
+    assert Manifest(tmp_path, SETTINGS).doubt(output, source) == OTHER_INPUT
 
 
 def test_a_file_of_the_user_stays_unknown(tmp_path: Path, source: Path) -> None:
