@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections import defaultdict
 from collections.abc import Iterable
@@ -44,7 +45,8 @@ class NotRead:
 def separate(files: Iterable[tuple[Path, bool]]) -> tuple[dict[Path, bool], list[NotRead]]:
     """Separate the files to restore from unsupported pictures, one entry for each kind of these.
 
-    The files to restore are in their order, each once, with whether it is a video.
+    The files to restore are in their order, each once, however it is named, with whether it is a
+    video.
 
     Args:
         files: paths, each with whether the user named it, instead of a folder or a glob; a file
@@ -52,7 +54,12 @@ def separate(files: Iterable[tuple[Path, bool]]) -> tuple[dict[Path, bool], list
     """
     inputs: dict[Path, bool] = {}
     not_read: dict[str, list[str]] = defaultdict(list)
+    seen: set[str] = set()
     for path, named in files:
+        place = os.path.abspath(path)
+        if place in seen:
+            continue
+        seen.add(place)
         kind = _kind_or_unknown(path)
         if kind is not None and kind in HINTS and not is_read(kind):
             not_read[kind].append(str(path))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 
 from c2fdft_cli.data.images.formats import (
@@ -60,7 +60,12 @@ class Item:
     @property
     def is_complete(self) -> bool:
         """Whether all of its files exist; each is written completely or not at all."""
-        return bool(self.files) and all(os.path.exists(path) for path in self.files)
+        return bool(self.files) and all(map(is_there, self.files))
+
+
+def is_there(path: Path) -> bool:
+    """Whether something that is not a folder has this name."""
+    return os.path.exists(path) and not os.path.isdir(path)
 
 
 def output_folder(out: str) -> Path | None:
@@ -119,13 +124,22 @@ def is_about_one_file(error: ResourceError) -> bool:
 
 
 def with_usable_names(item: Item) -> Item:
-    """Set the item's problem if an output name is too long, before the network restores it."""
-    long = next((f for f in item.files if len(os.fsencode(f.name)) > _MAX_NAME_BYTES), None)
-    if long is None or item.source.problem is not None:
+    """Set the item's problem if no file can have an output's name, before the network runs."""
+    if item.source.problem is not None:
         return item
-    what = f"the output's name has {len(os.fsencode(long.name))} bytes, file systems allow 255"
-    problem = ResourceError(what, where=item.source.label, hint="shorten the input's name")
+    problem = next(filter(None, (_name_problem(item.source, path) for path in item.files)), None)
     return replace(item, source=replace(item.source, problem=problem))
+
+
+def _name_problem(source: Source, path: Path) -> ResourceError | None:
+    size = len(os.fsencode(path.name))
+    if size > _MAX_NAME_BYTES:
+        what = f"the output's name has {size} bytes, file systems allow 255"
+        return ResourceError(what, where=source.label, hint="shorten the input's name")
+    if os.path.isdir(path):
+        what = f"a folder has the output's name {path}"
+        return ResourceError(what, where=source.label, hint="rename the folder or the input")
+    return None
 
 
 def _check_folder_name(folder: Path, out: str, inputs: Inputs) -> None:
@@ -156,6 +170,9 @@ def _named_item(source: Source, out: str, writing: Writing) -> Item:
     """Return the item of a single source whose output file the user named."""
     path = Path(out)
     suffix = path.suffix.lower()
+    if writing.suffix and out != STDIO:
+        hint = "put it into the name, or name a folder"
+        raise UsageError(f"--suffix cannot be combined with the output file {out}", hint=hint)
     if source.video is not None:
         _check_video_output(source.video, path)
         return Item(source, path, suffix)
@@ -163,9 +180,6 @@ def _named_item(source: Source, out: str, writing: Writing) -> Item:
         return _with_extras(source, None, _suffix(source, writing.format), source.stem, writing)
     if suffix in VIDEO_SUFFIXES:
         raise UsageError("an image cannot become a video", where=out, hint="name a .png file")
-    if writing.suffix:
-        hint = "put it into the name, or name a folder"
-        raise UsageError(f"--suffix cannot be combined with the output file {out}", hint=hint)
     name = writing.format
     if name not in (None, SAME_FORMAT) and FORMATS[name] != FORMATS.get(suffix[1:]):
         raise UsageError(f"--format {name} does not fit the output file {out}")
@@ -226,10 +240,13 @@ def _mirrored_items(
         return _with_extras(source, folder / name, suffix, base, writing)
 
     plain = [item(source, source.stem) for source in sources]
-    claims = Counter(key for one in plain for key in _keys(one))
+    # No output may have the name of a folder of outputs: that of a.jpg beside the folder a.png.
+    folders = {str(path).casefold() for one in plain for path in _folders(one, folder)}
+    claims = Counter(folders)
+    claims.update(key for one in plain for key in _keys(one))
     # Unshared names are reserved before any name is lengthened, so they stay as they are whatever
     # the order of the inputs.
-    taken = {key for one in plain if not _is_shared(one, claims) for key in _keys(one)}
+    taken = {key for one in plain if not _is_shared(one, claims) for key in _keys(one)} | folders
     settled, notes = [], []
     for one in plain:
         if _is_shared(one, claims):
@@ -255,6 +272,12 @@ def _longer_stems(source: Source) -> Iterator[str]:
 
 def _keys(item: Item) -> set[str]:
     return {str(path).casefold() for path in item.files}
+
+
+def _folders(item: Item, top: Path) -> Iterable[Path]:
+    """Return the folders of an item's output below `top`."""
+    places = [] if item.output is None else item.output.parents
+    return takewhile(lambda place: place != top, places)
 
 
 def _is_shared(item: Item, claims: Counter[str]) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from c2fdft_cli.data.video.parts import read_through
-from c2fdft_cli.engine.restore.inputs import find_inputs
+from c2fdft_cli.engine.restore.inputs import Inputs, find_inputs
 from c2fdft_cli.engine.restore.kinds import NotRead
 from c2fdft_cli.engine.restore.manifest import Manifest
 from c2fdft_cli.engine.restore.options import (
@@ -21,7 +21,13 @@ from c2fdft_cli.engine.restore.options import (
     grid_warning,
     sample_count,
 )
-from c2fdft_cli.engine.restore.outputs import Item, output_folder, plan_outputs, with_usable_names
+from c2fdft_cli.engine.restore.outputs import (
+    Item,
+    is_there,
+    output_folder,
+    plan_outputs,
+    with_usable_names,
+)
 from c2fdft_cli.engine.restore.result import Skipped, named
 from c2fdft_cli.engine.sampling.ensemble import transforms_for
 from c2fdft_cli.engine.sampling.executor import Executor
@@ -127,6 +133,8 @@ def plan_restore(
     folder = output_folder(out)
     _check_folders(specs, out, folder, writing)
     inputs = find_inputs(specs, stdin, skip=folder)
+    if not inputs.single:
+        _check_not_among(inputs, writing)
     items, renamed = plan_outputs(inputs, out, writing)
     chosen = {"draws": samples, "grid": grid, "precision": runtime.precision}
     settings = {"eta": _eta(sampling, checkpoint)} | _settings(sampling, machine, writing) | chosen
@@ -201,15 +209,30 @@ def _check_beside(specs: Sequence[str], folder: Path | None, writing: Writing) -
     whose = {identity(spec): "inputs" for spec in specs}
     if folder is not None:
         whose[identity(folder)] = "outputs"
-    for option, beside in (("--compare", writing.compare), ("--uncertainty", writing.uncertainty)):
-        if beside is None:
-            continue
+    for option, beside in _folders_beside(writing):
         place = real_path(beside)  # check its parents too, as both commands search sub-folders
         places = map(identity, (place, *place.parents))
         found = next((whose[one] for one in places if one in whose), None)
         if found is not None:
-            what = f"{option} must not be in the folder of the {found}: they would be mixed"
-            raise UsageError(what, where=beside, hint=f"choose another folder for {option}")
+            raise _mixed(option, beside, found)
+
+
+def _check_not_among(inputs: Inputs, writing: Writing) -> None:
+    """Refuse the same for a folder of listed or matched files; its sub-folders are allowed."""
+    folders = {identity(folder) for folder in {one.path.parent for one in inputs.sources}}
+    for option, beside in _folders_beside(writing):
+        if identity(beside) in folders:
+            raise _mixed(option, beside, "inputs")
+
+
+def _folders_beside(writing: Writing) -> list[tuple[str, Path]]:
+    options = (("--compare", writing.compare), ("--uncertainty", writing.uncertainty))
+    return [(option, folder) for option, folder in options if folder is not None]
+
+
+def _mixed(option: str, folder: Path, whose: str) -> UsageError:
+    what = f"{option} must not be in the folder of the {whose}: they would be mixed"
+    return UsageError(what, where=folder, hint=f"choose another folder for {option}")
 
 
 def _settings(sampling: Sampling, machine: Machine, writing: Writing) -> dict[str, object]:
@@ -289,7 +312,7 @@ def _doubts(item: Item, manifest: Manifest) -> list[tuple[Path, str]]:
         (path, manifest.doubt(path, item.source.path))
         for path in reversed(item.files)
         # earlier versions recorded no comparisons and maps
-        if os.path.exists(path) and (path == item.output or manifest.has(path))
+        if is_there(path) and (path == item.output or manifest.has(path))
     ]
     return [(path, doubt) for path, doubt in found if doubt is not None]
 

@@ -304,6 +304,8 @@ def test_several_arguments_form_one_list_of_inputs(folder: Path, tmp_path: Path)
     assert names(inputs) == ["one.png", "in/2.png", "in/sub/3.jpg"]
     both = find_inputs([str(folder / "10.png"), str(folder / "2.png"), f"{folder}/*.png"])
     assert names(both) == ["10.png", "2.png"]
+    twice = [str(folder / "2.png"), f"{folder}/sub/../2.png", os.path.relpath(folder / "2.png")]
+    assert names(find_inputs(twice)) == ["2.png"]
     save(tmp_path / "other" / "3.jpg", random_picture(4, 5))
     folders = find_inputs([f"{folder}", f"{tmp_path}/other"])
     assert names(folders) == ["in/2.png", "in/10.png", "in/sub/3.jpg", "other/3.jpg"]

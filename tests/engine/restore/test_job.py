@@ -493,6 +493,20 @@ def test_extra_pictures_need_a_separate_folder(
     plan(options, **{option: tmp_path / "seen"})
 
 
+@pytest.mark.parametrize("option", ["compare", "uncertainty"])
+def test_extra_pictures_are_not_mixed_with_matched_or_listed_inputs(
+    options: Request, tmp_path: Path, option: str
+) -> None:
+    folder = Path(options.source)
+    (tmp_path / "list.txt").write_text(f"{folder}/0.png\n{folder}/1.png\n")
+    several = (f"{folder}/*.png", f"@{tmp_path}/list.txt", [f"{folder}/0.png", f"{folder}/1.png"])
+    for source in several:
+        with pytest.raises(UsageError, match=f"--{option} must not be in the folder of the inputs"):
+            plan(options, source=source, **{option: folder})
+        plan(options, source=source, **{option: folder / "seen"})  # is not matched or listed
+    plan(options, source=f"{folder}/0.png", **{option: folder})
+
+
 def test_a_full_disk_ends_the_run(options: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, picture: object, quality: int, replace: bool) -> None:
         raise ResourceError("disk full", where=path)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from c2fdft_cli.engine.restore.inputs import find_inputs
+from c2fdft_cli.data.video.probe import VideoInfo
+from c2fdft_cli.engine.restore.inputs import Inputs, Source, find_inputs
 from c2fdft_cli.engine.restore.options import Writing
 from c2fdft_cli.engine.restore.outputs import (
     Item,
@@ -98,6 +100,24 @@ def test_extra_pictures_and_outputs_have_distinct_names(tmp_path: Path) -> None:
     assert len(files) == len(set(files)) == 4
 
 
+def test_no_output_has_the_name_of_a_folder_of_outputs(tmp_path: Path) -> None:
+    source = made(tmp_path / "in", "a.jpg", "A.png/x/b.jpg", "x.jpg", "a.jpg.png/c.jpg")
+    out = tmp_path / "out"
+    items, notes = with_notes(source, out)
+    assert sorted(named(items, out)) == ["A.png/x/b.png", "a.jpg-2.png", "a.jpg.png/c.png", "x.png"]
+    assert notes == [f"{source / 'a.jpg'} -> {out / 'a.jpg-2.png'}: another input claims a.png"]
+
+
+def test_a_folder_in_place_of_an_output_is_a_problem_of_one_input(tmp_path: Path) -> None:
+    source = made(tmp_path / "in", "a.jpg", "b.jpg")
+    (tmp_path / "out" / "a.png").mkdir(parents=True)
+    first, second = outputs(source, tmp_path / "out")
+    assert not first.is_complete
+    assert second == with_usable_names(second)
+    problem = with_usable_names(first).source.problem
+    assert str(problem).startswith(f"{source / 'a.jpg'}: a folder has the output's name")
+
+
 def test_a_named_output_file_decides_the_format(tmp_path: Path) -> None:
     source = made(tmp_path, "a.jpg") / "a.jpg"
     out = tmp_path / "b.tif"
@@ -114,6 +134,12 @@ def test_a_suffix_for_a_named_output_file_is_refused(tmp_path: Path) -> None:
         UsageError, match=r"--suffix cannot be combined with the output file .*b\.png"
     ):
         outputs(source, tmp_path / "b.png", suffix="_r")
+    film = VideoInfo(Path("a.mp4"), 16, 16, Fraction(25))
+    video = Inputs([Source(Path("a.mp4"), Path("a.mp4"), video=film)], single=True)
+    with pytest.raises(
+        UsageError, match=r"--suffix cannot be combined with the output file b\.mp4"
+    ):
+        plan_outputs(video, "b.mp4", Writing(suffix="_r"))
 
 
 def test_one_file_for_many_images_is_refused(tmp_path: Path) -> None:
