@@ -202,6 +202,8 @@ def check_folder(path: str | Path) -> None:
         what, of = "a regular file", "a file"
         if not os.path.exists(there):
             what, of = "a broken link", "a link that leads nowhere"
+        elif not os.path.isfile(there):
+            what, of = "a special file", "a pipe or a device"
         raise ResourceError(
             f"a part of the output path is {what}",
             where=folder,

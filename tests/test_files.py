@@ -207,6 +207,15 @@ def test_ensure_folder_under_a_regular_file_names_the_file(tmp_path, below):
     assert caught.value.exit_code == 5
 
 
+def test_ensure_folder_names_a_pipe_as_one(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(
+        ResourceError, match="a part of the output path is a special file"
+    ) as caught:
+        ensure_folder(tmp_path / "pipe" / "out")
+    assert "is a pipe or a device" in caught.value.hint
+
+
 def test_ensure_folder_refuses_one_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(ResourceError, match="cannot write"):

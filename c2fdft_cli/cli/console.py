@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 Event = TypeVar("Event")
 Result = TypeVar("Result")
 
+_NAMED = ("--weights", "--recipe", "--from")
+"""Options that take a name or a file."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _expected: ContextVar[bool] = ContextVar("_expected", default=False)
 
@@ -60,9 +62,15 @@ def stdout() -> Console:
 
 def _console(*, to_stderr: bool) -> Console:
     """Make a console that wraps lines between words in a terminal, and not at all elsewhere."""
-    found = _console_class()(stderr=to_stderr, highlight=False, markup=False)
+    found = _plain_console(to_stderr=to_stderr)
     found.soft_wrap = not found.is_terminal
     return found
+
+
+def _plain_console(*, to_stderr: bool) -> Console:
+    # Some programs set COLUMNS to 0 where there is no terminal; Rich would print nothing.
+    width = 80 if os.environ.get("COLUMNS") == "0" else None
+    return _console_class()(stderr=to_stderr, highlight=False, markup=False, width=width)
 
 
 @cache
@@ -275,7 +283,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     numeric = [
         bool(texts) and all(_is_number(row[i]) for row in texts) for i in range(len(columns))
     ]
-    screen = _console_class()(highlight=False, markup=False)
+    screen = _plain_console(to_stderr=False)
     widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
     # Not the first column, of names, which may begin with a digit too.
     whole = [i > 0 and numeric[i] and widths[i] <= MAX_NUMBER for i in range(len(columns))]
@@ -345,13 +353,22 @@ def _plain(value: object) -> Any:
 
 def command(*words: object) -> str:
     """Return a `c2fdft` command line that can be pasted into a shell; see `word_of`."""
-    return for_shell("c2fdft", *map(word_of, words))
+    after = zip(words, ("", *words), strict=False)
+    return for_shell("c2fdft", *(word_of(word, named=left in _NAMED) for word, left in after))
 
 
-def word_of(word: object) -> str:
-    """Return an argument of a command line; a path that starts with a hyphen gets `./`."""
+def word_of(word: object, *, named: bool = False) -> str:
+    """Return an argument of a command line; a path that could be read as something else gets `./`.
+
+    Args:
+        word: the argument; a path that starts with a hyphen could be an option.
+        named: whether the argument may be the name of packaged weights or of a recipe, as a path
+            without a folder and a suffix could be.
+    """
     text = str(word)
-    return f"./{text}" if isinstance(word, Path) and text.startswith("-") else text
+    if isinstance(word, Path) and (text.startswith("-") or (named and text == word.stem)):
+        return f"./{text}"
+    return text
 
 
 def say_next(line: str) -> None:

@@ -198,6 +198,27 @@ def test_a_printed_command_can_be_pasted() -> None:
     assert console.command(*words) == "c2fdft eval ./-out '/my photos' --weights 'a b.pt' -x"
 
 
+@pytest.mark.parametrize("option", ["--weights", "--recipe", "--from"])
+def test_a_printed_file_is_not_taken_for_a_name(option: str) -> None:
+    """`derain` would be packaged weights or a recipe."""
+    shown = console.command("x", option, Path("derain"), Path("derain"), "--data", Path("derain"))
+    assert shown == f"c2fdft x {option} ./derain derain --data derain"
+    for plain in (Path("derain.pt"), Path("runs/derain"), "derain"):
+        assert console.command("x", option, plain) == f"c2fdft x {option} {plain}"
+
+
+@pytest.mark.parametrize("columns", ["0", "80"])
+def test_columns_of_zero_hide_nothing(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    console.table("scores", ["image", "PSNR"], [("a.png", 30.0)])
+    console.stdout().print("restored: 1 image")
+    said = capsys.readouterr().out
+    assert "a.png │   30" in said
+    assert "restored: 1 image" in said
+
+
 def iter_of(event: str) -> Generator[str, None, None]:
     yield event
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import count
 from pathlib import Path
@@ -13,7 +14,7 @@ from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json, option_words, path_of, takes_settings, weights_file
 from c2fdft_cli.engine.evaluate.options import WeightsOptions
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.files import ensure_folder, require_existing, require_new
+from c2fdft_cli.files import ensure_folder, identity, require_existing, require_new
 from c2fdft_cli.settings import (
     BORDER,
     OVERWRITE,
@@ -228,6 +229,8 @@ def evaluate(
         raise UsageError("--against is empty", hint="name a file, a folder, or packaged weights")
     source.check()
     pages = [] if scores.report is None else [scores.report / name for name in REPORT_FILES]
+    if scores.csv is not None:
+        _check_csv(scores.csv, [restored, target, source.degraded, source.pairs], pages)
     for path in filter(None, [scores.csv, *pages]):
         require_new(path, scores.overwrite)
         ensure_folder(path.parent)
@@ -244,6 +247,17 @@ def evaluate(
         _evaluate(source, runs, options, scores, runtime, json)
     finally:
         destroy_process_group()
+
+
+def _check_csv(csv: Path, inputs: Sequence[Path | None], pages: Sequence[Path]) -> None:
+    """Refuse a table that would replace an input, or a file of the report."""
+    from c2fdft_cli.data.images.picture import is_image_path
+
+    if is_image_path(csv) or identity(csv) in {identity(one) for one in inputs if one is not None}:
+        what = "--csv would replace an input or has the name of an image"
+        raise UsageError(what, where=csv, hint="name another file, such as scores.csv")
+    if identity(csv) in map(identity, pages):
+        raise UsageError("--csv is a file of --report", where=csv, hint="name another file")
 
 
 def _find_metrics(names: str | None, no_reference: bool) -> dict[str, Metric]:

@@ -80,6 +80,8 @@ NO_METADATA = Metadata()
 def upright_exif(block: bytes | None) -> tuple[int, bytes | None]:
     """Return an EXIF block's orientation (1 to 8), and the block with its orientation set to 1.
 
+    Where that swaps width and height, the resolutions across and along are swapped too.
+
     The block is patched by hand: a library that writes it again would lose the maker notes, whose
     offsets count from its start. The thumbnail is unlinked, because it would still show the old
     picture. A damaged block gives (1, None).
@@ -92,14 +94,20 @@ def upright_exif(block: bytes | None) -> tuple[int, bytes | None]:
         (start,) = struct.unpack_from(f"{order}I", patched, 4)
         (count,) = struct.unpack_from(f"{order}H", patched, start)
         orientation = 1
+        resolutions: dict[int, slice] = {}
         for at in range(start + 2, start + 2 + 12 * count, 12):
             tag, kind = struct.unpack_from(f"{order}HH8x", patched, at)
+            if tag in (Base.XResolution, Base.YResolution):
+                resolutions[tag] = slice(at + 2, at + 12)
             if tag == Base.Orientation:
                 value = order + ("I" if kind == 4 else "H")
                 (orientation,) = struct.unpack_from(value, patched, at + 8)
                 struct.pack_into(value, patched, at + 8, 1)
     except struct.error:
         return 1, None
+    if 5 <= orientation <= 8 and len(resolutions) == 2:
+        across, along = resolutions.values()
+        patched[across], patched[along] = patched[along], patched[across]
     # Some programs end the block before the pointer to the thumbnail; then this appends it.
     end = start + 2 + 12 * count
     patched[end : end + 4] = bytes(4)

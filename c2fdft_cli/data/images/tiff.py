@@ -73,13 +73,20 @@ def decode_tiff(data: bytes, frame: int) -> Decoded:
 
 def _metadata(page: tifffile.TiffPage, data: bytes) -> Metadata:
     tags = _descriptions(data, page.offset)
+    density = density_of(tags)
+    if _orientation(page) >= 5:  # width and height will be swapped
+        turned: dict[int, int] = {
+            Base.XResolution: Base.YResolution,
+            Base.YResolution: Base.XResolution,
+        }
+        tags = {turned.get(tag, tag): value for tag, value in tags.items()}
     return Metadata(
         # The profile of a CMYK picture has already been applied: the pixels are sRGB.
         icc=_block(page, Base.InterColorProfile) if page.photometric != _CMYK else None,
         exif=_directory(tags) if tags else None,
         xmp=upright_xmp(_block(page, Base.XMLPacket)),
         iptc=iptc_of(_block(page, Base.IPTCNAA)) or iptc_of(_block(page, Base.ImageResources)),
-        density=density_of(tags),
+        density=density,
         lost=_lost(page),
     )
 

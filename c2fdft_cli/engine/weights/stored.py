@@ -411,7 +411,10 @@ def refuse_missing(path: Path) -> None:
                 hint=OTHER if inside is None else f"give {inside}",
             )
         if not path.is_file():
-            raise CheckpointError("there is no such checkpoint", where=path, hint=OTHER)
+            what = "there is no such checkpoint"
+            if path.exists():
+                what = "this is a pipe or a device, not a checkpoint"
+            raise CheckpointError(what, where=path, hint=OTHER)
         size = path.stat().st_size
     except OSError as error:
         raise CheckpointError(f"the file cannot be read: {error.strerror}", where=path) from error

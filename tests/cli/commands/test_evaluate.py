@@ -260,6 +260,8 @@ def test_photos_without_targets_are_scored(folders: tuple[Path, Path]) -> None:
         (["nowhere", "nowhere2", "--seeds", "2"], 2, "--seeds"),  # usage errors come first
         (["nowhere.mat", "{target}"], 3, "nowhere.mat: no such file or folder"),
         (["{out}", "{target}", "--csv", "{out}/0.png/a.csv"], 5, "regular file"),
+        (["{out}", "{target}", "--csv", "{target}/0.png", "--overwrite"], 2, "name of an image"),
+        (["{out}", "{target}", "--report", "r", "--csv", "r/../r/eval.json"], 2, "of --report"),
     ],
 )
 def test_errors_and_their_exit_codes(
@@ -367,3 +369,15 @@ def test_the_benchmark_script_scores_sets_of_any_layout(weights: Path, tmp_path:
     assert rows[-2].startswith("| the inputs | ")
     assert any(row == "| Restormer | 38.99/.978 | - |" for row in rows)
     assert (tmp_path / "benchmark" / "table.md").read_text() == done.stdout
+
+
+def test_a_table_does_not_replace_the_list_of_pairs(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out, target = folders
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text(f"lq,gt\n{out}/0.png,{target}/0.png\n")
+    result = run("--pairs", pairs, "--csv", pairs, "--overwrite")
+    assert result.exit_code == 2
+    assert "--csv would replace an input" in result.stderr
+    assert pairs.read_text().startswith("lq,gt")

@@ -106,6 +106,21 @@ def test_density_follows_the_rotation(tmp_path):
     assert read_picture(data).metadata.density == (150, 300)
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_resolution_in_exif_follows_the_rotation(tmp_path, kind, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A], exif[0x011B], exif[0x0128] = orientation, 204.0, 98.0, 2
+    data = encoded(Image.fromarray(RGB), kind, exif=exif.tobytes(), dpi=(204, 98))
+    write_picture(tmp_path / f"a{suffix}", read_picture(data))
+    with Image.open(tmp_path / f"a{suffix}") as written:
+        found = written.getexif()
+    assert (found[0x011A], found[0x011B]) == ((98, 204) if orientation >= 5 else (204, 98))
+    across, along = read_picture(tmp_path / f"a{suffix}").metadata.density
+    assert (across < along) == (orientation >= 5)
+
+
 @pytest.mark.parametrize(("unit", "expected"), [(2, (300, 200)), (3, (762, 508)), (1, None)])
 def test_density_of_a_tiff_depends_on_its_unit(unit, expected):
     data = tiff_bytes(RGB, photometric="rgb", resolution=(300, 200), resolutionunit=unit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import zipfile
 from pathlib import Path
 
@@ -144,6 +145,7 @@ def test_half_precision_weights_become_float32(saved):
         (lambda p: torch.save({"params": {"a": 3}}, p), "neither params nor params_ema"),
         (lambda p: p.mkdir(), "a folder, not a checkpoint"),
         (lambda p: None, "no such checkpoint"),
+        (lambda p: os.mkfifo(p, 0o600), "a pipe or a device, not a checkpoint"),
     ],
 )
 def test_files_that_are_not_checkpoints_are_refused(tmp_path, write, words):
