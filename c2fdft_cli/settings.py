@@ -97,7 +97,7 @@ def option_name(one: Field[Any]) -> str:
 
 
 def check_settings(options: Any) -> None:
-    """Check the type, limits and choices of each field of a dataclass; None is always allowed.
+    """Check the type, limits and choices of each field of a dataclass.
 
     NumPy's numbers are replaced by Python's, because JSON supports only these.
 
@@ -107,10 +107,11 @@ def check_settings(options: Any) -> None:
     hints = typing.get_type_hints(type(options))
     for one in fields(options):
         stated, value = setting_of(one), getattr(options, one.name)
-        if stated is None or value is None:
+        hint = hints[one.name]
+        if stated is None or (value is None and types.NoneType in typing.get_args(hint)):
             continue
         # Values from the command line have the right types; a Python program may pass any.
-        check_type(option_name(one), value, hints[one.name])
+        check_type(option_name(one), value, hint)
         object.__setattr__(options, one.name, _plain(value))
         if stated.choices:
             check_choice(option_name(one), value, stated.choices)

@@ -78,6 +78,7 @@ def test_each_option_reaches_its_field() -> None:
         ({"quality": 0}, "--quality must be 1 to 100, got 0"),
         ({"quality": 101}, "--quality must be 1 to 100, got 101"),
         ({"rate": float("nan")}, "--rate must be at least 0, got nan"),
+        ({"quality": None}, "--quality must be a whole number, got None"),
         ({"shape": "rund"}, "--shape must be round or square, got 'rund'"),
     ],
 )

@@ -15,6 +15,22 @@ def name_or_path(value: str | Path) -> str:
     return value if isinstance(value, str) else os.path.join(os.curdir, value)
 
 
+def check_callable(name: str, value: object) -> None:
+    """Raise UsageError unless a value can be called, or is None."""
+    if value is not None and not callable(value):
+        raise UsageError(f"{name} must be a function, got {shown(value)}")
+
+
+def given_path(name: str, value: str | Path) -> Path:
+    """Return a path; UsageError if it is empty or no file can have this name."""
+    text = os.fspath(value)
+    if not text:  # `Path` would take it for the current folder
+        raise UsageError(f"{name} is empty", hint="name a file or a folder")
+    if "\0" in text:
+        raise UsageError(f"{name} contains a NUL character, got {shown(text)}")
+    return Path(value)
+
+
 def texts(name: str, value: object) -> list[str]:
     """Return one string or path, or several, as a list of strings.
 
@@ -27,5 +43,6 @@ def texts(name: str, value: object) -> list[str]:
     for one in several if isinstance(several, Iterable) else [value]:
         if not isinstance(one, str | Path):
             raise UsageError(f"{name} must be a text or a Path, or several, got {shown(one)}")
-        found.append(os.fspath(one))
+        # Only the text "-" stands for standard input.
+        found.append(name_or_path(one) if one == Path("-") else os.fspath(one))
     return found

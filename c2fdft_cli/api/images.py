@@ -22,8 +22,8 @@ Image: TypeAlias = npt.NDArray[Any] | Tensor | PIL.Image.Image
 
 - NumPy `[h, w, 3]` RGB or `[h, w]` grey; uint8, uint16, or floats on the scale 0 .. 1;
 - torch `[3, h, w]` or `[n, 3, h, w]`, uint8 or floats on the scale 0 .. 1, on any device;
-- PIL of mode RGB, RGBA, L, LA or I;16; a palette image becomes RGB or RGBA, mode 1 becomes L, and a
-  transparent colour or level becomes alpha.
+- PIL of mode RGB, RGBA, L, LA or I;16; a palette image becomes RGB or RGBA, or L or LA if all its
+  colours are grey, mode 1 becomes L, and a transparent colour or level becomes alpha.
 """
 
 MAX_FLOAT = 4.0
@@ -33,6 +33,9 @@ MIN_MEAN = -0.1
 _DEPTHS = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16}
 _MODES = {"1": "L", "P": "RGB", "PA": "RGBA"}
 _WITH_ALPHA = {"RGB": "RGBA", "L": "LA"}
+_AS_ARRAY = "pass it as a NumPy array, uint16 or floats in 0 .. 1: Pillow's conversions clip it"
+_MODE_HINTS = {"I": _AS_ARRAY, "F": _AS_ARRAY, "L": 'convert it first: image.convert("LA")'}
+"""Hints for modes that are not supported, by their first letter."""
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -83,7 +86,7 @@ def unpack(image: Image) -> Unpacked:
 
 def as_list(images: Image | Sequence[Image]) -> list[Image]:
     """Return the images as a list; a single image becomes a list of one."""
-    return list(images) if isinstance(images, list | tuple) else [images]  # type: ignore[list-item]
+    return list(images) if isinstance(images, Sequence) else [images]
 
 
 def _of_tensor(image: Tensor) -> Unpacked:
@@ -166,10 +169,13 @@ def _of_pil(image: PIL.Image.Image) -> Unpacked:
             )
         mode = _WITH_ALPHA.get(mode, mode)
     if mode not in ("RGB", "RGBA", "L", "LA", "I;16"):
-        hint = 'convert it first: image.convert("RGB")'
+        hint = _MODE_HINTS.get(image.mode[0], 'convert it first: image.convert("RGB")')
         raise UsageError(f"a PIL image of mode {image.mode} is not supported", hint=hint)
-    *bands, last = image.convert(mode).split()
-    alpha = last if mode in ("RGBA", "LA") else None
+    converted = image.convert(mode)
+    if image.mode in ("P", "PA") and _is_grey(converted):
+        converted = converted.convert(mode.replace("RGB", "L"))
+    *bands, last = converted.split()
+    alpha = last if converted.mode in ("RGBA", "LA") else None
     bands = bands if alpha else [*bands, last]
     pixels = [np.asarray(band) for band in bands]
     inner = _of_array(pixels[0] if len(pixels) == 1 else np.stack(pixels, axis=-1))
@@ -184,6 +190,12 @@ def _of_pil(image: PIL.Image.Image) -> Unpacked:
         return out
 
     return Unpacked(inner.values, inner.white, pack, name)
+
+
+def _is_grey(image: PIL.Image.Image) -> bool:
+    """Whether a palette image of mode RGB or RGBA is read as grey from a file."""
+    red, green, blue = image.split()[:3]
+    return not image.info.get("icc_profile") and red.tobytes() == green.tobytes() == blue.tobytes()
 
 
 def _hint(shape: Sequence[int], hints: Mapping[tuple[int | None, ...], str]) -> str | None:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from c2fdft_cli.api.arguments import name_or_path, texts
+import torch
+
+from c2fdft_cli.api.arguments import check_callable, given_path, name_or_path, texts
 from c2fdft_cli.api.images import Image, as_list, unpack
 from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
@@ -41,6 +43,8 @@ def evaluate(
 ) -> EvalResult:
     """Score restored images against their targets, as `c2fdft eval` does.
 
+    SIDD's `.mat` blocks are scored only by the command.
+
     Args:
         restored, target: two folders or files, paired by name; or two images, or two lists of
             equally many images.
@@ -57,6 +61,7 @@ def evaluate(
         UsageError: an unknown name, a value that is not an image, or arguments that cannot be
             combined.
         DataError: nothing to score, sizes that differ, or a file that cannot be read.
+        ResourceError: the packages or weights of a metric are missing.
     """
     check_type("border", border, int)
     names = ",".join(texts("metrics", metrics))
@@ -66,8 +71,9 @@ def evaluate(
     if any(paths) and not all(paths):
         raise UsageError("restored and target must both be paths, or both images")
     if isinstance(restored, str | Path) and isinstance(target, str | Path):
-        beside = None if degraded is None else Path(degraded)
-        return evaluate_files(Path(restored), Path(target), options, beside).run()
+        beside = None if degraded is None else given_path("degraded", degraded)
+        ours, theirs = given_path("restored", restored), given_path("target", target)
+        return evaluate_files(ours, theirs, options, beside).run()
     if degraded is not None:
         raise UsageError(
             "degraded works with folders only", hint="score the inputs with a second call"
@@ -133,18 +139,20 @@ def prepare(
     check_type("out", out, str | Path | None)
     check_type("val", val, int | str | Path | None)
     check_type("streaks", streaks, str | Path | None)
+    check_type("synthesize", synthesize, str | None)
     check_type("synthesis", synthesis, Mapping | None)
     for name, value in (("clean_only", clean_only), ("overwrite", overwrite)):
         check_type(name, value, bool)
-    if synthesize is None and (synthesis or streaks or clean_only):
+    if synthesize is None and (synthesis or streaks is not None or clean_only):
         raise UsageError("synthesis, streaks and clean_only need synthesize")
     made = None
     if synthesize is not None:
-        masks = None if streaks is None else Path(streaks)
+        masks = None if streaks is None else given_path("streaks", streaks)
         made = Synthesis(synthesize, dict(synthesis or {}), masks, store=not clean_only)
-    parts = Path(val) if isinstance(val, str) else val
-    folder = None if out is None else Path(out)
-    options = PrepareOptions(Path(source), folder, val=parts, synthesize=made, overwrite=overwrite)
+    parts = given_path("val", val) if isinstance(val, str | Path) else val
+    folder = None if out is None else given_path("out", out)
+    pairs = given_path("source", source)
+    options = PrepareOptions(pairs, folder, val=parts, synthesize=made, overwrite=overwrite)
     return prepare_job(options).run()
 
 
@@ -158,7 +166,7 @@ def train(
     overrides: Mapping[str, object] | Sequence[str] = (),
     init: str | Path | None = None,
     resume: bool = False,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: str = "auto",
     max_seconds: float | None = None,
     on_event: Callable[[TrainEvent], None] | None = None,
@@ -185,6 +193,9 @@ def train(
     for name, value in (("recipe", recipe), ("data", data), ("out", out), ("init", init)):
         check_type(name, value, str | Path | None)
     check_type("resume", resume, bool)
+    check_type("device", device, str | torch.device)
+    check_type("precision", precision, str)
+    check_callable("on_event", on_event)
     if stage == "fine" and init is None and not resume:
         raise CheckpointError(
             "the fine stage needs weights to start from", hint="give init=, the coarse checkpoint"
@@ -193,11 +204,11 @@ def train(
         stage=stage,
         recipe=None if recipe is None else name_or_path(recipe),
         overrides=_override_words(overrides),
-        data=None if data is None else Path(data),
-        out=None if out is None else Path(out),
+        data=None if data is None else given_path("data", data),
+        out=None if out is None else given_path("out", out),
         resume=resume,
         init=None if init is None else choose_weights(name_or_path(init)).path,
-        device=device,
+        device=str(device),
         precision=precision,
         max_seconds=max_seconds,
     )

@@ -19,8 +19,9 @@ class RestorationModule(nn.Module):
 
     `Restorer.module` creates it. `.to(device)` moves it. The caller decides gradient mode and
     autocast; the weights stay float32. The whole image goes through the network at once: `Restorer`
-    needs less memory, is faster, and gives the same result except for rounding, if the recipe's
-    `sampling.eta` is 0: this module adds no noise between the sampling steps.
+    needs less memory, is faster, and gives the same result except for rounding, if it was loaded
+    without `self_ensemble` and `tile`, and the recipe's `sampling.eta` is 0: this module adds no
+    noise between the sampling steps.
 
     Its `state_dict()` holds only the weights, not the timesteps. `load` accepts a file of it, and
     restores the same with `grid=module.grid`.
@@ -73,5 +74,7 @@ def _check_batch(lq: Tensor) -> None:
     what = "the module takes floating tensors [n, 3, h, w], got"
     if not isinstance(lq, Tensor):
         raise UsageError(f"{what} {type(lq)}", hint="images of other types are for Restorer")
+    if lq.layout != torch.strided:
+        raise UsageError(f"{what} one of the layout {lq.layout}", hint="pass lq.to_dense()")
     if lq.dim() != 4 or lq.shape[1] != 3 or not lq.numel() or not lq.is_floating_point():
         raise UsageError(f"{what} {lq.dtype} {list(lq.shape)}", hint="divide uint8 by 255")

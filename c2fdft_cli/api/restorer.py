@@ -18,7 +18,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from c2fdft_cli.api.arguments import name_or_path, texts
+from c2fdft_cli.api.arguments import check_callable, name_or_path, texts
 from c2fdft_cli.api.images import Image, Unpacked, as_list, unpack
 from c2fdft_cli.api.module import RestorationModule
 from c2fdft_cli.engine.restore.batch import refuse_not_finite
@@ -39,9 +39,10 @@ from c2fdft_cli.engine.sampling.ensemble import transforms_for
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.subject import trained_grid
 from c2fdft_cli.engine.weights.build import refuse_lost_image
+from c2fdft_cli.engine.weights.catalogue import sha256_of
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.engine.weights.choose import choose_weights
-from c2fdft_cli.errors import UsageError
+from c2fdft_cli.errors import CheckpointError, UsageError
 from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.strips import StripNetwork
@@ -161,7 +162,9 @@ class Restorer:
         sampling: Sampling,
         machine: Machine,
     ) -> None:
-        self.weights = checkpoint.path
+        # The current folder may change, and so may the file.
+        self.weights = Path(os.path.abspath(checkpoint.path))
+        self._loaded = sha256_of(self.weights)
         self.grid = list(grid)
         self.device = runtime.device
         self.precision = runtime.precision
@@ -246,7 +249,7 @@ class Restorer:
             The same errors as a call.
         """
         check_type("samples", samples, int)
-        samples = sample_count(samples, self._sampling.self_ensemble, uncertainty=True)
+        samples = sample_count(int(samples), self._sampling.self_ensemble, uncertainty=True)
         apart = unpack(image)
         frames = self._run([apart], name, samples)
         restored = apart.pack(torch.stack([frame for frame, _ in frames]))
@@ -292,16 +295,24 @@ class Restorer:
             Interrupted: stopped by Ctrl-C, in place of KeyboardInterrupt, or by another signal;
                 finished files are kept.
             UsageError, DataError, ResourceError: as the command.
+            CheckpointError: the weights have changed since `load`, or produced NaN.
         """
         check_type("out", out, str | Path)
+        check_callable("progress", progress)
         sources = texts("source", source)
         if not sources:
             raise UsageError("there is nothing to restore: source is empty")
         writing = Writing(
             format=format, quality=quality, bit_depth=bit_depth, suffix=suffix, overwrite=overwrite
         )
-        sampling = replace(self._sampling, weights=os.path.abspath(self.weights), task=None)
-        plan = plan_restore(sources, out, sampling=sampling, machine=self._machine, writing=writing)
+        if sha256_of(self.weights) != self._loaded:
+            what = "the weights have changed since they were loaded"
+            raise CheckpointError(what, where=self.weights, hint="load them again")
+        sampling = replace(self._sampling, weights=str(self.weights), task=None)
+        (folder,) = texts("out", out)
+        plan = plan_restore(
+            sources, folder, sampling=sampling, machine=self._machine, writing=writing
+        )
         job = restore(plan)
         for done, _ in enumerate(job, start=1):
             if progress is not None:

@@ -58,6 +58,11 @@ def _piq(function: str) -> Callable[[Tensor, Tensor], float]:
     return lambda a, b: float(getattr(load_piq(), function)(a, b, data_range=1.0))
 
 
+def _haarpsi(a: Tensor, b: Tensor) -> float:
+    # Of two black images piq's value is 0 / 0.
+    return 1.0 if torch.equal(a, b) else _piq("haarpsi")(a, b)
+
+
 def _learned(name: str) -> Callable[[Tensor, Tensor], float]:
     return lambda a, b: float(_network(name)(a, b))
 
@@ -74,7 +79,7 @@ METRICS = {
         ),
         ImageMetric("fsim", _piq("fsim"), _HIGHER, "0 to 1", 16, "feature similarity"),
         ImageMetric("gmsd", _piq("gmsd"), _LOWER, "0 to about 0.35", 16, "gradient deviation"),
-        ImageMetric("haarpsi", _piq("haarpsi"), _HIGHER, "0 to 1", 16, "Haar wavelet similarity"),
+        ImageMetric("haarpsi", _haarpsi, _HIGHER, "0 to 1", 16, "Haar wavelet similarity"),
         ImageMetric("mdsi", _piq("mdsi"), _LOWER, "0 to about 1", 16, "mean deviation similarity"),
         ImageMetric("vsi", _piq("vsi"), _HIGHER, "0 to 1", 16, "visual saliency similarity"),
         ImageMetric("srsim", _piq("srsim"), _HIGHER, "0 to 1", 40, "spectral residual similarity"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 
 import numpy as np
 import PIL.Image
@@ -141,6 +142,21 @@ def test_a_pil_image_whose_file_is_damaged_or_closed_is_an_error(tmp_path):
         pass
     with pytest.raises(DataError, match="cannot read the image: its file has been closed"):
         unpack(image)
+
+
+@pytest.mark.parametrize(("mode", "hint"), [
+    ("I", "as a NumPy array"), ("F", "as a NumPy array"), ("I;16B", "as a NumPy array"),
+    ("La", 'image.convert("LA")'), ("HSV", 'image.convert("RGB")'),
+])  # fmt: skip
+def test_the_hint_on_a_mode_keeps_the_values(mode, hint):
+    with pytest.raises(UsageError, match=f"mode {mode} is not supported") as caught:
+        unpack(PIL.Image.new(mode, (8, 8)))
+    assert hint in caught.value.hint
+
+
+def test_any_sequence_is_a_list_of_images():
+    images = [np.zeros((8, 8, 3), np.uint8)] * 2
+    assert len(as_list(deque(images))) == len(as_list(tuple(images))) == 2
 
 
 def test_a_large_number_is_refused_in_one_line():

@@ -274,6 +274,18 @@ def test_errors_are_those_of_the_program(shard_folder, tmp_path):
     (lambda: c2fdft.train("coarse", recipe="tiny", overrides=[3]), "overrides must be"),
     (lambda: c2fdft.train("coarse", max_seconds=float("nan")), "must be at least 0, got nan"),
     (lambda: c2fdft.train("coarse", max_seconds=-1), "must be at least 0, got -1"),
+    (lambda: c2fdft.train("coarse", recipe="tiny", on_event=5), "on_event must be a function"),
+    (lambda: c2fdft.train("coarse", recipe="tiny", device=None), "device must be"),
+    (lambda: c2fdft.train("coarse", recipe="tiny", data=""), "data is empty"),
+    (lambda: c2fdft.train("coarse", recipe="tiny", out="a\0"), "out contains a NUL character"),
+    (lambda: c2fdft.prepare(""), "source is empty"),
+    (lambda: c2fdft.prepare("in", ""), "out is empty"),
+    (lambda: c2fdft.prepare("in", val=""), "val is empty"),
+    (lambda: c2fdft.prepare("in", streaks=""), "need synthesize"),
+    (lambda: c2fdft.prepare("in", synthesize="rain", streaks=""), "streaks is empty"),
+    (lambda: c2fdft.prepare("in", synthesize=5), "synthesize must be a text, got 5"),
+    (lambda: c2fdft.evaluate("", "b"), "restored is empty"),
+    (lambda: c2fdft.evaluate("a", "b\0"), "target contains a NUL character"),
 ])  # fmt: skip
 def test_arguments_of_other_types_are_refused(tmp_path, monkeypatch, call, says):
     monkeypatch.chdir(tmp_path)

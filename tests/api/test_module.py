@@ -47,7 +47,8 @@ def test_the_module_is_differentiable_and_can_be_copied(restorer):
 
 @pytest.mark.parametrize("lq", [
     torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8), torch.zeros(0, 3, 8, 8),
-    torch.zeros(1, 1, 8, 8), np.zeros((1, 3, 8, 8), np.float32), None,
+    torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8).to_sparse(),
+    np.zeros((1, 3, 8, 8), np.float32), None,
 ])  # fmt: skip
 def test_invalid_tensors_are_refused(restorer, lq):
     """Without the check, tensors of bytes would be returned as zeros and ones."""

@@ -98,6 +98,19 @@ def test_pil_palettes_become_rgb_and_keep_their_transparency(restorer):
     assert restorer(colours.convert("1")).mode == "L"
 
 
+@pytest.mark.parametrize(("transparency", "mode"), [(None, "L"), (3, "LA")])
+def test_a_palette_of_greys_equals_the_file_of_the_command(
+    restorer, weights, tmp_path, transparency, mode
+):
+    grey = PIL.Image.fromarray(random_picture(16, 24, grey=True).pixels[..., 0])
+    more = {} if transparency is None else {"transparency": transparency}
+    grey.quantize(20).save(tmp_path / "photo.png", **more)
+    restored = restorer(PIL.Image.open(tmp_path / "photo.png"))
+    assert restored.mode == mode
+    by_command(weights, tmp_path / "photo.png", tmp_path / "out.png")
+    assert np.array_equal(np.asarray(restored), np.asarray(PIL.Image.open(tmp_path / "out.png")))
+
+
 @pytest.mark.parametrize(("mode", "becomes"), [("L", "LA"), ("RGB", "RGBA"), ("1", "LA")])
 def test_a_transparent_colour_becomes_alpha(restorer, tmp_path, mode, becomes):
     """Restored pixels no longer have exactly that colour."""
@@ -352,6 +365,7 @@ def test_weights_whose_noise_leaves_nothing_of_the_image_are_refused(tmp_path, t
         ({"max_memory": -3}, "--max-memory must be at least 1 byte, got -3"),
         ({"max_memory": 1.5}, "--max-memory must be a whole number"),
         ({"tile": 64.0}, "--tile must be a whole number"),
+        ({"seed": None}, "--seed must be a whole number, got None"),
     ],
 )
 def test_settings_are_checked_against_the_limits_of_the_options(weights, settings, says):
@@ -448,6 +462,10 @@ def test_a_restorer_can_be_copied_and_pickled(restorer):
     (lambda r: r.restore_folder("in", None), "out must be a text or a Path, got None"),
     (lambda r: r.restore_folder(b"in", "out"), "source must be a text or a Path"),
     (lambda r: r.restore_folder([], "out"), "nothing to restore"),
+    (lambda r: r.restore_folder("in", "out", progress=5), "progress must be a function, got 5"),
+    (lambda r: r.restore_folder("in", "out", suffix=None), "--suffix must be a text, got None"),
+    (lambda r: r.restore_folder("\0", "out"), "IN contains a NUL character"),
+    (lambda r: r.restore_folder("in", "o\0"), "OUT contains a NUL character"),
     (lambda r: c2fdft.load(r.weights, grid=500), "grid must be descending timesteps"),
     (lambda r: c2fdft.load(bytes(r.weights)), "weights must be a text or a Path, got b'"),
 ])  # fmt: skip
@@ -456,6 +474,37 @@ def test_arguments_of_other_types_are_refused(restorer, tmp_path, monkeypatch, c
     with pytest.raises(c2fdft.UsageError, match=says):
         call(restorer)
     assert not list(tmp_path.iterdir())
+
+
+def test_counts_of_samples_may_be_numpy_numbers(restorer):
+    """A small type would overflow where the work is counted."""
+    image = random_picture(40, 48).pixels
+    expected = restorer.uncertainty(image, 2)
+    assert np.array_equal(restorer.uncertainty(image, np.int8(2)).image, expected.image)
+    assert np.array_equal(restorer.uncertainty(image, 2).image, expected.image)
+
+
+def test_a_folder_is_restored_with_the_weights_that_were_loaded(tmp_path, tiny_net, monkeypatch):
+    save(tmp_path / "in" / "a.png", random_picture(16, 16))
+    (tmp_path / "elsewhere").mkdir()
+    path = write_checkpoint(tmp_path / "w.pt", tiny_net())
+    monkeypatch.chdir(tmp_path)
+    restorer = c2fdft.load("w.pt", device="cpu", precision="fp32", grid=GRID)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert restorer.restore_folder(tmp_path / "in", tmp_path / "out").failure is None
+    net = tiny_net()
+    net.output.weight.data.mul_(2)
+    write_checkpoint(path, net)
+    with pytest.raises(c2fdft.CheckpointError, match="have changed since they were loaded"):
+        restorer.restore_folder(tmp_path / "in", tmp_path / "other")
+
+
+def test_a_path_that_is_a_hyphen_is_a_file(restorer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "a.png", random_picture(16, 16)).rename(tmp_path / "-")
+    assert restorer.restore_folder(Path("-"), "out").failure is None
+    restorer.restore_folder(Path("-"), Path("-2"))
+    assert (tmp_path / "out" / "-.png").exists()
 
 
 def test_a_name_may_be_a_path(restorer):

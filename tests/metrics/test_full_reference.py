@@ -67,6 +67,14 @@ def test_red_and_blue_are_weighted_differently(name: str, gt: torch.Tensor) -> N
     assert (scores[0] < scores[1]) == higher_is_better(name)
 
 
+@pytest.mark.parametrize("name", FULL_SET)
+def test_equal_black_images_have_the_best_score(name: str) -> None:
+    """As a video has them; some formulas divide zero by zero there."""
+    black = torch.zeros(1, 3, 170, 170)
+    best = 1.0 if higher_is_better(name) else 0.0
+    assert METRICS[name](black, black) == pytest.approx(best, abs=1e-5)
+
+
 def test_gmsd_equals_its_formula(gt: torch.Tensor) -> None:
     """Xue et al. 2013: Prewitt gradients of half-size luma, deviation of their similarity."""
 

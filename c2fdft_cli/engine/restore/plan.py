@@ -168,6 +168,8 @@ def plan_restore(
 def _not_empty(name: str, value: str | Path) -> str:
     if not str(value):
         raise UsageError(f"{name} is empty", hint="name a file or a folder")
+    if "\0" in str(value):  # a program may pass it
+        raise UsageError(f"{name} contains a NUL character, got {str(value)!r}")
     return str(value)
 
 

@@ -71,7 +71,7 @@ class Scorer:
 
     Args:
         protocol: the protocol of PSNR and SSIM.
-        border: pixels that PSNR and SSIM skip on each side, in addition to the protocol's border.
+        border: pixels to skip on each side; PSNR and SSIM skip the protocol's border as well.
         metrics: additional metrics by name.
         inputs: whether to score the degraded inputs too.
         pictures: whether to keep the pixels.
@@ -105,11 +105,13 @@ class Scorer:
                 hint="remove small images from the set",
             )
         own = score(restored, target, self.protocol, self.border)[0]
+        inner = slice(self.border, -self.border or None)
+        cropped = [one[..., inner, inner] for one in (restored, target)]
         return Scored(
             name,
             own.psnr,
             own.ssim,
-            {key: metric(restored, target) for key, metric in self.metrics.items()},
+            {key: metric(*cropped) for key, metric in self.metrics.items()},
             score(degraded, target, self.protocol, self.border)[0]
             if self.inputs and degraded is not None
             else None,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from c2fdft_cli.engine.sampling.executor import Restored
 from c2fdft_cli.engine.sampling.pairs import DecodedPair
@@ -96,6 +97,23 @@ def test_pictures_are_those_that_were_scored() -> None:
 def test_images_smaller_than_the_window_of_ssim(side: int, border: int) -> None:
     with pytest.raises(DataError, match=rf"a: {side} x {side} px, but SSIM needs 11 x 11"):
         run([Brighter(0)], Scorer(PROTOCOLS["rgb"], border), side)
+
+
+def test_a_border_is_skipped_by_the_other_metrics_too() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def metric(*images: Tensor) -> float:
+        seen.extend(tuple(one.shape) for one in images)
+        return float(images[0].mean())
+
+    image, target = torch.full((1, 3, 20, 24), 200.0), torch.zeros(1, 3, 20, 24)
+    image[..., 3:-3, 3:-3] = 50
+    more = [
+        Scorer(PROTOCOLS["rgb"], border, {"mean": metric})("a", image, target).more["mean"]  # type: ignore[dict-item]
+        for border in (0, 3)
+    ]
+    assert more[0] > more[1] == 50
+    assert seen == [(1, 3, 20, 24)] * 2 + [(1, 3, 14, 18)] * 2
 
 
 def test_a_requested_border_adds_to_that_of_the_protocol() -> None:
