@@ -15,6 +15,7 @@ from c2fdft_cli.engine.sampling.scoring import (
     Scored,
     Scorer,
     notes_of,
+    refuse_small_pairs,
     restore_and_score,
     spread_indices,
 )
@@ -96,6 +97,7 @@ class Sweep:
         self.path = subject.checkpoint.path
         self.pairs = pairs
         self.indices = spread_indices(len(pairs), options.images)
+        refuse_small_pairs(pairs, self.indices, subject.protocol)
         meta = subject.checkpoint.meta
         self.trained, self.current = trained_grid(subject.checkpoint), meta.grid
         total = meta.diffusion.timesteps

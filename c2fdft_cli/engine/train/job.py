@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.sampling.pairs import degradation, open_validation
+from c2fdft_cli.engine.sampling.scoring import refuse_small_pairs, spread_indices
 from c2fdft_cli.engine.train.batches import make_loader, patch_cycle
 from c2fdft_cli.engine.train.events import (
     Begun,
@@ -42,6 +43,7 @@ from c2fdft_cli.engine.train.validator import Validator
 from c2fdft_cli.errors import CheckpointError, Interrupted, ResourceError, UsageError
 from c2fdft_cli.execution.distributed import all_reduce_min, any_rank, barrier
 from c2fdft_cli.execution.memory import give_back_freed_memory, peak_bytes
+from c2fdft_cli.metrics.protocols import PROTOCOLS
 from c2fdft_cli.progress import Job
 from c2fdft_cli.signals import StopRequest, graceful_stop, unwinding
 from c2fdft_cli.validation import validate
@@ -58,7 +60,8 @@ def train(options: TrainOptions) -> Job[TrainEvent, TrainResult]:
     Raises:
         UsageError: the run folder is not empty, the shards are not those of the run, the settings
             of the degradation are invalid, or TensorBoard is required but not installed.
-        DataError: there are no usable shards or streak masks.
+        DataError: there are no usable shards or streak masks, or a validation image is too small to
+            be scored.
         CheckpointError: the state or the initial weights cannot be used.
         ResourceError: raised while iterating: out of memory, disk full, no finite gradient.
         Interrupted: raised while iterating: stopped by a signal or the time limit, after saving
@@ -115,6 +118,9 @@ class _Training:
         )
         self.shards = ShardSet.open(options.data, "train")
         pairs = open_validation(options.data, self.recipe) if self.runtime.is_main else None
+        if pairs is not None:
+            chosen = spread_indices(len(pairs), self.recipe.train.validation_images)
+            refuse_small_pairs(pairs, chosen, PROTOCOLS[self.recipe.train.protocol])
         self.stepper = Stepper(make_objective(options), self.recipe.train, self.runtime)
         # here, before anything is written, because invalid settings of a degradation are an error
         degrade = degradation(self.recipe.data)

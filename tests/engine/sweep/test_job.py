@@ -19,6 +19,7 @@ import torch
 
 from c2fdft_cli.core.diffusion import time_grid
 from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.data.shards.format import Entry, ShardHeader
 from c2fdft_cli.engine.prepare.job import prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions
 from c2fdft_cli.engine.sampling.scoring import Scored
@@ -49,6 +50,7 @@ from c2fdft_cli.errors import CheckpointError, DataError, Interrupted, ResourceE
 from c2fdft_cli.recipe.schema import Network, Recipe
 from tests.kit.formula import photo
 from tests.kit.restore import overflow_in_half_precision
+from tests.kit.shards import pairs_of, write_shard
 from tests.kit.weights import write_random
 
 NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
@@ -298,6 +300,17 @@ def test_images_restored_again_in_float32_are_reported(
     notes = [note for note in again.notes if "restored again in fp32" in note]
     assert len(notes) == len(set(notes)) == again.images
     assert [row.psnr for row in again.rows] == [row.psnr for row in want.rows]
+
+
+def test_an_image_too_small_to_score_is_refused_before_any_restoration(
+    coarse: Path, tmp_path: Path
+) -> None:
+    entries = [Entry("large", 16, 16), Entry("small", 10, 24)]
+    header = ShardHeader("val", "{}", "input/target", "rain", "0.1")
+    write_shard(tmp_path / "val-00000.h5", entries, pairs_of(entries), header)
+    with pytest.raises(DataError, match="small: 24 x 10 px, but SSIM needs 11 x 11"):
+        sweep(coarse, SweepOptions(data=tmp_path, device="cpu"))
+    assert run(coarse, data=tmp_path, images=1).images == 1  # the other one
 
 
 def test_no_stamp_does_not_change_the_file(coarse: Path, tmp_path: Path) -> None:

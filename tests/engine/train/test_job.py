@@ -13,11 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.prepare.job import prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.sampling.executor import Executor
@@ -166,6 +168,22 @@ def test_clean_images_without_a_degradation_leave_no_run_folder(tmp_path, pair_f
     with pytest.raises(DataError, match="these shards hold clean images only"):
         train(set_up(request("coarse", tmp_path / "clean", tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_validation_image_too_small_to_score_is_refused_before_the_first_step(
+    tmp_path, pair_folder
+):
+    """It would end the training at its first validation, and each attempt to resume it."""
+    source = shutil.copytree(pair_folder, tmp_path / "pairs")
+    for side in ("rainy", "clean"):
+        save_rgb8(source / "val" / side / "0.png", np.zeros((10, 24, 3), np.uint8))
+    data, out = tmp_path / "data", tmp_path / "run"
+    prepare(PrepareOptions(source, data)).run()
+    with pytest.raises(DataError, match="0: 24 x 10 px, but SSIM needs 11 x 11"):
+        train(set_up(request("coarse", data, out)))
+    assert not out.exists()
+    with pytest.raises(DataError, match="inside a border of"):
+        train(set_up(request("coarse", data, out, "train.protocol=levin")))
 
 
 def test_events_report_steps_scores_and_files(tmp_path, shard_folder):
