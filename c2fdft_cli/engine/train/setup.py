@@ -264,7 +264,10 @@ def _same_timesteps(request: TrainRequest, own: Recipe, requested: Recipe) -> bo
     requested_times = _TIMES & stated(request.overrides).keys()
     if request.stage == "fine" and request.init is not None and not requested_times:
         return True
-    return timesteps_of_recipe(requested.sampling, requested.diffusion) == own.sampling.grid
+    try:
+        return timesteps_of_recipe(requested.sampling, requested.diffusion) == own.sampling.grid
+    except ValueError:  # the diffusion is that of given weights, which may have fewer timesteps
+        return False
 
 
 def _differences(old: Recipe, new: Recipe) -> dict[str, tuple[str, str]]:
@@ -317,14 +320,26 @@ def _grid(
     """Return the timesteps (from overrides, the checkpoint or the recipe, in this order), notices.
 
     Only the fine stage uses the checkpoint's timesteps.
+
+    Raises:
+        RecipeError: the timesteps are not among those of the given weights' diffusion.
     """
     requested = _TIMES & stated(request.overrides).keys()
-    grid = timesteps_of_recipe(recipe.sampling, recipe.diffusion)
-    given = None if init is None else init.meta.grid
-    if requested or given is None or request.stage != "fine" or given == grid:
-        return grid, ()
-    if request.recipe is None:
+    given = None
+    if init is not None and request.stage == "fine" and not requested:
+        given = init.meta.grid
+    if given is not None and request.recipe is None:
         return given, ()
+    try:
+        grid = timesteps_of_recipe(recipe.sampling, recipe.diffusion)
+    except ValueError as error:  # a named recipe is for its own diffusion, not for the weights'
+        misfit = f"do not fit the diffusion of the given weights: {error}"
+        if given is None:
+            hint = f"give timesteps below {recipe.diffusion.timesteps} with sampling.grid"
+            raise RecipeError(f"the recipe's timesteps {misfit}", hint=hint) from error
+        return given, (f"sampling at the checkpoint's timesteps {given}; the recipe's {misfit}",)
+    if given in (None, grid):
+        return grid, ()
     own = ",".join(map(str, grid))
     notice = (
         f"sampling at the checkpoint's timesteps {given}; sampling.grid=[{own}] uses the recipe's"

@@ -587,6 +587,30 @@ def test_the_timesteps_in_use_are_those_stored_in_the_recipe(tmp_path, shard_fol
     assert asked("d", "sampling={grid: [700]}").grid == [700]
 
 
+def test_a_named_recipe_with_timesteps_that_the_given_weights_lack(tmp_path, shard_folder):
+    """Its `sampling` is for its own diffusion, which that of the weights replaces."""
+    named = tmp_path / "named.yaml"
+    named.write_text("extends: tiny\nsampling: {grid: [500]}\n")
+    few = ("diffusion.timesteps=100", "diffusion.beta_end=0.2", "sampling.grid=[50]")
+    run(request("coarse", shard_folder, tmp_path / "c", *few, "coarse.iterations=1"))
+    start = {"init": tmp_path / "c" / "coarse.pt", "recipe": str(named)}
+
+    def asked(stage: str, *overrides: str, **more: bool):
+        return request(stage, shard_folder, tmp_path / "f", overrides=[*overrides], **start, **more)
+
+    kept = set_up(asked("fine"))
+    assert kept.grid == kept.recipe.sampling.grid == [50]
+    (told,) = [one for one in kept.notices if "sampling at" in one]
+    assert told.startswith("sampling at the checkpoint's timesteps [50]; the recipe's do not fit")
+    for stage, more in (("fine", ["sampling.steps=200"]), ("coarse", [])):
+        with pytest.raises(RecipeError, match="the recipe's timesteps do not fit the diff") as got:
+            set_up(asked(stage, *more))
+        assert got.value.hint == "give timesteps below 100 with sampling.grid"
+    stop_after(asked("fine"), 1)
+    with pytest.raises(UsageError, match="--resume keeps the run's recipe"):
+        set_up(asked("fine", "sampling.steps=200", resume_auto=True))
+
+
 def test_weights_without_timesteps_use_those_of_the_recipe(tmp_path, shard_folder, coarse_run):
     content = torch.load(coarse_run / "coarse.pt", weights_only=True)
     torch.save({"params": content["params"]}, tmp_path / "bare.pt")
