@@ -160,7 +160,11 @@ class _Training:
             what = f"a damaged training state: {str(error).splitlines()[0]}"
             raise CheckpointError(what, where=path) from error
         self.step = self.saved = loaded.step
-        self.unscored = loaded.unscored
+        # The last step is scored and logged. The state does not say that this is due if its step
+        # is the last one only now, because fewer iterations were requested.
+        logged = {int(row["iteration"]) for row in self.run.read_metrics()}
+        shortened = self.step == self.section.iterations and self.step not in logged
+        self.unscored = loaded.unscored or shortened
         same = (loaded.micro_batch, loaded.machine)
         # Micro-batches of other sizes would round differently; with those of the state, the
         # resumed run equals an uninterrupted one bit for bit.

@@ -16,6 +16,7 @@ from c2fdft_cli.engine.prepare.job import prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.sweep.job import sweep
 from c2fdft_cli.engine.sweep.options import Rule, SweepOptions
+from c2fdft_cli.engine.train.events import Validated
 from c2fdft_cli.engine.train.folder import RunFolder, find_run
 from c2fdft_cli.engine.train.job import train
 from c2fdft_cli.engine.train.request import TrainRequest
@@ -237,6 +238,20 @@ def test_a_run_cannot_be_shortened_below_the_steps_done(stopped):
         UsageError, match=r"coarse\.iterations=5 is less than the 6 iterations that"
     ):
         set_up(asked(stopped, "coarse.iterations=5"))
+
+
+def test_a_run_shortened_to_the_steps_done_is_scored_and_finished(stopped):
+    """Otherwise it would have no score, and count as interrupted forever."""
+    state = load_tensors(stopped / "state.pt")
+    save_tensors(stopped / "state.pt", {**state, "step": 5})  # a step that was not logged
+    result, events = resume("coarse", stopped, "coarse.iterations=5")
+    assert result.step == 5
+    assert sum(isinstance(event, Validated) for event in events) == 1
+    last = RunFolder(stopped).read_metrics()[-1]
+    assert last["iteration"] == "5"
+    assert float(last["val_psnr"]) > 0
+    assert RunFolder(stopped).is_finished("coarse")
+    assert not any(isinstance(event, Validated) for event in resume("coarse", stopped)[1])
 
 
 # --- which run -----------------------------------------------------------------------------------
