@@ -293,7 +293,7 @@ class _Training:
         # killed between writing that row and the next save has the row already: it is dropped
         # here, because it will be logged again.
         self.run.cut_metrics(self.step - self.unscored)
-        if self.options.files:  # the recipe has changed: save it in the state too
+        if self.options.files:  # the recipe or the precision has changed: save it in the state too
             self.run.write_files(self.options.files)
             self._save()
 

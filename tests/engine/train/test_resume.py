@@ -233,6 +233,33 @@ def test_a_change_is_saved_immediately(stopped):
     assert load_state(stopped / "state.pt").meta.recipe["coarse"]["iterations"] == 20
 
 
+def test_another_folder_of_the_shards_is_saved_immediately(tmp_path, stopped, shard_folder):
+    """In the state and in recipe.yaml, whichever way it is given."""
+    named = tmp_path / "named.yaml"
+    shutil.copy(stopped / "recipe.yaml", named)
+    for name, more in {
+        "a": {"data": tmp_path / "a"},
+        "b": {"overrides": [f"data.shards={tmp_path / 'b'}"]},
+        "c": {"recipe": str(named)},
+    }.items():
+        moved = shutil.copytree(shard_folder, tmp_path / name)
+        text = named.read_text()
+        named.write_text(text.replace(f"shards: {shard_folder}", f"shards: {tmp_path / 'c'}"))
+        wish = TrainRequest("coarse", out=stopped, resume=True, device="cpu", **more)
+        stop_after(wish, 7)
+        meta = load_state(stopped / "state.pt").meta
+        assert meta.data == meta.recipe["data"]["shards"] == str(moved)
+        assert f"shards: {moved}\n" in (stopped / "recipe.yaml").read_text()
+        again = set_up(asked(stopped))
+        assert (again.data, again.files, again.notices) == (moved, {}, ())
+
+
+def test_another_precision_is_saved_immediately(stopped):
+    stop_after(asked(stopped, precision="bf16"), 7)
+    assert load_state(stopped / "state.pt").precision == "bf16"
+    assert set_up(asked(stopped)).runtime.precision == "bf16"
+
+
 def test_a_run_cannot_be_shortened_below_the_steps_done(stopped):
     with pytest.raises(
         UsageError, match=r"coarse\.iterations=5 is less than the 6 iterations that"
