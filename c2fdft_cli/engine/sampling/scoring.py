@@ -189,12 +189,3 @@ def mean_scores(scored: Iterable[Scored | Score]) -> dict[str, float]:
         "psnr": statistics.fmean(one.psnr for one in scored),
         "ssim": statistics.fmean(one.ssim for one in scored),
     }
-
-
-def finite_or_none(value: Any) -> Any:
-    """Replace numbers that are not finite, also in dictionaries and lists, by None, for JSON."""
-    if isinstance(value, dict):
-        return {key: finite_or_none(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite_or_none(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
