@@ -174,6 +174,16 @@ def test_a_finished_run_is_extended(finished):
     assert "iterations: 16" in (finished / "recipe.yaml").read_text()
 
 
+def test_an_extension_at_a_learning_rate_of_zero_is_reported(finished):
+    floor = "coarse.periods=[{length: 12, floor: 0}]"
+    _, events = resume("coarse", finished, "coarse.iterations=13", floor)
+    (told,) = [one for one in notices(events) if "learning rate" in one]
+    assert told.startswith("the learning rate is 0 after iteration 12 of 13, where coarse.periods")
+    longer = "coarse.periods=[{length: 14, floor: 0}]"
+    _, events = resume("coarse", finished, "coarse.iterations=14", longer)
+    assert not any("learning rate" in one for one in notices(events))
+
+
 def test_a_finished_run_that_is_resumed_keeps_the_timesteps_of_its_sweep(finished):
     path = finished / "coarse.pt"
     before = sweep(path, SweepOptions(steps=(4,), rule=Rule("ssim"), device="cpu")).run()
