@@ -221,6 +221,18 @@ def test_the_next_command_replaces_the_sweep_of_a_shorter_training(finished):
         assert swept.exit_code == 0, swept.output
 
 
+def test_the_next_command_suits_a_schedule_that_ends_without_the_image(tmp_path, shard_folder):
+    short = (*MINI, "coarse.iterations=1", "coarse.patches=[16]", "coarse.batches=[1]")
+    jsd = ("diffusion.schedule=jsd", "sampling.grid=[700]")
+    cpu = ("--recipe", "tiny", "--device", "cpu", "--precision", "fp32")
+    out = tmp_path / "run"
+    done = command("train-coarse", *cpu, "--data", shard_folder, "--out", out, *short, *jsd)
+    following = f"sweep-steps {out / 'coarse.pt'} --spacing leading"
+    assert done.stdout.splitlines()[-1] == f"next: c2fdft {following}"
+    swept = command(*following.split(), "--steps", "1-4", "--images", "1")
+    assert swept.exit_code == 0, swept.output
+
+
 def test_resuming_a_finished_run_rewrites_a_damaged_checkpoint(finished, coarse_run):
     (finished / "coarse.pt").write_bytes(b"damaged")
     resume("coarse", finished)
