@@ -9,11 +9,12 @@ tests also compare these lists with the keys of tables elsewhere (`PRECISIONS` o
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from c2fdft_cli.errors import UsageError
 
@@ -109,6 +110,16 @@ def parse_numbers(option: str, text: str, example: str, *, ranges: bool = False)
             )
         numbers += range(low, high + 1)
     return numbers
+
+
+def finite_or_none(value: Any) -> Any:
+    """Replace numbers that are not finite, also in dictionaries and lists, by None, for JSON."""
+    if isinstance(value, dict):
+        return {key: finite_or_none(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = map(finite_or_none, value)
+        return list(items) if isinstance(value, list) else tuple(items)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def number_in_environment(name: str, default: int, low: int = 0) -> int:

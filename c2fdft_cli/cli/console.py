@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 
-from c2fdft_cli.vocabulary import for_shell, many
+from c2fdft_cli.vocabulary import finite_or_none, for_shell, many
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -332,9 +332,10 @@ def expect(*, document: bool) -> None:
 
 
 def emit(document: Any) -> None:
-    """Print a JSON document on stdout."""
+    """Print a JSON document on stdout; numbers that JSON lacks (infinity, NaN) become null."""
     _expected.set(False)
-    sys.stdout.write(json.dumps(document, indent=1, default=_plain, allow_nan=False) + "\n")
+    text = json.dumps(finite_or_none(document), indent=1, default=_plain, allow_nan=False)
+    sys.stdout.write(text + "\n")
 
 
 def emit_error(code: int, message: str, hint: str | None) -> None:
@@ -347,7 +348,7 @@ def _plain(value: object) -> Any:
     if isinstance(value, Path):
         return str(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
+        return finite_or_none(asdict(value))
     raise TypeError(f"no JSON for {type(value).__name__}")
 
 

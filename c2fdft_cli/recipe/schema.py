@@ -34,6 +34,7 @@ from c2fdft_cli.vocabulary import (
     Task,
     Tensorboard,
     WeightSet,
+    finite_or_none,
 )
 
 MAX_DIM = 1024
@@ -199,6 +200,13 @@ class Data(Section):
     line_patterns: Share = 0.0
     streaks: str | None = None
     workers: Annotated[int, Field(ge=0, le=MAX_WORKERS), NotBool] | None = None
+
+    @field_validator("synthesis")
+    @classmethod
+    def _has_finite_numbers(cls, synthesis: dict[str, Any]) -> dict[str, Any]:
+        if finite_or_none(synthesis) != synthesis:
+            raise ValueError("must have finite numbers")
+        return synthesis
 
 
 @dataclass

@@ -145,6 +145,8 @@ def test_the_program_without_arguments_shows_the_pipeline_on_one_screen(
         (["recipes", "show", "nothing"], "there is no recipe"),
         (["recipes", "validate", "tiny", "network.dim=5"], "network.dim"),
         (["recipes", "validate", "derain", "diffusion.beta_end=0.5"], "at timestep 999"),
+        (["recipes", "validate", "tiny", "data.synthesize=blur", "data.streaks=masks"],
+         "masks: streak masks can be used only for rain"),
         (["recipes", "validate", "tiny", "data.synthesize=rain", "data.synthesis={heavvy: 7}"],
          "did you mean heavy?"),
         (["recipes", "validate", "tiny", "data.synthesize=rain", "data.synthesis={1: 2}"],

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 import os
 import re
 import sys
 from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -217,6 +220,19 @@ def test_columns_of_zero_hide_nothing(
     said = capsys.readouterr().out
     assert "a.png │   30" in said
     assert "restored: 1 image" in said
+
+
+def test_numbers_that_json_lacks_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+    """As the PSNR of a restoration that equals its target."""
+    rows = (math.nan, 1.0)
+    console.emit({"best_psnr": math.inf, "rows": rows, "result": Result(-math.inf)})
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"best_psnr": None, "rows": [None, 1.0], "result": {"psnr": None}}
+
+
+@dataclass
+class Result:
+    psnr: float
 
 
 def iter_of(event: str) -> Generator[str, None, None]:

@@ -110,14 +110,17 @@ case $(wc -l < srun.log) in
   1|2) echo "$RANDOM" > runs/derain/state.pt; touch -d "@$((1000 + $(wc -l < srun.log)))" \
        runs/derain/state.pt; exit 1 ;;
   3) exit 1 ;;
-  *) touch runs/derain/state.pt runs/derain/coarse.pt ;;
+  *) touch runs/derain/state.pt ;;
 esac
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="stat and touch are GNU's")
 def test_the_cluster_script_starts_resumes_and_ends(tmp_path) -> None:
-    """srun is stopped after a step twice, fails before any step once, and then finishes."""
+    """srun is stopped after a step twice, fails before any step once, and then finishes.
+
+    A coarse.pt exists from the start, as if a finished run were extended.
+    """
     (script,) = [one for one in blocks(HOWTO / "cluster.md") if one.startswith("#!")]
     (tmp_path / "job.sh").write_text(script)
     (tmp_path / "scontrol").write_text(
@@ -133,6 +136,8 @@ def test_the_cluster_script_starts_resumes_and_ends(tmp_path) -> None:
         "SLURM_NNODES": "2",
         "SLURM_JOB_ID": "42",
     }
+    (tmp_path / "runs" / "derain").mkdir(parents=True)
+    (tmp_path / "runs" / "derain" / "coarse.pt").touch()
     codes = [
         subprocess.run(["bash", "job.sh"], check=False, cwd=tmp_path, env=environment).returncode
         for _ in range(4)

@@ -202,6 +202,8 @@ def test_all_problems_are_reported_at_once():
         ("coarse.mixup_beta=0", "coarse.mixup_beta must be greater than 0, got 0"),
         ("network.blocks=[1,1,1,99]", "network.blocks[3] must be less than or equal to 64, got 99"),
         ("network.ffn_factor=0.01", "network.ffn_factor must give at least one hidden channel"),
+        ("data.synthesis={sigma: [0, .inf]}", "data.synthesis must have finite numbers, got {'s"),
+        ("data.synthesis={a: {b: .nan}}", "data.synthesis must have finite numbers"),
         ("task=paint", "task must be 'derain', 'deblur', 'denoise'"),
         ("coarse.lr", "key=value"),
         ("sampling=5", "sampling must be a dictionary, got 5"),

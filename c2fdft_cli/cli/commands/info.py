@@ -28,12 +28,11 @@ def info(
     require_existing(found)  # before torch is loaded
 
     with console.loading():
-        from c2fdft_cli.engine.sampling.scoring import finite_or_none
         from c2fdft_cli.engine.tools.info import describe
 
     facts = describe(found)
     if json:
-        console.emit(finite_or_none(facts))
+        console.emit(facts)
         return
     console.table(path, ("what", "value"), [(key, _words(v)) for key, v in facts.items()])
 

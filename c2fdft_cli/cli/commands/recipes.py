@@ -95,7 +95,8 @@ def validate(name: Name, overrides: Overrides = None, json: Json = False) -> Non
 
     recipe = load_recipe(name, overrides or [])
     if recipe.data.synthesize is not None:
-        parse_model(recipe.data.synthesize, recipe.data.synthesis)
+        streaks = None if recipe.data.streaks is None else Path(recipe.data.streaks)
+        parse_model(recipe.data.synthesize, recipe.data.synthesis, streaks)
     grid = timesteps_of_recipe(recipe.sampling, recipe.diffusion)
     refuse_lost_image(grid, alpha_bar_of_recipe(recipe.diffusion))
     if json:

@@ -193,22 +193,28 @@ def _next_command(stage: str, result: TrainResult) -> str:
     """Return the command to run next: sweep-steps after the coarse stage, otherwise restore.
 
     A sweep needs validation images; without any, train-fine comes next. If the run folder has the
-    sweep of other weights, such as those of a shorter training, --overwrite replaces it.
+    sweep of other weights, such as those of a shorter training, --overwrite replaces it. Other
+    spacings than `leading` start at the last timestep, where some schedules leave nothing of the
+    image.
     """
     from c2fdft_cli.engine.sampling.subject import weights_digest
     from c2fdft_cli.engine.sweep.log import is_of_other_weights
     from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 
-    checkpoint = result.checkpoint
+    path = result.checkpoint
     if stage != "coarse":
-        return console.command("restore", "IN", "OUT", "--weights", checkpoint)
+        return console.command("restore", "IN", "OUT", "--weights", path)
     if result.best_psnr is None:
-        return console.command("train-fine", "--from", checkpoint)
-    log = checkpoint.parent / "sweep.json"
-    outdated = log.is_file() and is_of_other_weights(
-        log, weights_digest(load_checkpoint(checkpoint))
+        return console.command("train-fine", "--from", path)
+    checkpoint, log = load_checkpoint(path), path.parent / "sweep.json"
+    outdated = log.is_file() and is_of_other_weights(log, weights_digest(checkpoint))
+    lost = float(checkpoint.alpha_bar()[-1]) == 0
+    return console.command(
+        "sweep-steps",
+        path,
+        *(["--spacing", "leading"] if lost else []),
+        *(["--overwrite"] if outdated else []),
     )
-    return console.command("sweep-steps", checkpoint, *(["--overwrite"] if outdated else []))
 
 
 def _show_plan(options: TrainOptions, json: bool) -> None:

@@ -31,23 +31,31 @@ MODELS: dict[str, type[Model]] = {
 GAP, BACKGROUND = 4, 64
 
 
-def parse_model(kind: str, options: Mapping[str, object] | None = None) -> Model:
+def parse_model(
+    kind: str, options: Mapping[str, object] | None = None, streaks: Path | None = None
+) -> Model:
     """Make a model from plain values, such as those of a recipe.
 
     Args:
         kind: a key of `MODELS`.
         options: the model's attributes; a range may be one number or [low, high].
+        streaks: the folder of streak masks to use with it, which is not opened here.
 
     Raises:
-        UsageError: an unknown kind or option, a wrong type, a value outside its limits.
+        UsageError: an unknown kind or option, a wrong type, a value outside its limits; or streak
+            masks although the degradation is not rain.
     """
     if kind not in MODELS:
         hint = did_you_mean(kind, MODELS) or f"use one of: {', '.join(MODELS)}"
         raise UsageError(f"there is no degradation {kind!r}", hint=hint)
     try:
-        return validate(MODELS[kind], options or {})
+        model = validate(MODELS[kind], options or {})
     except InvalidValuesError as error:
         raise UsageError(f"synthetic {kind}: {error}") from None
+    if streaks is not None and not model.uses_streaks:
+        hint = "omit the folder of streak masks"
+        raise UsageError("streak masks can be used only for rain", where=streaks, hint=hint)
+    return model
 
 
 def degrade(
@@ -91,16 +99,11 @@ class Degradation:
         """Make a degradation as `parse_model` does, with the streak masks of a folder, if given.
 
         Raises:
-            UsageError: as `parse_model`; or a folder although the degradation is not rain.
+            UsageError: as `parse_model`.
             DataError: the folder has no usable masks.
         """
-        model = parse_model(kind, options)
-        if folder is None:
-            return cls(model)
-        if not model.uses_streaks:
-            hint = "omit the folder of streak masks"
-            raise UsageError("streak masks can be used only for rain", where=folder, hint=hint)
-        return cls(model, StreakBank(folder))
+        model = parse_model(kind, options, folder)
+        return cls(model, None if folder is None else StreakBank(folder))
 
     @property
     def margin(self) -> int:

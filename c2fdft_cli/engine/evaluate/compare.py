@@ -11,9 +11,10 @@ from c2fdft_cli.data.layouts.matching import composed
 from c2fdft_cli.engine.evaluate.job import EvalResult
 from c2fdft_cli.engine.evaluate.metrics import lower_wins
 from c2fdft_cli.engine.evaluate.rows import SCORES, score_of
-from c2fdft_cli.engine.sampling.scoring import Scored, finite_or_none
+from c2fdft_cli.engine.sampling.scoring import Scored
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.statistics import Comparison, compare
+from c2fdft_cli.vocabulary import finite_or_none
 
 
 def paired_comparison(a: EvalResult, b: EvalResult, seed: int = 0) -> dict[str, Comparison | None]:

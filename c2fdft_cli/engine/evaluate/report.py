@@ -15,10 +15,11 @@ import numpy as np
 from PIL import Image
 
 from c2fdft_cli.engine.evaluate.job import EvalResult
-from c2fdft_cli.engine.sampling.scoring import Pictures, Scored, finite_or_none
+from c2fdft_cli.engine.sampling.scoring import Pictures, Scored
 from c2fdft_cli.engine.weights.checkpoint import versions
 from c2fdft_cli.files import atomic_write_text, ensure_folder
 from c2fdft_cli.progress import Job
+from c2fdft_cli.vocabulary import finite_or_none
 
 LARGEST_SIDE = 1024
 QUALITY = 80

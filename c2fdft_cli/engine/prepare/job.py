@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Generator, Hashable, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,7 +35,7 @@ from c2fdft_cli.engine.prepare.plan import (
 )
 from c2fdft_cli.engine.prepare.source import DecodedImages, Found, PairReader, find
 from c2fdft_cli.engine.prepare.split import SplitGuard, choose_val, content_keys
-from c2fdft_cli.errors import PartialFailure, UsageError
+from c2fdft_cli.errors import DataError, PartialFailure, UsageError
 from c2fdft_cli.files import free_disk_bytes, hold_folder
 from c2fdft_cli.pipeline import in_order
 from c2fdft_cli.progress import Job
@@ -207,7 +207,12 @@ def _write(
                 ) as to,
             ):
                 for entry, (lq, gt) in zip(shard.entries, images, strict=True):
-                    guard.add(shard.header.split, entry.name, *to.add(lq, gt))
+                    digests = to.add(lq, gt)
+                    try:
+                        guard.add(shard.header.split, entry.name, *digests)
+                    except DataError:
+                        _remove(new)  # the corrected set is another one: they would be in its way
+                        raise
                     yield PairWritten(entry.name)
     paths = tuple(shard.path for shard in plan.shards)
     return replace(
@@ -216,6 +221,11 @@ def _write(
         bytes=sum(path.stat().st_size for path in paths),
         up_to_date=not new,
     )
+
+
+def _remove(shards: Iterable[PlannedShard]) -> None:
+    for shard in shards:
+        shard.path.unlink(missing_ok=True)
 
 
 def _choose(

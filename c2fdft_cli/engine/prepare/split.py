@@ -57,7 +57,8 @@ def choose_val(
         return scenes, []
     groups = groups_of(pairs, contents, scenes=False)
     if len(groups) < 2:
-        what = "all pairs share one image, so none is left for validation"
+        what = "one pair cannot be split" if len(pairs) == 1 else "all pairs share one image"
+        what += ", so none is left for validation"
         return set(), [f"{what}; name a folder of other pairs with --val"]
     notices = []
     if any("/" in pair.name for pair in pairs):

@@ -16,7 +16,7 @@ from torch import Tensor
 from c2fdft_cli.core.ssim import WINDOW
 from c2fdft_cli.data.images.tensors import as_tensor, to_uint8, to_unit
 from c2fdft_cli.engine.sampling.executor import Restored
-from c2fdft_cli.engine.sampling.pairs import PairSource
+from c2fdft_cli.engine.sampling.pairs import PairSource, ShardPairs
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.protocols import MAX_VALUE, Protocol, Score, score
 
@@ -96,14 +96,7 @@ class Scorer:
             DataError: the image without its border is smaller than SSIM's window.
         """
         height, width = target.shape[-2:]
-        border = self.border + self.protocol.border
-        if min(height, width) - 2 * border < WINDOW:
-            inside = f" inside a border of {border} px" if border else ""
-            raise DataError(
-                f"{width} x {height} px, but SSIM needs {WINDOW} x {WINDOW}{inside}",
-                where=name,
-                hint="remove small images from the set",
-            )
+        _refuse_small(name, height, width, self.border + self.protocol.border)
         own = score(restored, target, self.protocol, self.border)[0]
         inner = slice(self.border, -self.border or None)
         cropped = [one[..., inner, inner] for one in (restored, target)]
@@ -117,6 +110,23 @@ class Scorer:
             else None,
             pictures=pictures_of(restored, target, degraded) if self.pictures else None,
         )
+
+
+def _refuse_small(name: str, height: int, width: int, border: int) -> None:
+    """Raise DataError if an image without its border is smaller than SSIM's window."""
+    if min(height, width) - 2 * border < WINDOW:
+        inside = f" inside a border of {border} px" if border else ""
+        raise DataError(
+            f"{width} x {height} px, but SSIM needs {WINDOW} x {WINDOW}{inside}",
+            where=name,
+            hint="remove small images from the set",
+        )
+
+
+def refuse_small_pairs(pairs: ShardPairs, indices: Iterable[int], protocol: Protocol) -> None:
+    """Raise DataError, before hours of work, if one of the pairs is smaller than SSIM's window."""
+    for i in indices:
+        _refuse_small(pairs.names[i], *pairs.shards.sizes[i], protocol.border)
 
 
 def restore_and_score(
@@ -181,12 +191,3 @@ def mean_scores(scored: Iterable[Scored | Score]) -> dict[str, float]:
         "psnr": statistics.fmean(one.psnr for one in scored),
         "ssim": statistics.fmean(one.ssim for one in scored),
     }
-
-
-def finite_or_none(value: Any) -> Any:
-    """Replace numbers that are not finite, also in dictionaries and lists, by None, for JSON."""
-    if isinstance(value, dict):
-        return {key: finite_or_none(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite_or_none(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,11 +10,12 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from c2fdft_cli.engine.sampling.pairs import ShardPairs
+from c2fdft_cli.engine.sampling.pairs import ShardPairs, degradation
 from c2fdft_cli.engine.sampling.scoring import (
     Scored,
     Scorer,
     notes_of,
+    refuse_small_pairs,
     restore_and_score,
     spread_indices,
 )
@@ -96,6 +97,7 @@ class Sweep:
         self.path = subject.checkpoint.path
         self.pairs = pairs
         self.indices = spread_indices(len(pairs), options.images)
+        refuse_small_pairs(pairs, self.indices, subject.protocol)
         meta = subject.checkpoint.meta
         self.trained, self.current = trained_grid(subject.checkpoint), meta.grid
         total = meta.diffusion.timesteps
@@ -141,8 +143,11 @@ class Sweep:
         if self.pairs.shards.has_lq or self.subject.checkpoint.meta.recipe is None:
             return None
         recipe = self.subject.recipe.to_dict()
-        wanted = {key: recipe["data"].get(key) for key in ("synthesize", "synthesis", "streaks")}
-        return {**wanted, "seed": recipe["train"]["seed"]}
+        wanted = {key: recipe["data"].get(key) for key in ("synthesize", "synthesis")}
+        degrade = degradation(self.subject.recipe.data)
+        # their content: other masks may be at the same path
+        streaks = None if degrade is None or degrade.streaks is None else degrade.streaks.digest()
+        return {**wanted, "streaks": streaks, "seed": recipe["train"]["seed"]}
 
     def work(self) -> Generator[Tried, None, SweepResult]:
         """Try every schedule on each image, then choose a schedule and write the files."""

@@ -12,11 +12,12 @@ from typing import Any, ClassVar, NamedTuple
 
 from pydantic import ConfigDict, StrictFloat, StrictInt, StrictStr
 
-from c2fdft_cli.engine.sampling.scoring import Scored, finite_or_none
+from c2fdft_cli.engine.sampling.scoring import Scored
 from c2fdft_cli.engine.sweep.options import Timesteps
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.files import atomic_write_text
 from c2fdft_cli.validation import adapter
+from c2fdft_cli.vocabulary import finite_or_none
 
 FORMAT = "c2fdft-sweep"
 FORMAT_VERSION = 1

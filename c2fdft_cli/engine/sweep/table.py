@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from c2fdft_cli.engine.sampling.scoring import Scored, finite_or_none, mean_scores
+from c2fdft_cli.engine.sampling.scoring import Scored, mean_scores
 from c2fdft_cli.engine.sweep.log import Trial
 from c2fdft_cli.engine.sweep.options import Rule, Timesteps
+from c2fdft_cli.vocabulary import finite_or_none
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,10 @@ def random_batch(rows: int, size: int, timesteps: int) -> Batch:
 
 def _loader(options: BenchOptions, recipe: Recipe, runtime: Runtime) -> Callable[[], object]:
     """Return a function that loads the next batch of `batch` patches of `size` px."""
-    stage = replace(recipe.coarse, patches=[options.size], batches=[options.batch])
+    # as many iterations as there will be runs: the recipe may have fewer
+    runs = _warm_ups(options, runtime) + options.repeats
+    size, rows = [options.size], [options.batch]
+    stage = replace(recipe.coarse, iterations=runs, patches=size, batches=rows)
     shards = ShardSet.open(options.data or Path(), "train")
     # without prefetching, which would time the queue instead of the loading
     recipe = replace(recipe, data=replace(recipe.data, workers=recipe.data.workers or 0))

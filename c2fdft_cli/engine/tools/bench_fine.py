@@ -20,7 +20,7 @@ from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network, r
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.progress import Job
-from c2fdft_cli.recipe.schema import Recipe
+from c2fdft_cli.recipe.schema import MIN_MS_SSIM_PATCH, Recipe
 from c2fdft_cli.vocabulary import Recompute
 
 
@@ -68,8 +68,13 @@ def bench_fine(
     """Make the job that times all kinds of fine steps in turn; an event is one step's seconds.
 
     Raises:
-        UsageError: more sampling steps than the schedule has timesteps.
+        UsageError: more sampling steps than the schedule has timesteps, or too small a size for the
+            loss.
     """
+    if recipe.fine.ssim != "none" and options.size < MIN_MS_SSIM_PATCH:
+        what = f"--size must be at least {MIN_MS_SSIM_PATCH} for the MS-SSIM of the fine loss"
+        hint = f"try --size {MIN_MS_SSIM_PATCH}, or a recipe with fine.ssim: none"
+        raise UsageError(f"{what}, got {options.size}", hint=hint)
     timesteps = recipe.diffusion.timesteps
     for calls in options.calls:
         if not 1 <= calls <= timesteps:

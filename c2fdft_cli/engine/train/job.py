@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.sampling.pairs import degradation, open_validation
+from c2fdft_cli.engine.sampling.scoring import refuse_small_pairs, spread_indices
 from c2fdft_cli.engine.train.batches import make_loader, patch_cycle
 from c2fdft_cli.engine.train.events import (
     Begun,
@@ -42,6 +43,7 @@ from c2fdft_cli.engine.train.validator import Validator
 from c2fdft_cli.errors import CheckpointError, Interrupted, ResourceError, UsageError
 from c2fdft_cli.execution.distributed import all_reduce_min, any_rank, barrier
 from c2fdft_cli.execution.memory import give_back_freed_memory, peak_bytes
+from c2fdft_cli.metrics.protocols import PROTOCOLS
 from c2fdft_cli.progress import Job
 from c2fdft_cli.signals import StopRequest, graceful_stop, unwinding
 from c2fdft_cli.validation import validate
@@ -58,7 +60,8 @@ def train(options: TrainOptions) -> Job[TrainEvent, TrainResult]:
     Raises:
         UsageError: the run folder is not empty, the shards are not those of the run, the settings
             of the degradation are invalid, or TensorBoard is required but not installed.
-        DataError: there are no usable shards or streak masks.
+        DataError: there are no usable shards or streak masks, or a validation image is too small to
+            be scored.
         CheckpointError: the state or the initial weights cannot be used.
         ResourceError: raised while iterating: out of memory, disk full, no finite gradient.
         Interrupted: raised while iterating: stopped by a signal or the time limit, after saving
@@ -115,6 +118,9 @@ class _Training:
         )
         self.shards = ShardSet.open(options.data, "train")
         pairs = open_validation(options.data, self.recipe) if self.runtime.is_main else None
+        if pairs is not None:
+            chosen = spread_indices(len(pairs), self.recipe.train.validation_images)
+            refuse_small_pairs(pairs, chosen, PROTOCOLS[self.recipe.train.protocol])
         self.stepper = Stepper(make_objective(options), self.recipe.train, self.runtime)
         # here, before anything is written, because invalid settings of a degradation are an error
         degrade = degradation(self.recipe.data)
@@ -154,7 +160,11 @@ class _Training:
             what = f"a damaged training state: {str(error).splitlines()[0]}"
             raise CheckpointError(what, where=path) from error
         self.step = self.saved = loaded.step
-        self.unscored = loaded.unscored
+        # The last step is scored and logged. The state does not say that this is due if its step
+        # is the last one only now, because fewer iterations were requested.
+        logged = {int(row["iteration"]) for row in self.run.read_metrics()}
+        shortened = self.step == self.section.iterations and self.step not in logged
+        self.unscored = loaded.unscored or shortened
         same = (loaded.micro_batch, loaded.machine)
         # Micro-batches of other sizes would round differently; with those of the state, the
         # resumed run equals an uninterrupted one bit for bit.
@@ -194,7 +204,7 @@ class _Training:
         started = time.monotonic()
         yield self._begun()
         notices = (*self.options.runtime.notes, *self.options.notices, *self.board.notices)
-        yield from map(Notice, notices)
+        yield from map(Notice, (*notices, *self._nothing_learned()))
         yield from self._reporting(self.fallbacks.compile)
         synthetic = self.recipe.data.synthesize
         if synthetic is not None and self.shards.has_lq:
@@ -222,6 +232,16 @@ class _Training:
         barrier()
         seconds = time.monotonic() - started
         return TrainResult(self.run.path, checkpoint, self.step, self.state.best_psnr, seconds)
+
+    def _nothing_learned(self) -> Iterator[str]:
+        """Report that the learning rate is 0 in the last steps."""
+        stage, periods = self.options.stage, self.section.periods
+        end, iterations = sum(period.length for period in periods), self.section.iterations
+        if end < iterations and periods[-1].floor == 0:
+            yield (
+                f"the learning rate is 0 after iteration {end} of {iterations}, where "
+                f"{stage}.periods end at a floor of 0: make them longer or the floor higher"
+            )
 
     def _refuse_diverged(self) -> None:
         """Raise ResourceError if the training ended with unusable weights."""
@@ -283,7 +303,7 @@ class _Training:
         # killed between writing that row and the next save has the row already: it is dropped
         # here, because it will be logged again.
         self.run.cut_metrics(self.step - self.unscored)
-        if self.options.files:  # the recipe has changed: save it in the state too
+        if self.options.files:  # the recipe or the precision has changed: save it in the state too
             self.run.write_files(self.options.files)
             self._save()
 

@@ -47,6 +47,7 @@ MAY_CHANGE = {
     "train.tensorboard": "whether TensorBoard files are written",
     "train.max_bad_steps": "how many bad steps in a row end the run",
     "data.workers": "number of processes that read the data",
+    "data.shards": "the same shards in another folder",
     "data.streaks": "the same streak masks in another folder",
 }
 """Keys that may change when a run is resumed; those without a section are of the run's stage."""
@@ -140,7 +141,7 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
             hint=f"use train-{meta.stage} --resume",
         )
     own = recipe_from_dict(meta.recipe, (), str(path))
-    recipe, changes = _changed_recipe(request, own, run)
+    recipe, changes = _changed_recipe(request, own, run, meta.data)
     if request.recipe is None:
         notices += _edited_copy(run, own)
     notices += _other_start(request.init, state.started_from)
@@ -151,7 +152,7 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
             "that are done",
             where=run.path,
         )
-    data = request.data or Path(str(stated(request.overrides).get("data.shards") or meta.data))
+    data = Path(recipe.data.shards or meta.data)
     runtime = make_runtime(request.device, request.precision)
     join_training(runtime)
     requested = state.precision if request.precision == "auto" else request.precision
@@ -179,16 +180,20 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
         resume=path,
         done=state.step,
         max_seconds=request.max_seconds,
-        files={"recipe.yaml": write_recipe(recipe)} if changes else {},
+        files={"recipe.yaml": write_recipe(recipe)}
+        if changes or requested != state.precision
+        else {},
         notices=notices,
     )
 
 
-def _changed_recipe(request: TrainRequest, own: Recipe, run: RunFolder) -> tuple[Recipe, list[str]]:
+def _changed_recipe(
+    request: TrainRequest, own: Recipe, run: RunFolder, data: str
+) -> tuple[Recipe, list[str]]:
     """Apply the request's changes to the run's recipe; return it with a text for each change.
 
     If the request names a recipe, it is compared with the run's key by key; all keys of the other
-    stage may differ.
+    stage may differ. Its `data.shards` is the folder to use: `data`, unless another is given.
 
     Raises:
         UsageError: keys differ that may not change; the message lists all of them.
@@ -201,8 +206,9 @@ def _changed_recipe(request: TrainRequest, own: Recipe, run: RunFolder) -> tuple
             requested = replace(requested, network=own.network, diffusion=own.diffusion)
     if _same_timesteps(request, own, requested):
         requested = replace(requested, sampling=replace(own.sampling, eta=requested.sampling.eta))
-    # The shards may have moved: their fingerprint counts, which is compared when they are opened.
-    requested = replace(requested, data=replace(requested.data, shards=own.data.shards))
+    named = request.recipe is not None or "data.shards" in stated(request.overrides)
+    shards = request.data or Path((named and requested.data.shards) or data)
+    requested = replace(requested, data=replace(requested.data, shards=str(shards)))
     changes = _differences(own, requested)
     other = "fine." if request.stage == "coarse" else "coarse."
     fixed = [
@@ -264,7 +270,10 @@ def _same_timesteps(request: TrainRequest, own: Recipe, requested: Recipe) -> bo
     requested_times = _TIMES & stated(request.overrides).keys()
     if request.stage == "fine" and request.init is not None and not requested_times:
         return True
-    return timesteps_of_recipe(requested.sampling, requested.diffusion) == own.sampling.grid
+    try:
+        return timesteps_of_recipe(requested.sampling, requested.diffusion) == own.sampling.grid
+    except ValueError:  # the diffusion is that of given weights, which may have fewer timesteps
+        return False
 
 
 def _differences(old: Recipe, new: Recipe) -> dict[str, tuple[str, str]]:
@@ -317,14 +326,26 @@ def _grid(
     """Return the timesteps (from overrides, the checkpoint or the recipe, in this order), notices.
 
     Only the fine stage uses the checkpoint's timesteps.
+
+    Raises:
+        RecipeError: the timesteps are not among those of the given weights' diffusion.
     """
     requested = _TIMES & stated(request.overrides).keys()
-    grid = timesteps_of_recipe(recipe.sampling, recipe.diffusion)
-    given = None if init is None else init.meta.grid
-    if requested or given is None or request.stage != "fine" or given == grid:
-        return grid, ()
-    if request.recipe is None:
+    given = None
+    if init is not None and request.stage == "fine" and not requested:
+        given = init.meta.grid
+    if given is not None and request.recipe is None:
         return given, ()
+    try:
+        grid = timesteps_of_recipe(recipe.sampling, recipe.diffusion)
+    except ValueError as error:  # a named recipe is for its own diffusion, not for the weights'
+        misfit = f"do not fit the diffusion of the given weights: {error}"
+        if given is None:
+            hint = f"give timesteps below {recipe.diffusion.timesteps} with sampling.grid"
+            raise RecipeError(f"the recipe's timesteps {misfit}", hint=hint) from error
+        return given, (f"sampling at the checkpoint's timesteps {given}; the recipe's {misfit}",)
+    if given in (None, grid):
+        return grid, ()
     own = ",".join(map(str, grid))
     notice = (
         f"sampling at the checkpoint's timesteps {given}; sampling.grid=[{own}] uses the recipe's"

@@ -454,6 +454,10 @@ def test_equal_pixels_in_train_and_val_are_refused(source: Path, tmp_path: Path)
     assert not unfinished(out)
     with pytest.raises(DataError, match=r"in train .* and in val"):
         run(source=source, out=out, val=other, check_only=True)
+    for side in ("input", "target"):
+        (other / side / "71.png").unlink()
+    corrected = run(source=source, out=out, val=other)  # the refused shards are not in the way
+    assert (corrected.train, corrected.val) == (12, 1)
 
 
 # -- what it refuses -------------------------------------------------------------

@@ -66,6 +66,18 @@ def test_pairs_that_share_an_image_through_others_stay_together() -> None:
         assert len(names & {"image 0", "image 1", "image 2"}) in (0, 3)
 
 
+def test_pairs_that_cannot_be_split_are_noted() -> None:
+    for pairs, says in (
+        (named(1), "one pair cannot be split"),
+        ([FilePair(str(i), Path(f"lq/{i}"), Path("gt")) for i in range(3)], "all pairs share one"),
+    ):
+        contents = {path: path for pair in pairs for path in (pair.lq, pair.gt)}
+        names, (told,) = choose_val(pairs, 1, contents)
+        assert names == set()
+        assert told.startswith(says)
+        assert told.endswith("none is left for validation; name a folder of other pairs with --val")
+
+
 def test_degraded_files_are_compared_by_their_bytes(tmp_path: Path) -> None:
     for name, data in {"a": b"12", "b": b"12", "c": b"34", "d": b"567"}.items():
         (tmp_path / name).write_bytes(data)

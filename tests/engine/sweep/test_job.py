@@ -19,8 +19,9 @@ import torch
 
 from c2fdft_cli.core.diffusion import time_grid
 from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.data.shards.format import Entry, ShardHeader
 from c2fdft_cli.engine.prepare.job import prepare
-from c2fdft_cli.engine.prepare.options import PrepareOptions
+from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.sampling.scoring import Scored
 from c2fdft_cli.engine.sweep import report
 from c2fdft_cli.engine.sweep.job import sweep
@@ -49,6 +50,7 @@ from c2fdft_cli.errors import CheckpointError, DataError, Interrupted, ResourceE
 from c2fdft_cli.recipe.schema import Network, Recipe
 from tests.kit.formula import photo
 from tests.kit.restore import overflow_in_half_precision
+from tests.kit.shards import pairs_of, write_shard
 from tests.kit.weights import write_random
 
 NETWORK = Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 2, 4, 8])
@@ -300,6 +302,17 @@ def test_images_restored_again_in_float32_are_reported(
     assert [row.psnr for row in again.rows] == [row.psnr for row in want.rows]
 
 
+def test_an_image_too_small_to_score_is_refused_before_any_restoration(
+    coarse: Path, tmp_path: Path
+) -> None:
+    entries = [Entry("large", 16, 16), Entry("small", 10, 24)]
+    header = ShardHeader("val", "{}", "input/target", "rain", "0.1")
+    write_shard(tmp_path / "val-00000.h5", entries, pairs_of(entries), header)
+    with pytest.raises(DataError, match="small: 24 x 10 px, but SSIM needs 11 x 11"):
+        sweep(coarse, SweepOptions(data=tmp_path, device="cpu"))
+    assert run(coarse, data=tmp_path, images=1).images == 1  # the other one
+
+
 def test_no_stamp_does_not_change_the_file(coarse: Path, tmp_path: Path) -> None:
     before = coarse.read_bytes()
     result = run(coarse, stamp=False, out=tmp_path / "report")
@@ -499,8 +512,6 @@ def test_official_weights_without_metadata_can_be_swept(shards: Path, tmp_path: 
 
 
 def test_clean_only_shards_are_degraded_by_the_recipe(tmp_path: Path) -> None:
-    from c2fdft_cli.engine.prepare.options import Synthesis
-
     for i in range(3):
         (tmp_path / "src").mkdir(exist_ok=True)
         save_rgb8(tmp_path / "src" / f"{i}.png", photo(i, 40, 40))
@@ -514,6 +525,31 @@ def test_clean_only_shards_are_degraded_by_the_recipe(tmp_path: Path) -> None:
     few = {"data": {"synthesize": "noise"}}
     path = write_weights(tmp_path / "few.pt", "coarse", tmp_path / "shards", recipe=few)
     assert run(path, steps=(1,), out=tmp_path / "few").rows[0].trials == 1
+
+
+def test_scores_of_other_streak_masks_are_not_mixed(tmp_path: Path) -> None:
+    """The masks may have changed at the same path, or moved without a change."""
+    for i in range(2):
+        (tmp_path / "src").mkdir(exist_ok=True)
+        save_rgb8(tmp_path / "src" / f"{i}.png", photo(i, 40, 40))
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    mask = np.repeat(photo(2, 40, 40)[..., :1], 3, axis=2)
+    save_rgb8(masks / "0.png", mask)
+    how = Synthesis("rain", {}, None, store=False)
+    prepare(PrepareOptions(tmp_path / "src", tmp_path / "shards", val=1, synthesize=how)).run()
+    recipe = Recipe(network=NETWORK)
+    recipe.data.synthesize, recipe.data.streaks = "rain", str(masks)
+    path = write_weights(tmp_path / "c.pt", "coarse", tmp_path / "shards", recipe=recipe.to_dict())
+    run(path)
+    masks.rename(tmp_path / "moved")
+    recipe.data.streaks = str(tmp_path / "moved")
+    write_weights(path, "coarse", tmp_path / "shards", recipe=recipe.to_dict())
+    assert run(path).calls_spent == 0
+    save_rgb8(tmp_path / "moved" / "0.png", mask // 2)
+    with pytest.raises(DataError, match="this file holds a sweep with other settings") as error:
+        run(path)
+    assert error.value.details[0].startswith("degradation: ")
 
 
 # -- errors ------------------------------------------------------------------------

@@ -51,6 +51,13 @@ def test_the_run_that_records_is_not_timed(part, recorded, warm_ups, monkeypatch
     assert next(durations, None) is None
 
 
+def test_more_batches_are_timed_than_the_recipe_has_iterations(shard_folder):
+    recipe = load_recipe("tiny", ["coarse.iterations=2"])
+    options = BenchOptions("loader", size=16, repeats=4, data=shard_folder)
+    job = module.bench(options, recipe, Runtime(torch.device("cpu")))
+    assert len(list(job)) == 5
+
+
 def test_multiply_adds_are_those_of_the_paper():
     assert module.network_macs(Network(), 256, 256) == pytest.approx(116.3e9, rel=5e-4)
     assert module.network_macs(Network(), 512, 256) == 2 * module.network_macs(Network(), 256, 256)

@@ -48,6 +48,14 @@ def test_more_steps_than_timesteps_are_refused(calls):
         job(calls=(calls,))
 
 
+def test_a_size_too_small_for_ms_ssim_is_refused():
+    with pytest.raises(UsageError, match=r"--size must be at least 16 for .*, got 8"):
+        job(size=8)
+    recipe = load_recipe("tiny", ["network.dim=8", "network.blocks=[1,1,1,1]", "fine.ssim=none"])
+    options = BenchOptions("train-step", stage="fine", size=8, calls=(1,), repeats=1)
+    assert bench_fine(options, recipe, CPU).run().size == 8
+
+
 def test_a_schedule_that_leaves_nothing_of_the_image_is_refused():
     recipe = load_recipe("tiny", ["diffusion.schedule=jsd"])
     with pytest.raises(UsageError, match="nothing of the image is left at timestep 999"):

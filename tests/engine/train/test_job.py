@@ -13,11 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.prepare.job import prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.sampling.executor import Executor
@@ -166,6 +168,22 @@ def test_clean_images_without_a_degradation_leave_no_run_folder(tmp_path, pair_f
     with pytest.raises(DataError, match="these shards hold clean images only"):
         train(set_up(request("coarse", tmp_path / "clean", tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_validation_image_too_small_to_score_is_refused_before_the_first_step(
+    tmp_path, pair_folder
+):
+    """It would end the training at its first validation, and each attempt to resume it."""
+    source = shutil.copytree(pair_folder, tmp_path / "pairs")
+    for side in ("rainy", "clean"):
+        save_rgb8(source / "val" / side / "0.png", np.zeros((10, 24, 3), np.uint8))
+    data, out = tmp_path / "data", tmp_path / "run"
+    prepare(PrepareOptions(source, data)).run()
+    with pytest.raises(DataError, match="0: 24 x 10 px, but SSIM needs 11 x 11"):
+        train(set_up(request("coarse", data, out)))
+    assert not out.exists()
+    with pytest.raises(DataError, match="inside a border of"):
+        train(set_up(request("coarse", data, out, "train.protocol=levin")))
 
 
 def test_events_report_steps_scores_and_files(tmp_path, shard_folder):
@@ -567,6 +585,30 @@ def test_the_timesteps_in_use_are_those_stored_in_the_recipe(tmp_path, shard_fol
         other = asked(f"c{name}", written)
         assert (other.grid, other.notices) == ([999, 500, 0], ())
     assert asked("d", "sampling={grid: [700]}").grid == [700]
+
+
+def test_a_named_recipe_with_timesteps_that_the_given_weights_lack(tmp_path, shard_folder):
+    """Its `sampling` is for its own diffusion, which that of the weights replaces."""
+    named = tmp_path / "named.yaml"
+    named.write_text("extends: tiny\nsampling: {grid: [500]}\n")
+    few = ("diffusion.timesteps=100", "diffusion.beta_end=0.2", "sampling.grid=[50]")
+    run(request("coarse", shard_folder, tmp_path / "c", *few, "coarse.iterations=1"))
+    start = {"init": tmp_path / "c" / "coarse.pt", "recipe": str(named)}
+
+    def asked(stage: str, *overrides: str, **more: bool):
+        return request(stage, shard_folder, tmp_path / "f", overrides=[*overrides], **start, **more)
+
+    kept = set_up(asked("fine"))
+    assert kept.grid == kept.recipe.sampling.grid == [50]
+    (told,) = [one for one in kept.notices if "sampling at" in one]
+    assert told.startswith("sampling at the checkpoint's timesteps [50]; the recipe's do not fit")
+    for stage, more in (("fine", ["sampling.steps=200"]), ("coarse", [])):
+        with pytest.raises(RecipeError, match="the recipe's timesteps do not fit the diff") as got:
+            set_up(asked(stage, *more))
+        assert got.value.hint == "give timesteps below 100 with sampling.grid"
+    stop_after(asked("fine"), 1)
+    with pytest.raises(UsageError, match="--resume keeps the run's recipe"):
+        set_up(asked("fine", "sampling.steps=200", resume_auto=True))
 
 
 def test_weights_without_timesteps_use_those_of_the_recipe(tmp_path, shard_folder, coarse_run):

@@ -16,6 +16,7 @@ from c2fdft_cli.engine.prepare.job import prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.sweep.job import sweep
 from c2fdft_cli.engine.sweep.options import Rule, SweepOptions
+from c2fdft_cli.engine.train.events import Validated
 from c2fdft_cli.engine.train.folder import RunFolder, find_run
 from c2fdft_cli.engine.train.job import train
 from c2fdft_cli.engine.train.request import TrainRequest
@@ -173,6 +174,16 @@ def test_a_finished_run_is_extended(finished):
     assert "iterations: 16" in (finished / "recipe.yaml").read_text()
 
 
+def test_an_extension_at_a_learning_rate_of_zero_is_reported(finished):
+    floor = "coarse.periods=[{length: 12, floor: 0}]"
+    _, events = resume("coarse", finished, "coarse.iterations=13", floor)
+    (told,) = [one for one in notices(events) if "learning rate" in one]
+    assert told.startswith("the learning rate is 0 after iteration 12 of 13, where coarse.periods")
+    longer = "coarse.periods=[{length: 14, floor: 0}]"
+    _, events = resume("coarse", finished, "coarse.iterations=14", longer)
+    assert not any("learning rate" in one for one in notices(events))
+
+
 def test_a_finished_run_that_is_resumed_keeps_the_timesteps_of_its_sweep(finished):
     path = finished / "coarse.pt"
     before = sweep(path, SweepOptions(steps=(4,), rule=Rule("ssim"), device="cpu")).run()
@@ -210,6 +221,18 @@ def test_the_next_command_replaces_the_sweep_of_a_shorter_training(finished):
         assert swept.exit_code == 0, swept.output
 
 
+def test_the_next_command_suits_a_schedule_that_ends_without_the_image(tmp_path, shard_folder):
+    short = (*MINI, "coarse.iterations=1", "coarse.patches=[16]", "coarse.batches=[1]")
+    jsd = ("diffusion.schedule=jsd", "sampling.grid=[700]")
+    cpu = ("--recipe", "tiny", "--device", "cpu", "--precision", "fp32")
+    out = tmp_path / "run"
+    done = command("train-coarse", *cpu, "--data", shard_folder, "--out", out, *short, *jsd)
+    following = f"sweep-steps {out / 'coarse.pt'} --spacing leading"
+    assert done.stdout.splitlines()[-1] == f"next: c2fdft {following}"
+    swept = command(*following.split(), "--steps", "1-4", "--images", "1")
+    assert swept.exit_code == 0, swept.output
+
+
 def test_resuming_a_finished_run_rewrites_a_damaged_checkpoint(finished, coarse_run):
     (finished / "coarse.pt").write_bytes(b"damaged")
     resume("coarse", finished)
@@ -232,11 +255,52 @@ def test_a_change_is_saved_immediately(stopped):
     assert load_state(stopped / "state.pt").meta.recipe["coarse"]["iterations"] == 20
 
 
+def test_another_folder_of_the_shards_is_saved_immediately(tmp_path, stopped, shard_folder):
+    """In the state and in recipe.yaml, whichever way it is given."""
+    named = tmp_path / "named.yaml"
+    shutil.copy(stopped / "recipe.yaml", named)
+    for name, more in {
+        "a": {"data": tmp_path / "a"},
+        "b": {"overrides": [f"data.shards={tmp_path / 'b'}"]},
+        "c": {"recipe": str(named)},
+    }.items():
+        moved = shutil.copytree(shard_folder, tmp_path / name)
+        text = named.read_text()
+        named.write_text(text.replace(f"shards: {shard_folder}", f"shards: {tmp_path / 'c'}"))
+        wish = TrainRequest("coarse", out=stopped, resume=True, device="cpu", **more)
+        stop_after(wish, 7)
+        meta = load_state(stopped / "state.pt").meta
+        assert meta.data == meta.recipe["data"]["shards"] == str(moved)
+        assert f"shards: {moved}\n" in (stopped / "recipe.yaml").read_text()
+        again = set_up(asked(stopped))
+        assert (again.data, again.files, again.notices) == (moved, {}, ())
+
+
+def test_another_precision_is_saved_immediately(stopped):
+    stop_after(asked(stopped, precision="bf16"), 7)
+    assert load_state(stopped / "state.pt").precision == "bf16"
+    assert set_up(asked(stopped)).runtime.precision == "bf16"
+
+
 def test_a_run_cannot_be_shortened_below_the_steps_done(stopped):
     with pytest.raises(
         UsageError, match=r"coarse\.iterations=5 is less than the 6 iterations that"
     ):
         set_up(asked(stopped, "coarse.iterations=5"))
+
+
+def test_a_run_shortened_to_the_steps_done_is_scored_and_finished(stopped):
+    """Otherwise it would have no score, and count as interrupted forever."""
+    state = load_tensors(stopped / "state.pt")
+    save_tensors(stopped / "state.pt", {**state, "step": 5})  # a step that was not logged
+    result, events = resume("coarse", stopped, "coarse.iterations=5")
+    assert result.step == 5
+    assert sum(isinstance(event, Validated) for event in events) == 1
+    last = RunFolder(stopped).read_metrics()[-1]
+    assert last["iteration"] == "5"
+    assert float(last["val_psnr"]) > 0
+    assert RunFolder(stopped).is_finished("coarse")
+    assert not any(isinstance(event, Validated) for event in resume("coarse", stopped)[1])
 
 
 # --- which run -----------------------------------------------------------------------------------
