@@ -117,8 +117,8 @@ def _make(kind: type[Options], values: dict[str, Any]) -> Options:
             value = not value
         elif known.several:
             value = tuple(known.parse(text) if known.parse else text for text in value or ())
-        elif known.parse is not None and value is not None:
-            value = known.parse(value)
+        elif known.parse is not None:
+            value = field.default if value is None else known.parse(value)
         made[field.name] = value
     return kind(**made)
 
