@@ -46,13 +46,17 @@ class Copier:
         self._last: dict[int, int] = {}
         self._skipped = 0
         self._end = Fraction(0)
+        first = _first_packets(info)
         for stream in source.streams:
+            packet, codec = first.get(stream.index), codec_name(stream)
             if stream.index == info.stream or _is_recreated(source, stream):
                 continue
-            if is_held(stream, muxer):
+            if packet is None and stream.type != "attachment":
+                self.notes.append(f"{_describe(stream)} skipped: it is empty")
+            elif _is_held(stream, packet, muxer):
                 self._streams[stream.index] = _add_copy(out, stream)
-            elif muxer == "matroska" and is_cover(stream) and codec_name(stream) in _COVER_KINDS:
-                _attach_cover(out, info.path, stream)
+            elif muxer == "matroska" and packet and is_cover(stream) and codec in _COVER_KINDS:
+                _attach_cover(out, codec, packet)
             elif stream.type == "audio":
                 raise DataError(_no_sound(muxer, [stream]), where=name)
             else:
@@ -146,14 +150,27 @@ def _is_recreated(source: InputContainer, stream: Stream) -> bool:
     return is_titles or "timecode" in stream.metadata
 
 
-def _attach_cover(out: OutputContainer, path: Path, stream: Stream) -> None:
-    """Store a cover picture as Matroska does, as an attached file."""
-    kind = _COVER_KINDS[codec_name(stream)]
+def _first_packets(info: VideoInfo) -> dict[int, Packet[Stream]]:
+    """Read the first packet of each stream except the main one; an empty stream has none."""
+    import av
+
+    found: dict[int, Packet[Stream]] = {}
     # The source is opened a second time, because reading from the first container would consume
     # packets that are still to be copied.
-    with open_video(path) as source:
-        packet = next(demuxed(source, source.streams[stream.index]))
-        out.add_attachment(f"cover.{kind.removeprefix('image/')}", kind, bytes(packet))
+    with open_video(info.path) as source, suppress(av.error.InvalidDataError):
+        wanted = {stream.index for stream in source.streams if stream.type != "attachment"}
+        for packet in demuxed(source):
+            if packet.size:
+                found.setdefault(packet.stream_index, packet)
+            if wanted <= {info.stream, *found}:
+                break
+    return found
+
+
+def _attach_cover(out: OutputContainer, codec: str, packet: Packet[Stream]) -> None:
+    """Store a cover picture as Matroska does, as an attached file."""
+    kind = _COVER_KINDS[codec]
+    out.add_attachment(f"cover.{kind.removeprefix('image/')}", kind, bytes(packet))
 
 
 def _describe(stream: Stream) -> str:
@@ -166,26 +183,44 @@ def _no_sound(muxer: str, streams: Sequence[Stream]) -> str:
     return f"{muxer} cannot hold this video's sound: {codecs}"
 
 
-def is_held(stream: Stream, muxer: str) -> bool:
-    """Whether a container can hold a stream unchanged: tried by writing its header to memory."""
+def _is_held(stream: Stream, packet: Packet[Stream] | None, muxer: str) -> bool:
+    """Whether a container can hold a stream: tried by writing its first packet to memory.
+
+    The result is read again, because MPEG-TS accepts any codec, but many as unknown data only.
+    """
     import av
 
     if muxer == "avi" and stream.type != "audio":
         return False  # it accepts the headers, but its packets have no timestamps for such streams
+    if packet is None:  # an attached file, such as a font
+        return muxer == "matroska"
+    data = io.BytesIO()
     try:
-        with av.open(io.BytesIO(), "w", format=muxer) as trial:
-            _add_copy(trial, stream)
+        with av.open(data, "w", format=muxer) as trial:
+            packet.stream = _add_copy(trial, stream)
+            packet.pts = packet.dts = 0
             trial.start_encoding()
+            trial.mux_one(packet)
+        with av.open(io.BytesIO(data.getvalue())) as written:
+            return [_kind(one) for one in written.streams] == [_kind(stream)]
     except (av.FFmpegError, ValueError):
         return False
-    return True
+
+
+def _kind(stream: Stream) -> tuple[str, str]:
+    # FFmpeg reads MP2 sound in MP4 and MPEG-TS as MP3, which has the same identifier there.
+    return stream.type, codec_name(stream).replace("mp2", "mp3")
 
 
 def audio_problem(info: VideoInfo, suffix: str) -> str | None:
     """Return why a container cannot hold the sound of a video unchanged; None if it can."""
-    muxer = MUXERS[suffix]
+    muxer, first = MUXERS[suffix], _first_packets(info)
     with open_video(info.path) as source:
-        others = [stream for stream in source.streams.audio if not is_held(stream, muxer)]
+        others = [
+            stream
+            for stream in source.streams.audio
+            if stream.index in first and not _is_held(stream, first[stream.index], muxer)
+        ]
         return _no_sound(muxer, others) if others else None
 
 

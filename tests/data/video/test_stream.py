@@ -390,6 +390,60 @@ def test_webm_supports_only_some_sound(tmp_path: Path) -> None:
     assert caught.value.where == str(tmp_path / "b.webm")
 
 
+@pytest.mark.parametrize(
+    ("codec", "suffix"), [("flac", ".ts"), ("pcm_s16le", ".ts"), ("pcm_s16le", ".mp4")]
+)
+def test_sound_that_would_be_unreadable_is_refused(codec: str, suffix: str, tmp_path: Path) -> None:
+    """These containers accept the stream's header, but not its packets, or not as sound."""
+    info = probe_video(make_clip(tmp_path / "a.mkv", sound_codec=codec))
+    muxer = {".ts": "mpegts", ".mp4": "mp4"}[suffix]
+    assert audio_problem(info, suffix) == f"{muxer} cannot hold this video's sound: {codec}"
+
+
+@pytest.mark.parametrize("codec", ["mp2", "libmp3lame", "ac3", "aac"])
+@pytest.mark.parametrize("suffix", [".ts", ".mp4", ".mov", ".mkv", ".avi", ".wmv"])
+def test_common_sound_is_not_refused(codec: str, suffix: str, tmp_path: Path) -> None:
+    assert (
+        audio_problem(probe_video(make_clip(tmp_path / "a.mkv", sound_codec=codec)), suffix) is None
+    )
+
+
+def test_subtitles_and_fonts_that_would_be_unreadable_are_skipped(tmp_path: Path) -> None:
+    whole = make_clip(tmp_path / "whole.mkv")
+    texts = remux(whole, tmp_path / "texts.mkv", subtitles="subrip")
+    source = tmp_path / "a.mkv"
+    with av.open(str(texts)) as old, av.open(str(source), "w") as new:
+        pairs = {one.index: new.add_stream_from_template(one, opaque=True) for one in old.streams}
+        new.add_attachment("a.ttf", "font/ttf", b"font")
+        for packet in old.demux():
+            if packet.size:
+                packet.stream = pairs[packet.stream_index]
+                new.mux(packet)
+    assert notes_of(source, tmp_path / "b.ts") == [
+        "subtitle stream 2 (subrip) skipped: mpegts cannot hold it",
+        "attachment stream 3 (unknown) skipped: mpegts cannot hold it",
+    ]
+    assert notes_of(source, tmp_path / "b.mkv") == []
+    with av.open(str(tmp_path / "b.mkv")) as container:
+        assert [one.type for one in container.streams] == [
+            *("video", "audio", "subtitle", "attachment")
+        ]
+
+
+def test_an_empty_stream_is_skipped(tmp_path: Path) -> None:
+    """MPEG-TS may announce sound that never comes, whose sample rate is then unknown."""
+    whole, source = make_clip(tmp_path / "whole.mp4"), tmp_path / "a.ts"
+    with av.open(str(whole)) as old, av.open(str(source), "w") as new:
+        pairs = {one.index: new.add_stream_from_template(one, opaque=True) for one in old.streams}
+        new.add_stream_from_template(old.streams.audio[0], opaque=True)
+        for packet in old.demux():
+            if packet.size:
+                packet.stream = pairs[packet.stream_index]
+                new.mux(packet)
+    assert audio_problem(probe_video(source), ".mkv") is None
+    assert notes_of(source, tmp_path / "b.mkv") == ["audio stream 2 (aac) skipped: it is empty"]
+
+
 def test_damaged_frames_are_reported(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mkv", size="160x120", sound=False, seconds=2)
     data = bytearray(source.read_bytes())
