@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _MUXER_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")
+_LEAD_IN = Fraction(1, 20)
+"""Seconds; that of AAC has at most 2112 samples."""
 _COVER_KINDS = {"png": "image/png", "mjpeg": "image/jpeg"}
 
 
@@ -105,7 +107,7 @@ class Copier:
                 make_continuous(packet, self._info.joins)
                 self._shift(packet)
                 self._end = max(self._end, _end(packet))
-                if packet.stream_index in self._streams:
+                if packet.stream_index in self._streams and not _is_cut_away(packet):
                     if self._is_in_order(packet):
                         yield packet
                     else:
@@ -129,6 +131,13 @@ class Copier:
             return False
         self._last[packet.stream_index] = packet.dts
         return True
+
+
+def _is_cut_away(packet: Packet[Stream]) -> bool:
+    """Whether an edit list omits a packet of sound, other than the lead-in that decoders need."""
+    if not packet.is_discard or packet.stream.type != "audio" or packet.pts is None:
+        return False
+    return not -_LEAD_IN <= packet.pts * packet.time_base < 0
 
 
 def _needs_later_times(out: OutputContainer) -> bool:
