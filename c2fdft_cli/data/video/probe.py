@@ -10,6 +10,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from c2fdft_cli.data.images.samples import MAX_PIXELS
 from c2fdft_cli.errors import DataError, ResourceError
 
@@ -60,13 +62,25 @@ class Join(NamedTuple):
     later: Fraction
 
 
+class Orientation(NamedTuple):
+    """How pictures are turned upright: rows and columns are swapped, then their order reversed.
+
+    swaps: whether rows become columns.
+    rows, columns: whether their order is reversed.
+    """
+
+    swaps: bool
+    rows: bool
+    columns: bool
+
+
 @dataclass(frozen=True)
 class VideoInfo:
     """Properties of a video, from its first frame and its container.
 
     Args:
         path: the file.
-        height, width: pixels of the upright picture: a rotation in the file is applied.
+        height, width: pixels of the upright picture: turned as the file says.
         rate: frames per second, exact; the nominal rate if it varies.
         stream: index of the main picture stream.
         time_base: seconds per tick of its timestamps.
@@ -126,7 +140,7 @@ def probe_video(path: Path) -> VideoInfo:
         if frame is None:
             raise DataError("no frame in this video", where=path)
         height, width = frame.height, frame.width
-        if frame.rotation % 180:
+        if orientation(frame).swaps:
             height, width = width, height
         return VideoInfo(
             path=path,
@@ -258,6 +272,20 @@ def origin(container: InputContainer) -> Fraction:
     return max(Fraction(0), Fraction(container.start_time or 0, 1_000_000))
 
 
+def orientation(frame: VideoFrame) -> Orientation:
+    """Return how the file says that its pictures are to be turned, to the nearest quarter turn."""
+    from av.sidedata.sidedata import Type
+
+    sides: Any = frame.side_data  # its stub accepts only names
+    data = sides.get(Type.DISPLAYMATRIX)
+    if data is None:
+        return Orientation(False, False, False)
+    # (x, y) is shown at (a x + c y, b x + d y)
+    a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].astype(float)
+    swaps = abs(b) > abs(a)
+    return Orientation(swaps, bool((b if swaps else d) < 0), bool((c if swaps else a) < 0))
+
+
 def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
     """Yield the frames of a stream; packets that cannot be decoded are skipped."""
     import av
@@ -272,7 +300,7 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFr
 def _aspect(stream: VideoStream, frame: VideoFrame) -> Fraction:
     """Return the aspect ratio of a pixel of the upright picture."""
     aspect = stream.sample_aspect_ratio or Fraction(1)
-    return 1 / aspect if frame.rotation % 180 else aspect
+    return 1 / aspect if orientation(frame).swaps else aspect
 
 
 def _colours(frame: VideoFrame) -> Colours:

@@ -24,6 +24,7 @@ from c2fdft_cli.data.video.probe import (
     library_errors,
     main_stream,
     open_video,
+    orientation,
     origin,
     text_options,
 )
@@ -371,8 +372,11 @@ def _time_base(info: VideoInfo, muxer: str) -> Fraction:
 
 
 def _upright(frame: VideoFrame, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Apply the rotation that the file states, counter-clockwise in quarter turns."""
-    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+    """Turn and mirror pixels [h, w, 3] as the file says."""
+    turn = orientation(frame)
+    if turn.swaps:
+        pixels = pixels.swapaxes(0, 1)
+    return np.ascontiguousarray(pixels[:: -1 if turn.rows else 1, :: -1 if turn.columns else 1])
 
 
 def _whole_chroma(width: int, height: int, pixel_format: str) -> tuple[int, int]:

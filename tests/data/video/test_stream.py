@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -218,6 +219,34 @@ def test_a_rotation_is_applied_once(tmp_path: Path) -> None:
     after = probe_video(target)
     assert (after.height, after.width) == (64, 48)
     assert np.abs(frames(target)[0] - np.rot90(frames(whole)[0]).astype(float)).mean() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("matrix", "axes", "order"),
+    [
+        ((-1, 0, 0, 1), (0, 1), np.s_[:, ::-1]),
+        ((1, 0, 0, -1), (0, 1), np.s_[::-1]),
+        ((-1, 0, 0, -1), (0, 1), np.s_[::-1, ::-1]),
+        ((0, 1, 1, 0), (1, 0), np.s_[:]),
+        ((0, -1, -1, 0), (1, 0), np.s_[::-1, ::-1]),
+        ((0, 1, -1, 0), (1, 0), np.s_[:, ::-1]),
+    ],
+)
+def test_a_mirrored_video_is_mirrored(
+    matrix: tuple[int, ...], axes: tuple[int, int], order: Any, tmp_path: Path
+) -> None:
+    """(x, y) is shown at (a x + c y, b x + d y)."""
+    whole = make_clip(tmp_path / "whole.mp4", seconds=0.2, sound=False)
+    a, b, c, d = (65536 * one for one in matrix)
+    data, size = bytearray(whole.read_bytes()), struct.Struct(">9i")
+    begin = data.index(b"tkhd") + 44
+    assert size.unpack_from(data, begin) == (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
+    size.pack_into(data, begin, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    source = tmp_path / "a.mp4"
+    source.write_bytes(data)
+    found = frames(source)[0]
+    assert np.array_equal(found, frames(whole)[0].transpose(*axes, 2)[order])
+    assert found.shape[:2] == (probe_video(source).height, probe_video(source).width)
 
 
 def test_the_aspect_ratio_of_pixels_is_kept(tmp_path: Path) -> None:
