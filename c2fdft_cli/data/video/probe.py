@@ -30,6 +30,8 @@ MUXERS = {
 READ_ONLY_SUFFIXES = frozenset({".mpg", ".mpeg", ".m2ts", ".mts"})
 """Containers for other codecs than H.264; their videos are written as Matroska."""
 VIDEO_SUFFIXES = frozenset(MUXERS) | READ_ONLY_SUFFIXES
+ONE_TIME = ("avi", "asf")
+"""Containers that store one time per packet, from which FFmpeg guesses presentation times."""
 _DEMUXERS = "mov,matroska,avi,mpegts,mpeg,asf,flv"
 UNSPECIFIED = 2
 """FFmpeg's code for an unknown matrix, unknown primaries, or an unknown transfer."""

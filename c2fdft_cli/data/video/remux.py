@@ -107,7 +107,7 @@ class Copier:
                 make_continuous(packet, self._info.joins)
                 self._shift(packet)
                 self._end = max(self._end, _end(packet))
-                if packet.stream_index in self._streams and not _is_cut_away(packet):
+                if packet.stream_index in self._streams and not self._is_cut_away(packet):
                     if self._is_in_order(packet):
                         yield packet
                     else:
@@ -122,6 +122,15 @@ class Copier:
             packet.pts = stamp - zero
             packet.dts = packet.pts if packet.dts is None else packet.dts - zero
 
+    def _is_cut_away(self, packet: Packet[Stream]) -> bool:
+        """Whether an edit list omits a packet of sound, other than the lead-in for decoders."""
+        if packet.stream.type != "audio" or packet.pts is None:
+            return False
+        begin = packet.pts * packet.time_base
+        if self._out.format.name == "avi":  # it would delay the pictures by a whole frame for it
+            return packet.is_discard or begin + _end(packet) < 0
+        return packet.is_discard and not -_LEAD_IN <= begin < 0
+
     def _is_in_order(self, packet: Packet[Stream]) -> bool:
         last = self._last.get(packet.stream_index)
         # FFmpeg's muxers refuse a packet without a timestamp, one that goes back in time, and for
@@ -131,13 +140,6 @@ class Copier:
             return False
         self._last[packet.stream_index] = packet.dts
         return True
-
-
-def _is_cut_away(packet: Packet[Stream]) -> bool:
-    """Whether an edit list omits a packet of sound, other than the lead-in that decoders need."""
-    if not packet.is_discard or packet.stream.type != "audio" or packet.pts is None:
-        return False
-    return not -_LEAD_IN <= packet.pts * packet.time_base < 0
 
 
 def _needs_later_times(out: OutputContainer) -> bool:

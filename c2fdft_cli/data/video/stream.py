@@ -17,6 +17,7 @@ from c2fdft_cli.data.video.probe import (
     FULL_RANGE,
     LIMITED_RANGE,
     MUXERS,
+    ONE_TIME,
     UNKNOWN_RANGE,
     UNSPECIFIED,
     VideoInfo,
@@ -109,6 +110,8 @@ class VideoReader:
         self._stack = contextlib.ExitStack()
         self._closed = False
         self._damaged = 0
+        self._begin: int | None = None  # of the packet with which decoding begins
+        self._delay: int | None = None
 
     @property
     def complaint(self) -> str:
@@ -141,14 +144,29 @@ class VideoReader:
         width, height = _whole_chroma(own_width, own_height, info.pixel_format)
         kind = "rgb48le" if self._deep else "rgb24"
         convert = _Converter(f"scale={width}:{height}:{_SCALING}:out_range=pc,format={kind}")
+        step = round(1 / (info.rate * info.time_base))
+        has_one_time = container.format.name in ONE_TIME
         pts = 0
         for frame in self._decoded(container, stream):
             stamp = frame.pts if frame.pts is not None else frame.dts
+            if has_one_time:
+                stamp = self._undelayed(frame)
             pts = pts if stamp is None else stamp - zero
             whole = convert(_with_whole_chroma(frame)).to_ndarray()
             pixels = whole[:own_height, :own_width]
             yield Frame(pts, frame.duration, _upright(frame, pixels))
-            pts += frame.duration
+            pts += frame.duration or step
+
+    def _undelayed(self, frame: VideoFrame) -> int | None:
+        """Return the time of a frame whose packets have the times of decoding only.
+
+        The decoder returns frames in order, each with the time of the packet that it was given
+        last: later by the delay of the first frame. The last frames have no time.
+        """
+        if self._delay is None:
+            self._delay = 0 if frame.dts is None else frame.dts - (self._begin or 0)
+            return self._begin
+        return None if frame.dts is None else frame.dts - self._delay
 
     def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
         """Yield frames; damaged ones are counted, and skipped if they cannot be shown."""
@@ -162,6 +180,8 @@ class VideoReader:
                     continue  # a repeated frame of AVI, or the end, for which None is used below
                 if packet is not None:
                     make_continuous(packet, self._info.joins)
+                    if self._begin is None and packet.is_keyframe:
+                        self._begin = packet.dts
                 frames = stream.decode(packet)
             except av.error.InvalidDataError:
                 self._damaged += 1
@@ -357,7 +377,7 @@ def _add_encoder(
     context.thread_count = 0
     # Otherwise the encoder ignores how long each frame is shown, which differs if the rate varies.
     context.flags |= Flags.frame_duration
-    if muxer == "avi":  # its packets have no timestamps, so none may be out of order
+    if muxer in ONE_TIME:  # so no frame may be out of order
         context.max_b_frames = 0
     depth = _output_range(info, muxer)
     context.color_range = UNKNOWN_RANGE if info.colours.range == UNKNOWN_RANGE else depth
