@@ -113,7 +113,7 @@ def remux(source: Path, target: Path, **changes: Any) -> Path:
         if "subtitles" in changes:
             texts = new.add_mux_stream(changes["subtitles"], time_base=Fraction(1, 1000))
         if "start" in changes:
-            old.seek(round(changes["start"] * 1e6))
+            old.seek(max(0, round(changes["start"] * 1e6)))
         for packet in old.demux():
             if not packet.size:
                 continue

@@ -251,11 +251,13 @@ def copy_texts(
     stream.metadata.update(_texts(main.metadata))
     stream.disposition = main.disposition
     zero = origin(source)
-    chapters = source.chapters()
-    for chapter in chapters:
+    chapters = []
+    for chapter in source.chapters():
         ticks = round(zero / (chapter["time_base"] or Fraction(1)))
-        chapter["start"] -= ticks
-        chapter["end"] -= ticks
+        start, end = chapter["start"] - ticks, chapter["end"] - ticks
+        if start >= 0 or end > 0:  # else it is over before the first picture or sound
+            chapter["start"], chapter["end"] = max(0, start), end
+            chapters.append(chapter)
     out.set_chapters(chapters)
 
 

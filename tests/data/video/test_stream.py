@@ -301,6 +301,22 @@ def test_chapters_titles_and_timecodes_are_kept(name: str, tmp_path: Path) -> No
     assert sound(target) == sound(source)
 
 
+@pytest.mark.parametrize("name", ["b.mp4", "b.mkv"])
+def test_chapters_before_a_late_start_are_shortened(name: str, tmp_path: Path) -> None:
+    whole = make_clip(tmp_path / "whole.mp4", seconds=2)
+    times, tenth = [(0, 4), (4, 12), (12, 25)], {"time_base": Fraction(1, 10)}
+    chapters = [
+        {"id": number, "start": start, "end": end, "metadata": {"title": str(number)}, **tenth}
+        for number, (start, end) in enumerate(times)
+    ]
+    source = remux(whole, tmp_path / "a.mkv", chapters=chapters, start=-0.5)
+    with av.open(str(copy(source, tmp_path / name))) as container:
+        after = container.chapters()
+    assert [one["metadata"]["title"] for one in after] == ["1", "2"]
+    begins = [float(one["start"] * one["time_base"]) for one in after]
+    assert begins == pytest.approx([0, 0.7], abs=0.05)
+
+
 @pytest.mark.parametrize("name", ["b.mp4", "b.mkv", "b.avi"])
 def test_the_main_video_stream_is_restored(name: str, tmp_path: Path) -> None:
     """The video has a cover picture, a main stream and a second one."""
