@@ -71,6 +71,8 @@ class _Converter:
         self._graph: Graph | None = None
 
     def __call__(self, frame: VideoFrame) -> VideoFrame:
+        if frame.colorspace not in _MATRICES:
+            frame.colorspace = UNSPECIFIED
         kind = (frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range)
         if self._graph is None or kind != self._kind:
             self._graph, self._kind = self._build(frame), kind
@@ -236,6 +238,9 @@ class VideoWriter:
             copy_texts(source, self._out, self._stream, info)
             self._out.start_encoding()
             self.notes = self._copier.notes
+            if info.colours.matrix not in (*_MATRICES, UNSPECIFIED):
+                what = f"the colour matrix {info.colours.matrix} of H.273 is not supported"
+                self.notes.append(f"{what}: the network sees other colours")
             self._stack = stack.pop_all()
 
     def write(self, frame: Frame) -> None:
@@ -381,7 +386,7 @@ def _add_encoder(
         context.max_b_frames = 0
     depth = _output_range(info, muxer)
     context.color_range = UNKNOWN_RANGE if info.colours.range == UNKNOWN_RANGE else depth
-    context.colorspace = _output_matrix(info)
+    context.colorspace = info.colours.matrix or 1
     context.color_primaries = info.colours.primaries
     context.color_trc = info.colours.transfer
     return stream
@@ -432,15 +437,11 @@ def _output_range(info: VideoInfo, muxer: str) -> int:
     return FULL_RANGE if info.colours.range == FULL_RANGE and muxer != "avi" else LIMITED_RANGE
 
 
-def _output_matrix(info: VideoInfo) -> int:
-    matrix = info.colours.matrix or 1
-    return matrix if matrix in _MATRICES else UNSPECIFIED
-
-
 def _colour_filters(info: VideoInfo, muxer: str, deep: bool) -> str:
     """Return the filters that convert RGB to the source's matrix and range.
 
-    If the source states no matrix, both conversions use FFmpeg's default, so they cancel.
+    If the source states no matrix, or one that is not supported, both conversions use FFmpeg's
+    default, so they cancel.
     """
     matrix = _MATRICES.get(info.colours.matrix)
     conversion = "" if matrix is None else f":out_color_matrix={matrix}"

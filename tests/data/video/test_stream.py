@@ -198,6 +198,18 @@ def test_colours_and_their_flags_are_kept(range_: str, matrix: str, tmp_path: Pa
     assert difference(source, target) < 1
 
 
+@pytest.mark.parametrize(("matrix", "code"), [("ycgco", 8), ("bt2020c", 10), ("ictcp", 14)])
+def test_a_matrix_that_cannot_be_converted_is_kept(matrix: str, code: int, tmp_path: Path) -> None:
+    source = make_clip(
+        tmp_path / "a.mp4", sound=False, filters=f"format=yuv444p,setparams=colorspace={matrix}"
+    )
+    target = tmp_path / "b.mp4"
+    what = f"the colour matrix {code} of H.273 is not supported: the network sees other colours"
+    assert notes_of(source, target, crf=0) == [what]
+    assert probe_video(target).colours.matrix == code
+    assert difference(source, target) < 1
+
+
 def test_ten_bits_are_kept(tmp_path: Path) -> None:
     filters = "format=yuv420p10le,setparams=range=tv:colorspace=bt2020nc:color_primaries=bt2020:"
     filters += "color_trc=smpte2084"
