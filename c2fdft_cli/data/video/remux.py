@@ -86,7 +86,9 @@ class Copier:
         if self._skipped:
             packets = many(self._skipped, "packet")
             notes.append(f"{packets} without a usable timestamp skipped")
-        whole = Fraction(self._source.duration or 0, 1_000_000)
+        # Times count from 0 even if the file starts before it, as MPEG-TS does whose clock wraps.
+        before = min(0, self._source.start_time or 0)
+        whole = Fraction((self._source.duration or 0) + before, 1_000_000)
         if whole - self._end > 1:
             found, announced = float(self._end), float(whole)
             notes.append(f"damage in the video: it ends after {found:.1f} of {announced:.1f} s")

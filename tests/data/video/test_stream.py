@@ -638,6 +638,24 @@ def test_an_intact_video_has_no_notes(tmp_path: Path) -> None:
         assert notes_of(source, tmp_path / f"b{source.suffix}") == []
 
 
+def test_mpeg_ts_whose_clock_wraps_is_not_damaged(tmp_path: Path) -> None:
+    whole, source = make_clip(tmp_path / "whole.mp4", seconds=2), tmp_path / "a.ts"
+    with (
+        av.open(str(whole)) as old,
+        av.open(str(source), "w", options={"mpegts_copyts": "1"}) as new,
+    ):
+        pairs = {one.index: new.add_stream_from_template(one, opaque=True) for one in old.streams}
+        for packet in old.demux():
+            if packet.size:
+                later = 95440 / packet.time_base  # 3.7 s before the clock's 33 bits are used up
+                packet.pts, packet.dts = round(packet.pts + later), round(packet.dts + later)
+                packet.stream = pairs[packet.stream_index]
+                new.mux(packet)
+    with av.open(str(source)) as container:
+        assert container.start_time < -3e6
+    assert notes_of(source, tmp_path / "b.mkv") == []
+
+
 def test_a_full_disk_is_a_resource_error(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mkv")
     target = tmp_path / "b.mkv"
