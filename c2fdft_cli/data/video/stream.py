@@ -338,12 +338,16 @@ def output_pixel_format(info: VideoInfo, deep: bool) -> str:
 
     If a side is odd and 4:2:0 or 4:2:2 therefore impossible, the chroma is 4:4:4.
     """
-    own = info.pixel_format
-    full = any(word in own for word in ("444", "440", "rgb", "bgr", "gbr", "pal"))
-    if full or info.width % 2 or (info.height % 2 and "422" not in own):
+    from av.video.format import VideoFormat
+
+    own = VideoFormat(info.pixel_format)
+    across, down = 8 // own.chroma_width(8), 8 // own.chroma_height(8)
+    is_full = across == 1 and not info.is_grey
+    is_tall = (across, down) == (2, 1)
+    if is_full or info.width % 2 or (info.height % 2 and not is_tall):
         chroma = "yuv444p"
     else:
-        chroma = "yuv422p" if any(word in own for word in ("422", "yuyv", "uyvy")) else "yuv420p"
+        chroma = "yuv422p" if is_tall else "yuv420p"
     return f"{chroma}10le" if deep else chroma
 
 

@@ -470,6 +470,14 @@ def test_a_gap_between_the_pictures_of_avi_is_no_damage(tmp_path: Path) -> None:
         ("gbrp", (48, 64), False, "yuv444p"),
         ("gray", (48, 64), False, "yuv420p"),
         ("p010le", (48, 64), True, "yuv420p10le"),
+        ("y210le", (48, 64), True, "yuv422p10le"),
+        ("nv16", (48, 64), False, "yuv422p"),
+        ("yuyv422", (48, 64), False, "yuv422p"),
+        ("nv24", (48, 64), False, "yuv444p"),
+        ("yuv440p", (48, 64), False, "yuv444p"),
+        ("yuv411p", (48, 64), False, "yuv420p"),
+        ("rgb24", (48, 64), False, "yuv444p"),
+        ("pal8", (48, 64), False, "yuv444p"),
     ],
 )
 def test_the_pixel_format_of_the_output(
