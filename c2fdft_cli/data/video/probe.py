@@ -32,6 +32,13 @@ READ_ONLY_SUFFIXES = frozenset({".mpg", ".mpeg", ".m2ts", ".mts"})
 VIDEO_SUFFIXES = frozenset(MUXERS) | READ_ONLY_SUFFIXES
 ONE_TIME = ("avi", "asf")
 """Containers that store one time per packet, from which FFmpeg guesses presentation times."""
+_EXTRAS = {
+    "A53_CC": "closed captions",
+    "MASTERING_DISPLAY_METADATA": "HDR10 metadata",
+    "CONTENT_LIGHT_LEVEL": "HDR10 metadata",
+    "DYNAMIC_HDR_PLUS": "HDR10+ metadata",
+    "DOVI_METADATA": "Dolby Vision metadata",
+}
 _DEMUXERS = "mov,matroska,avi,mpegts,mpeg,asf,flv"
 UNSPECIFIED = 2
 """FFmpeg's code for an unknown matrix, unknown primaries, or an unknown transfer."""
@@ -91,6 +98,7 @@ class VideoInfo:
         aspect: aspect ratio of a pixel.
         colours: the colour flags.
         audio: codec of each audio stream.
+        extras: what else the first picture contains, such as closed captions.
         frames: number of frames in the container; 0 until `read_through` has counted them.
         missing: number of pictures that the container announces but does not contain; 0 until then.
         joins: places at which its timestamps restart; empty until then.
@@ -107,6 +115,7 @@ class VideoInfo:
     aspect: Fraction = Fraction(1)
     colours: Colours = Colours()
     audio: tuple[str, ...] = ()
+    extras: tuple[str, ...] = ()
     frames: int = 0
     missing: int = 0
     joins: tuple[Join, ...] = ()
@@ -156,6 +165,7 @@ def probe_video(path: Path) -> VideoInfo:
             aspect=_aspect(stream, frame),
             colours=_colours(frame),
             audio=tuple(codec_name(one) for one in container.streams.audio),
+            extras=_extras(frame),
         )
 
 
@@ -286,6 +296,12 @@ def orientation(frame: VideoFrame) -> Orientation:
     a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].astype(float)
     swaps = abs(b) > abs(a)
     return Orientation(swaps, bool((b if swaps else d) < 0), bool((c if swaps else a) < 0))
+
+
+def _extras(frame: VideoFrame) -> tuple[str, ...]:
+    sides: Any = frame.side_data  # its stub is incomplete
+    kinds = [_EXTRAS[one.type.name] for one in sides if one.type.name in _EXTRAS]
+    return tuple(sorted(set(kinds)))
 
 
 def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:

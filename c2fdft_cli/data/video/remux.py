@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 _MUXER_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")
 _LEAD_IN = Fraction(1, 20)
 """Seconds; that of AAC has at most 2112 samples."""
+_LONG_GAP = Fraction(1, 10)
+"""Seconds."""
+_WITHOUT_CHAPTERS = ("avi", "flv", "mpegts")
 _COVER_KINDS = {"png": "image/png", "mjpeg": "image/jpeg"}
 
 
@@ -47,6 +50,7 @@ class Copier:
         self._streams: dict[int, Stream] = {}
         self._last: dict[int, int] = {}
         self._skipped = 0
+        self._gaps = Fraction(0)
         self._end = Fraction(0)
         first = _first_packets(info)
         for stream in source.streams:
@@ -63,6 +67,9 @@ class Copier:
                 raise DataError(_no_sound(muxer, [stream]), where=name)
             else:
                 self.notes.append(f"{_describe(stream)} skipped: {muxer} cannot hold it")
+        if source.chapters() and muxer in _WITHOUT_CHAPTERS:
+            chapters = many(len(source.chapters()), "chapter")
+            self.notes.append(f"{chapters} skipped: {muxer} cannot hold chapters")
         self._packets = self._demuxed()
         self._waiting: Packet[Stream] | None = None
 
@@ -86,6 +93,9 @@ class Copier:
         if self._skipped:
             packets = many(self._skipped, "packet")
             notes.append(f"{packets} without a usable timestamp skipped")
+        if self._gaps:
+            gaps = f"the sound has gaps of {float(self._gaps):.1f} s"
+            notes.append(f"{gaps}, which avi closes: sound is early after them")
         # Times count from 0 even if the file starts before it, as MPEG-TS does whose clock wraps.
         before = min(0, self._source.start_time or 0)
         whole = Fraction((self._source.duration or 0) + before, 1_000_000)
@@ -110,6 +120,7 @@ class Copier:
                 self._shift(packet)
                 self._end = max(self._end, _end(packet))
                 if packet.stream_index in self._streams and not self._is_cut_away(packet):
+                    self._gaps += self._gap(packet)
                     if self._is_in_order(packet):
                         yield packet
                     else:
@@ -132,6 +143,15 @@ class Copier:
         if self._out.format.name == "avi":  # it would delay the pictures by a whole frame for it
             return packet.is_discard or begin + _end(packet) < 0
         return packet.is_discard and not -_LEAD_IN <= begin < 0
+
+    def _gap(self, packet: Packet[Stream]) -> Fraction:
+        """Return the seconds of silence before a packet of sound, if AVI omits them."""
+        if self._out.format.name != "avi" or packet.dts is None or packet.stream.type != "audio":
+            return Fraction(0)
+        last = self._last.get(packet.stream_index)
+        end = 0 if last is None else last + (packet.duration or 0)
+        gap = (packet.dts - end) * packet.time_base
+        return gap if gap > _LONG_GAP else Fraction(0)
 
     def _is_in_order(self, packet: Packet[Stream]) -> bool:
         last = self._last.get(packet.stream_index)

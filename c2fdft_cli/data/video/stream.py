@@ -237,10 +237,7 @@ class VideoWriter:
             self._copier = Copier(source, self._out, info, self._muxer, name)
             copy_texts(source, self._out, self._stream, info)
             self._out.start_encoding()
-            self.notes = self._copier.notes
-            if info.colours.matrix not in (*_MATRICES, UNSPECIFIED):
-                what = f"the colour matrix {info.colours.matrix} of H.273 is not supported"
-                self.notes.append(f"{what}: the network sees other colours")
+            self.notes = [*self._copier.notes, *_losses(info, self._muxer)]
             self._stack = stack.pop_all()
 
     def write(self, frame: Frame) -> None:
@@ -394,6 +391,18 @@ def _add_encoder(
     context.color_primaries = info.colours.primaries
     context.color_trc = info.colours.transfer
     return stream
+
+
+def _losses(info: VideoInfo, muxer: str) -> list[str]:
+    """Describe what of the pictures' properties is not kept."""
+    notes = [f"{what} in the pictures skipped" for what in info.extras]
+    matrix = info.colours.matrix
+    if matrix not in (*_MATRICES, UNSPECIFIED):
+        what = f"the colour matrix {matrix} of H.273 is not supported"
+        notes.append(f"{what}: the network sees other colours")
+    if muxer == "webm" and info.aspect != 1:
+        notes.append(f"the pixels' aspect ratio {info.aspect} is not kept in webm")
+    return notes
 
 
 def _time_base(info: VideoInfo, muxer: str) -> Fraction:

@@ -267,6 +267,36 @@ def test_the_aspect_ratio_of_pixels_is_kept(tmp_path: Path) -> None:
     assert probe_video(copy(source, tmp_path / "b.mp4")).aspect == Fraction(4, 3)
 
 
+def test_webm_does_not_keep_the_aspect_ratio_of_pixels(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "a.mp4", aspect=Fraction(4, 3), sound=False)
+    target = tmp_path / "b.webm"
+    assert notes_of(source, target) == ["the pixels' aspect ratio 4/3 is not kept in webm"]
+    assert probe_video(target).aspect == 1
+
+
+def test_captions_and_metadata_in_the_pictures_are_noted(tmp_path: Path) -> None:
+    display = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1)"
+    options = {"x264-params": f"mastering-display={display}:cll=1000,400"}
+    source = make_clip(tmp_path / "a.mp4", sound=False, options=options)
+    assert notes_of(source, tmp_path / "b.mp4") == ["HDR10 metadata in the pictures skipped"]
+    # Captions, as units of text (SEI) before each coded picture; lengths precede the units.
+    coded = bytes.fromhex("b50031 47413934 03 42ff fc942c fcc8e9 ff")
+    unit = bytes([6, 4, len(coded)]) + coded + b"\x80"
+    clip = make_clip(tmp_path / "c.mp4", sound=False)
+    with av.open(str(clip)) as old, av.open(str(tmp_path / "d.mp4"), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux():
+            if packet.size:
+                titled = av.Packet(struct.pack(">I", len(unit)) + unit + bytes(packet))
+                titled.pts, titled.dts = packet.pts, packet.dts
+                titled.duration, titled.time_base = packet.duration, packet.time_base
+                titled.is_keyframe, titled.stream = packet.is_keyframe, stream
+                new.mux(titled)
+    assert notes_of(tmp_path / "d.mp4", tmp_path / "e.mp4") == [
+        "closed captions in the pictures skipped"
+    ]
+
+
 def test_a_video_without_sound_is_kept(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mp4", sound=False)
     info = probe_video(copy(source, tmp_path / "b.mp4"))
@@ -311,6 +341,16 @@ def test_chapters_titles_and_timecodes_are_kept(name: str, tmp_path: Path) -> No
         assert texts["timecode"] == before.streams.video[0].metadata["timecode"]
     assert stamps(target) == stamps(source) or name == "b.mkv"
     assert sound(target) == sound(source)
+
+
+@pytest.mark.parametrize(("suffix", "muxer"), [(".avi", "avi"), (".flv", "flv"), (".ts", "mpegts")])
+def test_lost_chapters_are_noted(suffix: str, muxer: str, tmp_path: Path) -> None:
+    chapter = {"id": 0, "start": 0, "end": 5, "metadata": {}, "time_base": Fraction(1, 10)}
+    source = remux(make_clip(tmp_path / "whole.mp4"), tmp_path / "a.mkv", chapters=[chapter])
+    target = tmp_path / f"b{suffix}"
+    assert notes_of(source, target) == [f"1 chapter skipped: {muxer} cannot hold chapters"]
+    with av.open(str(target)) as container:
+        assert container.chapters() == []
 
 
 @pytest.mark.parametrize("name", ["b.mp4", "b.mkv"])
@@ -450,6 +490,20 @@ def test_sound_that_starts_before_zero_does_not_delay_the_pictures_of_avi(
     target = copy(make_clip(tmp_path / name, seconds=2), tmp_path / "b.avi")
     with av.open(str(target)) as container:
         assert [one.dts for one in container.demux(video=0) if one.size] == list(range(20))
+
+
+def test_gaps_of_sound_that_avi_closes_are_noted(tmp_path: Path) -> None:
+    whole = make_clip(tmp_path / "whole.mkv", seconds=3)
+
+    def later(packet: Any) -> None:
+        if packet.stream.type == "audio" and packet.pts > 1000:
+            packet.pts = packet.dts = packet.pts + 1500
+
+    source = changed(whole, tmp_path / "a.mkv", later)
+    assert notes_of(source, tmp_path / "b.avi") == [
+        "the sound has gaps of 1.5 s, which avi closes: sound is early after them"
+    ]
+    assert notes_of(source, tmp_path / "b.mkv") == []
 
 
 def test_a_gap_between_the_pictures_of_avi_is_no_damage(tmp_path: Path) -> None:
