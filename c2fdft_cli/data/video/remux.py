@@ -33,6 +33,7 @@ _LEAD_IN = Fraction(1, 20)
 """Seconds; that of AAC has at most 2112 samples."""
 _LONG_GAP = Fraction(1, 10)
 """Seconds."""
+_BLOCKS = ("aac", "ac3", "flac")
 _WITHOUT_CHAPTERS = ("avi", "flv", "mpegts")
 _COVER_KINDS = {"png": "image/png", "mjpeg": "image/jpeg"}
 
@@ -60,7 +61,7 @@ class Copier:
             if packet is None and stream.type != "attachment":
                 self.notes.append(f"{_describe(stream)} skipped: it is empty")
             elif _is_held(stream, packet, muxer):
-                self._streams[stream.index] = _add_copy(out, stream)
+                self._streams[stream.index] = _add_copy(out, stream, packet)
             elif muxer == "matroska" and packet and is_cover(stream) and codec in _COVER_KINDS:
                 _attach_cover(out, codec, packet)
             elif stream.type == "audio":
@@ -227,17 +228,24 @@ def _is_held(stream: Stream, packet: Packet[Stream] | None, muxer: str) -> bool:
         return False  # it accepts the headers, but its packets have no timestamps for such streams
     if packet is None:  # an attached file, such as a font
         return muxer == "matroska"
-    data = io.BytesIO()
     try:
-        with av.open(data, "w", format=muxer) as trial:
-            packet.stream = _add_copy(trial, stream)
-            packet.pts = packet.dts = 0
-            trial.start_encoding()
-            trial.mux_one(packet)
-        with av.open(io.BytesIO(data.getvalue())) as written:
+        with av.open(_trial(stream, packet, muxer)) as written:
             return [_kind(one) for one in written.streams] == [_kind(stream)]
     except (av.FFmpegError, ValueError):
         return False
+
+
+def _trial(stream: Stream, packet: Packet[Stream], muxer: str) -> io.BytesIO:
+    """Write a file with one packet to memory."""
+    import av
+
+    data = io.BytesIO()
+    with av.open(data, "w", format=muxer) as trial:
+        packet.stream = _add_copy(trial, stream, packet)
+        packet.pts = packet.dts = 0
+        trial.start_encoding()
+        trial.mux_one(packet)
+    return io.BytesIO(data.getvalue())
 
 
 def _kind(stream: Stream) -> tuple[str, str]:
@@ -257,8 +265,16 @@ def audio_problem(info: VideoInfo, suffix: str) -> str | None:
         return _no_sound(muxer, others) if others else None
 
 
-def _add_copy(out: OutputContainer, stream: Stream) -> Stream:
-    copy = out.add_stream_from_template(stream, opaque=True)
+def _add_copy(out: OutputContainer, stream: Stream, packet: Packet[Stream] | None) -> Stream:
+    import av
+
+    if out.format.name == "avi" and packet is not None and codec_name(stream) in _BLOCKS:
+        # The block size that a stream has in AVI leads FFmpeg's muxer to wrong times for these
+        # codecs. In Matroska it has none.
+        with av.open(_trial(stream, packet, "matroska")) as other:
+            copy = out.add_stream_from_template(other.streams[0], opaque=True)
+    else:
+        copy = out.add_stream_from_template(stream, opaque=True)
     copy.disposition = stream.disposition
     copy.metadata.update(_texts(stream.metadata))
     return copy

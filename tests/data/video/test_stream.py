@@ -492,6 +492,23 @@ def test_sound_that_starts_before_zero_does_not_delay_the_pictures_of_avi(
         assert [one.dts for one in container.demux(video=0) if one.size] == list(range(20))
 
 
+@pytest.mark.parametrize("codec", ["aac", "ac3", "flac", "libmp3lame", "pcm_s16le"])
+def test_sound_keeps_its_times_from_avi_to_avi(codec: str, tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "a.avi", seconds=2, sound_codec=codec, options={"bf": "0"})
+    last = last_sound(source)
+    for generation in range(2):
+        target = tmp_path / f"{generation}.avi"
+        assert notes_of(source, target) == []
+        assert (last_sound(target), sound(target)) == (last, sound(source))
+        source = target
+
+
+def last_sound(path: Path) -> Fraction:
+    """Time of the last packet of sound, in seconds."""
+    with av.open(str(path)) as container:
+        return [one.pts * one.time_base for one in container.demux(audio=0) if one.size][-1]
+
+
 def test_gaps_of_sound_that_avi_closes_are_noted(tmp_path: Path) -> None:
     whole = make_clip(tmp_path / "whole.mkv", seconds=3)
 
