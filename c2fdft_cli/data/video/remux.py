@@ -16,6 +16,7 @@ from c2fdft_cli.data.video.probe import (
     codec_name,
     demuxed,
     is_cover,
+    library_errors,
     open_video,
     origin,
 )
@@ -191,7 +192,11 @@ def _first_packets(info: VideoInfo) -> dict[int, Packet[Stream]]:
     found: dict[int, Packet[Stream]] = {}
     # The source is opened a second time, because reading from the first container would consume
     # packets that are still to be copied.
-    with open_video(info.path) as source, suppress(av.error.InvalidDataError):
+    with (
+        open_video(info.path) as source,
+        library_errors(info.path, "cannot read the video"),
+        suppress(av.error.InvalidDataError),
+    ):
         wanted = {stream.index for stream in source.streams if stream.type != "attachment"}
         for packet in demuxed(source):
             if packet.size:
