@@ -99,7 +99,11 @@ def tone_packets(stream: Any, seconds: float) -> Iterator[Any]:
 
 
 def remux(source: Path, target: Path, **changes: Any) -> Path:
-    """Copy all packets; options: `turn`, `start`, `chapters`, `subtitles`, `title`, `timecode`."""
+    """Copy all packets; options: `turn`, `start`, `chapters`, `subtitles`, `title`, `timecode`.
+
+    With `cut` the first seconds are kept in the file, but an edit list omits them.
+    """
+    start = changes.get("cut", changes.get("start", 0))
     with av.open(str(source)) as old, av.open(str(target), "w") as new:
         pairs = {one.index: new.add_stream_from_template(one, opaque=True) for one in old.streams}
         if "turn" in changes:
@@ -109,12 +113,12 @@ def remux(source: Path, target: Path, **changes: Any) -> Path:
         if "subtitles" in changes:
             texts = new.add_mux_stream(changes["subtitles"], time_base=Fraction(1, 1000))
         if "start" in changes:
-            old.seek(round(changes["start"] * 1e6))
+            old.seek(max(0, round(changes["start"] * 1e6)))
         for packet in old.demux():
             if not packet.size:
                 continue
-            if "start" in changes:
-                ticks = round(Fraction(changes["start"]) / packet.time_base)
+            if start:
+                ticks = round(Fraction(start) / packet.time_base)
                 packet.pts -= ticks
                 packet.dts = None if packet.dts is None else packet.dts - ticks
             packet.stream = pairs[packet.stream_index]

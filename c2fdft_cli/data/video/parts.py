@@ -13,6 +13,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from c2fdft_cli.data.video.probe import (
+    ONE_TIME,
     Join,
     VideoInfo,
     demuxed,
@@ -100,19 +101,27 @@ def read_through(info: VideoInfo) -> VideoInfo:
         stream = main_stream(container, info.path)
         main, announced = stream.index, stream.frames  # 0 if the container has no number
         parts, frames, packets = Parts(main, 1 / info.rate), 0, 0
+        is_edited, end = False, 0
         for packet in demuxed(container):
             # The announced number includes pictures that an edit list omits, and empty packets by
             # which AVI repeats a picture, so these count too. The one at the end has no time.
             packets += packet.stream_index == main and packet.dts is not None
+            is_edited |= packet.stream_index == main and packet.is_discard
             if not packet.size or packet.is_discard:
                 continue
-            frames += packet.stream_index == main
+            if packet.stream_index == main:
+                frames += 1
+                stamp = packet.dts if container.format.name in ONE_TIME else packet.pts
+                end = max(end, (stamp or 0) + (packet.duration or 0))
             if packet.stream_index == main or packet.stream.type == "audio":
                 parts.add(packet)
+        # FFmpeg omits some of these packets, so none lacks if the pictures last until the end.
+        length = stream.duration
+        is_whole = length is not None and end >= (stream.start_time or 0) + length
     joins, duration = parts.joins(), info.duration
     if joins and duration is not None:  # the container measures it by the last part's timestamps
         duration += float(joins[-1].later)
-    missing = max(0, announced - packets)
+    missing = 0 if is_edited or is_whole else max(0, announced - packets)
     return replace(info, frames=frames, missing=missing, joins=joins, duration=duration)
 
 

@@ -10,6 +10,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from c2fdft_cli.data.images.samples import MAX_PIXELS
 from c2fdft_cli.errors import DataError, ResourceError
 
@@ -28,6 +30,15 @@ MUXERS = {
 READ_ONLY_SUFFIXES = frozenset({".mpg", ".mpeg", ".m2ts", ".mts"})
 """Containers for other codecs than H.264; their videos are written as Matroska."""
 VIDEO_SUFFIXES = frozenset(MUXERS) | READ_ONLY_SUFFIXES
+ONE_TIME = ("avi", "asf")
+"""Containers that store one time per packet, from which FFmpeg guesses presentation times."""
+_EXTRAS = {
+    "A53_CC": "closed captions",
+    "MASTERING_DISPLAY_METADATA": "HDR10 metadata",
+    "CONTENT_LIGHT_LEVEL": "HDR10 metadata",
+    "DYNAMIC_HDR_PLUS": "HDR10+ metadata",
+    "DOVI_METADATA": "Dolby Vision metadata",
+}
 _DEMUXERS = "mov,matroska,avi,mpegts,mpeg,asf,flv"
 UNSPECIFIED = 2
 """FFmpeg's code for an unknown matrix, unknown primaries, or an unknown transfer."""
@@ -60,13 +71,25 @@ class Join(NamedTuple):
     later: Fraction
 
 
+class Orientation(NamedTuple):
+    """How pictures are turned upright: rows and columns are swapped, then their order reversed.
+
+    swaps: whether rows become columns.
+    rows, columns: whether their order is reversed.
+    """
+
+    swaps: bool
+    rows: bool
+    columns: bool
+
+
 @dataclass(frozen=True)
 class VideoInfo:
     """Properties of a video, from its first frame and its container.
 
     Args:
         path: the file.
-        height, width: pixels of the upright picture: a rotation in the file is applied.
+        height, width: pixels of the upright picture: turned as the file says.
         rate: frames per second, exact; the nominal rate if it varies.
         stream: index of the main picture stream.
         time_base: seconds per tick of its timestamps.
@@ -75,6 +98,7 @@ class VideoInfo:
         aspect: aspect ratio of a pixel.
         colours: the colour flags.
         audio: codec of each audio stream.
+        extras: what else the first picture contains, such as closed captions.
         frames: number of frames in the container; 0 until `read_through` has counted them.
         missing: number of pictures that the container announces but does not contain; 0 until then.
         joins: places at which its timestamps restart; empty until then.
@@ -91,6 +115,7 @@ class VideoInfo:
     aspect: Fraction = Fraction(1)
     colours: Colours = Colours()
     audio: tuple[str, ...] = ()
+    extras: tuple[str, ...] = ()
     frames: int = 0
     missing: int = 0
     joins: tuple[Join, ...] = ()
@@ -126,7 +151,7 @@ def probe_video(path: Path) -> VideoInfo:
         if frame is None:
             raise DataError("no frame in this video", where=path)
         height, width = frame.height, frame.width
-        if frame.rotation % 180:
+        if orientation(frame).swaps:
             height, width = width, height
         return VideoInfo(
             path=path,
@@ -140,6 +165,7 @@ def probe_video(path: Path) -> VideoInfo:
             aspect=_aspect(stream, frame),
             colours=_colours(frame),
             audio=tuple(codec_name(one) for one in container.streams.audio),
+            extras=_extras(frame),
         )
 
 
@@ -258,6 +284,26 @@ def origin(container: InputContainer) -> Fraction:
     return max(Fraction(0), Fraction(container.start_time or 0, 1_000_000))
 
 
+def orientation(frame: VideoFrame) -> Orientation:
+    """Return how the file says that its pictures are to be turned, to the nearest quarter turn."""
+    from av.sidedata.sidedata import Type
+
+    sides: Any = frame.side_data  # its stub accepts only names
+    data = sides.get(Type.DISPLAYMATRIX)
+    if data is None:
+        return Orientation(False, False, False)
+    # (x, y) is shown at (a x + c y, b x + d y)
+    a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].astype(float)
+    swaps = abs(b) > abs(a)
+    return Orientation(swaps, bool((b if swaps else d) < 0), bool((c if swaps else a) < 0))
+
+
+def _extras(frame: VideoFrame) -> tuple[str, ...]:
+    sides: Any = frame.side_data  # its stub is incomplete
+    kinds = [_EXTRAS[one.type.name] for one in sides if one.type.name in _EXTRAS]
+    return tuple(sorted(set(kinds)))
+
+
 def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
     """Yield the frames of a stream; packets that cannot be decoded are skipped."""
     import av
@@ -272,7 +318,7 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFr
 def _aspect(stream: VideoStream, frame: VideoFrame) -> Fraction:
     """Return the aspect ratio of a pixel of the upright picture."""
     aspect = stream.sample_aspect_ratio or Fraction(1)
-    return 1 / aspect if frame.rotation % 180 else aspect
+    return 1 / aspect if orientation(frame).swaps else aspect
 
 
 def _colours(frame: VideoFrame) -> Colours:

@@ -16,6 +16,7 @@ from c2fdft_cli.data.video.probe import (
     codec_name,
     demuxed,
     is_cover,
+    library_errors,
     open_video,
     origin,
 )
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _MUXER_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")
+_LEAD_IN = Fraction(1, 20)
+"""Seconds; that of AAC has at most 2112 samples."""
+_LONG_GAP = Fraction(1, 10)
+"""Seconds."""
+_BLOCKS = ("aac", "ac3", "flac")
+_WITHOUT_CHAPTERS = ("avi", "flv", "mpegts")
 _COVER_KINDS = {"png": "image/png", "mjpeg": "image/jpeg"}
 
 
@@ -45,18 +52,26 @@ class Copier:
         self._streams: dict[int, Stream] = {}
         self._last: dict[int, int] = {}
         self._skipped = 0
+        self._gaps = Fraction(0)
         self._end = Fraction(0)
+        first = _first_packets(info)
         for stream in source.streams:
+            packet, codec = first.get(stream.index), codec_name(stream)
             if stream.index == info.stream or _is_recreated(source, stream):
                 continue
-            if is_held(stream, muxer):
-                self._streams[stream.index] = _add_copy(out, stream)
-            elif muxer == "matroska" and is_cover(stream) and codec_name(stream) in _COVER_KINDS:
-                _attach_cover(out, info.path, stream)
+            if packet is None and stream.type != "attachment":
+                self.notes.append(f"{_describe(stream)} skipped: it is empty")
+            elif _is_held(stream, packet, muxer):
+                self._streams[stream.index] = _add_copy(out, stream, packet)
+            elif muxer == "matroska" and packet and is_cover(stream) and codec in _COVER_KINDS:
+                _attach_cover(out, codec, packet)
             elif stream.type == "audio":
                 raise DataError(_no_sound(muxer, [stream]), where=name)
             else:
                 self.notes.append(f"{_describe(stream)} skipped: {muxer} cannot hold it")
+        if source.chapters() and muxer in _WITHOUT_CHAPTERS:
+            chapters = many(len(source.chapters()), "chapter")
+            self.notes.append(f"{chapters} skipped: {muxer} cannot hold chapters")
         self._packets = self._demuxed()
         self._waiting: Packet[Stream] | None = None
 
@@ -80,7 +95,12 @@ class Copier:
         if self._skipped:
             packets = many(self._skipped, "packet")
             notes.append(f"{packets} without a usable timestamp skipped")
-        whole = Fraction(self._source.duration or 0, 1_000_000)
+        if self._gaps:
+            gaps = f"the sound has gaps of {float(self._gaps):.1f} s"
+            notes.append(f"{gaps}, which avi closes: sound is early after them")
+        # Times count from 0 even if the file starts before it, as MPEG-TS does whose clock wraps.
+        before = min(0, self._source.start_time or 0)
+        whole = Fraction((self._source.duration or 0) + before, 1_000_000)
         if whole - self._end > 1:
             found, announced = float(self._end), float(whole)
             notes.append(f"damage in the video: it ends after {found:.1f} of {announced:.1f} s")
@@ -101,7 +121,8 @@ class Copier:
                 make_continuous(packet, self._info.joins)
                 self._shift(packet)
                 self._end = max(self._end, _end(packet))
-                if packet.stream_index in self._streams:
+                if packet.stream_index in self._streams and not self._is_cut_away(packet):
+                    self._gaps += self._gap(packet)
                     if self._is_in_order(packet):
                         yield packet
                     else:
@@ -115,6 +136,24 @@ class Copier:
         if stamp is not None:
             packet.pts = stamp - zero
             packet.dts = packet.pts if packet.dts is None else packet.dts - zero
+
+    def _is_cut_away(self, packet: Packet[Stream]) -> bool:
+        """Whether an edit list omits a packet of sound, other than the lead-in for decoders."""
+        if packet.stream.type != "audio" or packet.pts is None:
+            return False
+        begin = packet.pts * packet.time_base
+        if self._out.format.name == "avi":  # it would delay the pictures by a whole frame for it
+            return packet.is_discard or begin + _end(packet) < 0
+        return packet.is_discard and not -_LEAD_IN <= begin < 0
+
+    def _gap(self, packet: Packet[Stream]) -> Fraction:
+        """Return the seconds of silence before a packet of sound, if AVI omits them."""
+        if self._out.format.name != "avi" or packet.dts is None or packet.stream.type != "audio":
+            return Fraction(0)
+        last = self._last.get(packet.stream_index)
+        end = 0 if last is None else last + (packet.duration or 0)
+        gap = (packet.dts - end) * packet.time_base
+        return gap if gap > _LONG_GAP else Fraction(0)
 
     def _is_in_order(self, packet: Packet[Stream]) -> bool:
         last = self._last.get(packet.stream_index)
@@ -146,14 +185,31 @@ def _is_recreated(source: InputContainer, stream: Stream) -> bool:
     return is_titles or "timecode" in stream.metadata
 
 
-def _attach_cover(out: OutputContainer, path: Path, stream: Stream) -> None:
-    """Store a cover picture as Matroska does, as an attached file."""
-    kind = _COVER_KINDS[codec_name(stream)]
+def _first_packets(info: VideoInfo) -> dict[int, Packet[Stream]]:
+    """Read the first packet of each stream except the main one; an empty stream has none."""
+    import av
+
+    found: dict[int, Packet[Stream]] = {}
     # The source is opened a second time, because reading from the first container would consume
     # packets that are still to be copied.
-    with open_video(path) as source:
-        packet = next(demuxed(source, source.streams[stream.index]))
-        out.add_attachment(f"cover.{kind.removeprefix('image/')}", kind, bytes(packet))
+    with (
+        open_video(info.path) as source,
+        library_errors(info.path, "cannot read the video"),
+        suppress(av.error.InvalidDataError),
+    ):
+        wanted = {stream.index for stream in source.streams if stream.type != "attachment"}
+        for packet in demuxed(source):
+            if packet.size:
+                found.setdefault(packet.stream_index, packet)
+            if wanted <= {info.stream, *found}:
+                break
+    return found
+
+
+def _attach_cover(out: OutputContainer, codec: str, packet: Packet[Stream]) -> None:
+    """Store a cover picture as Matroska does, as an attached file."""
+    kind = _COVER_KINDS[codec]
+    out.add_attachment(f"cover.{kind.removeprefix('image/')}", kind, bytes(packet))
 
 
 def _describe(stream: Stream) -> str:
@@ -166,31 +222,64 @@ def _no_sound(muxer: str, streams: Sequence[Stream]) -> str:
     return f"{muxer} cannot hold this video's sound: {codecs}"
 
 
-def is_held(stream: Stream, muxer: str) -> bool:
-    """Whether a container can hold a stream unchanged: tried by writing its header to memory."""
+def _is_held(stream: Stream, packet: Packet[Stream] | None, muxer: str) -> bool:
+    """Whether a container can hold a stream: tried by writing its first packet to memory.
+
+    The result is read again, because MPEG-TS accepts any codec, but many as unknown data only.
+    """
     import av
 
     if muxer == "avi" and stream.type != "audio":
         return False  # it accepts the headers, but its packets have no timestamps for such streams
+    if packet is None:  # an attached file, such as a font
+        return muxer == "matroska"
     try:
-        with av.open(io.BytesIO(), "w", format=muxer) as trial:
-            _add_copy(trial, stream)
-            trial.start_encoding()
+        with av.open(_trial(stream, packet, muxer)) as written:
+            return [_kind(one) for one in written.streams] == [_kind(stream)]
     except (av.FFmpegError, ValueError):
         return False
-    return True
+
+
+def _trial(stream: Stream, packet: Packet[Stream], muxer: str) -> io.BytesIO:
+    """Write a file with one packet to memory."""
+    import av
+
+    data = io.BytesIO()
+    with av.open(data, "w", format=muxer) as trial:
+        packet.stream = _add_copy(trial, stream, packet)
+        packet.pts = packet.dts = 0
+        trial.start_encoding()
+        trial.mux_one(packet)
+    return io.BytesIO(data.getvalue())
+
+
+def _kind(stream: Stream) -> tuple[str, str]:
+    # FFmpeg reads MP2 sound in MP4 and MPEG-TS as MP3, which has the same identifier there.
+    return stream.type, codec_name(stream).replace("mp2", "mp3")
 
 
 def audio_problem(info: VideoInfo, suffix: str) -> str | None:
     """Return why a container cannot hold the sound of a video unchanged; None if it can."""
-    muxer = MUXERS[suffix]
+    muxer, first = MUXERS[suffix], _first_packets(info)
     with open_video(info.path) as source:
-        others = [stream for stream in source.streams.audio if not is_held(stream, muxer)]
+        others = [
+            stream
+            for stream in source.streams.audio
+            if stream.index in first and not _is_held(stream, first[stream.index], muxer)
+        ]
         return _no_sound(muxer, others) if others else None
 
 
-def _add_copy(out: OutputContainer, stream: Stream) -> Stream:
-    copy = out.add_stream_from_template(stream, opaque=True)
+def _add_copy(out: OutputContainer, stream: Stream, packet: Packet[Stream] | None) -> Stream:
+    import av
+
+    if out.format.name == "avi" and packet is not None and codec_name(stream) in _BLOCKS:
+        # The block size that a stream has in AVI leads FFmpeg's muxer to wrong times for these
+        # codecs. In Matroska it has none.
+        with av.open(_trial(stream, packet, "matroska")) as other:
+            copy = out.add_stream_from_template(other.streams[0], opaque=True)
+    else:
+        copy = out.add_stream_from_template(stream, opaque=True)
     copy.disposition = stream.disposition
     copy.metadata.update(_texts(stream.metadata))
     return copy
@@ -205,11 +294,13 @@ def copy_texts(
     stream.metadata.update(_texts(main.metadata))
     stream.disposition = main.disposition
     zero = origin(source)
-    chapters = source.chapters()
-    for chapter in chapters:
+    chapters = []
+    for chapter in source.chapters():
         ticks = round(zero / (chapter["time_base"] or Fraction(1)))
-        chapter["start"] -= ticks
-        chapter["end"] -= ticks
+        start, end = chapter["start"] - ticks, chapter["end"] - ticks
+        if start >= 0 or end > 0:  # else it is over before the first picture or sound
+            chapter["start"], chapter["end"] = max(0, start), end
+            chapters.append(chapter)
     out.set_chapters(chapters)
 
 

@@ -17,6 +17,7 @@ from c2fdft_cli.data.video.probe import (
     FULL_RANGE,
     LIMITED_RANGE,
     MUXERS,
+    ONE_TIME,
     UNKNOWN_RANGE,
     UNSPECIFIED,
     VideoInfo,
@@ -24,6 +25,7 @@ from c2fdft_cli.data.video.probe import (
     library_errors,
     main_stream,
     open_video,
+    orientation,
     origin,
     text_options,
 )
@@ -69,6 +71,8 @@ class _Converter:
         self._graph: Graph | None = None
 
     def __call__(self, frame: VideoFrame) -> VideoFrame:
+        if frame.colorspace not in _MATRICES:
+            frame.colorspace = UNSPECIFIED
         kind = (frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range)
         if self._graph is None or kind != self._kind:
             self._graph, self._kind = self._build(frame), kind
@@ -108,6 +112,8 @@ class VideoReader:
         self._stack = contextlib.ExitStack()
         self._closed = False
         self._damaged = 0
+        self._begin: int | None = None  # of the packet with which decoding begins
+        self._delay: int | None = None
 
     @property
     def complaint(self) -> str:
@@ -140,14 +146,29 @@ class VideoReader:
         width, height = _whole_chroma(own_width, own_height, info.pixel_format)
         kind = "rgb48le" if self._deep else "rgb24"
         convert = _Converter(f"scale={width}:{height}:{_SCALING}:out_range=pc,format={kind}")
+        step = round(1 / (info.rate * info.time_base))
+        has_one_time = container.format.name in ONE_TIME
         pts = 0
         for frame in self._decoded(container, stream):
             stamp = frame.pts if frame.pts is not None else frame.dts
+            if has_one_time:
+                stamp = self._undelayed(frame)
             pts = pts if stamp is None else stamp - zero
             whole = convert(_with_whole_chroma(frame)).to_ndarray()
             pixels = whole[:own_height, :own_width]
             yield Frame(pts, frame.duration, _upright(frame, pixels))
-            pts += frame.duration
+            pts += frame.duration or step
+
+    def _undelayed(self, frame: VideoFrame) -> int | None:
+        """Return the time of a frame whose packets have the times of decoding only.
+
+        The decoder returns frames in order, each with the time of the packet that it was given
+        last: later by the delay of the first frame. The last frames have no time.
+        """
+        if self._delay is None:
+            self._delay = 0 if frame.dts is None else frame.dts - (self._begin or 0)
+            return self._begin
+        return None if frame.dts is None else frame.dts - self._delay
 
     def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
         """Yield frames; damaged ones are counted, and skipped if they cannot be shown."""
@@ -161,6 +182,8 @@ class VideoReader:
                     continue  # a repeated frame of AVI, or the end, for which None is used below
                 if packet is not None:
                     make_continuous(packet, self._info.joins)
+                    if self._begin is None and packet.is_keyframe:
+                        self._begin = packet.dts
                 frames = stream.decode(packet)
             except av.error.InvalidDataError:
                 self._damaged += 1
@@ -214,7 +237,7 @@ class VideoWriter:
             self._copier = Copier(source, self._out, info, self._muxer, name)
             copy_texts(source, self._out, self._stream, info)
             self._out.start_encoding()
-            self.notes = self._copier.notes
+            self.notes = [*self._copier.notes, *_losses(info, self._muxer)]
             self._stack = stack.pop_all()
 
     def write(self, frame: Frame) -> None:
@@ -312,12 +335,16 @@ def output_pixel_format(info: VideoInfo, deep: bool) -> str:
 
     If a side is odd and 4:2:0 or 4:2:2 therefore impossible, the chroma is 4:4:4.
     """
-    own = info.pixel_format
-    full = any(word in own for word in ("444", "440", "rgb", "bgr", "gbr", "pal"))
-    if full or info.width % 2 or (info.height % 2 and "422" not in own):
+    from av.video.format import VideoFormat
+
+    own = VideoFormat(info.pixel_format)
+    across, down = 8 // own.chroma_width(8), 8 // own.chroma_height(8)
+    is_full = across == 1 and not info.is_grey
+    is_tall = (across, down) == (2, 1)
+    if is_full or info.width % 2 or (info.height % 2 and not is_tall):
         chroma = "yuv444p"
     else:
-        chroma = "yuv422p" if any(word in own for word in ("422", "yuyv", "uyvy")) else "yuv420p"
+        chroma = "yuv422p" if is_tall else "yuv420p"
     return f"{chroma}10le" if deep else chroma
 
 
@@ -356,14 +383,26 @@ def _add_encoder(
     context.thread_count = 0
     # Otherwise the encoder ignores how long each frame is shown, which differs if the rate varies.
     context.flags |= Flags.frame_duration
-    if muxer == "avi":  # its packets have no timestamps, so none may be out of order
+    if muxer in ONE_TIME:  # so no frame may be out of order
         context.max_b_frames = 0
     depth = _output_range(info, muxer)
     context.color_range = UNKNOWN_RANGE if info.colours.range == UNKNOWN_RANGE else depth
-    context.colorspace = _output_matrix(info)
+    context.colorspace = info.colours.matrix or 1
     context.color_primaries = info.colours.primaries
     context.color_trc = info.colours.transfer
     return stream
+
+
+def _losses(info: VideoInfo, muxer: str) -> list[str]:
+    """Describe what of the pictures' properties is not kept."""
+    notes = [f"{what} in the pictures skipped" for what in info.extras]
+    matrix = info.colours.matrix
+    if matrix not in (*_MATRICES, UNSPECIFIED):
+        what = f"the colour matrix {matrix} of H.273 is not supported"
+        notes.append(f"{what}: the network sees other colours")
+    if muxer == "webm" and info.aspect != 1:
+        notes.append(f"the pixels' aspect ratio {info.aspect} is not kept in webm")
+    return notes
 
 
 def _time_base(info: VideoInfo, muxer: str) -> Fraction:
@@ -371,8 +410,11 @@ def _time_base(info: VideoInfo, muxer: str) -> Fraction:
 
 
 def _upright(frame: VideoFrame, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Apply the rotation that the file states, counter-clockwise in quarter turns."""
-    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+    """Turn and mirror pixels [h, w, 3] as the file says."""
+    turn = orientation(frame)
+    if turn.swaps:
+        pixels = pixels.swapaxes(0, 1)
+    return np.ascontiguousarray(pixels[:: -1 if turn.rows else 1, :: -1 if turn.columns else 1])
 
 
 def _whole_chroma(width: int, height: int, pixel_format: str) -> tuple[int, int]:
@@ -408,15 +450,11 @@ def _output_range(info: VideoInfo, muxer: str) -> int:
     return FULL_RANGE if info.colours.range == FULL_RANGE and muxer != "avi" else LIMITED_RANGE
 
 
-def _output_matrix(info: VideoInfo) -> int:
-    matrix = info.colours.matrix or 1
-    return matrix if matrix in _MATRICES else UNSPECIFIED
-
-
 def _colour_filters(info: VideoInfo, muxer: str, deep: bool) -> str:
     """Return the filters that convert RGB to the source's matrix and range.
 
-    If the source states no matrix, both conversions use FFmpeg's default, so they cancel.
+    If the source states no matrix, or one that is not supported, both conversions use FFmpeg's
+    default, so they cancel.
     """
     matrix = _MATRICES.get(info.colours.matrix)
     conversion = "" if matrix is None else f":out_color_matrix={matrix}"

@@ -193,7 +193,8 @@ def _check_video_output(video: VideoInfo, out: Path) -> None:
         raise UsageError("the output of a video must be a video file", where=out, hint=hint)
     problem = audio_problem(video, suffix)
     if problem is not None:
-        raise UsageError(problem, where=out, hint="sound is copied as it is; use .mkv")
+        other = "use .mkv" if audio_problem(video, ".mkv") is None else "convert the sound first"
+        raise UsageError(problem, where=out, hint=f"sound is copied as it is; {other}")
 
 
 def _suffix(source: Source, format: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,10 +78,11 @@ def test_a_video_can_be_played_before_it_is_complete(name: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["b.mkv", "b.mov", "b.avi"])
 def test_other_containers_are_kept(name: str, tmp_path: Path) -> None:
-    source = make_clip(tmp_path / "a.mp4")
+    codec = "ac3" if name == "b.avi" else "aac"  # AVI omits the lead-in of AAC
+    source = make_clip(tmp_path / "a.mp4", sound_codec=codec)
     target = copy(source, tmp_path / name, crf=0)
     info = probe_video(target)
-    assert (info.rate, info.audio, count_frames(target)) == (10, ("aac",), 5)
+    assert (info.rate, info.audio, count_frames(target)) == (10, (codec,), 5)
     assert sound(target) == sound(source)
     assert difference(source, target) < 0.5
 
@@ -163,9 +165,21 @@ def test_a_video_that_was_cut_keeps_its_frames(tmp_path: Path) -> None:
     count = len(frames(source))
     assert count < 10
     assert count_frames(source) == count
-    target = copy(source, tmp_path / "b.mp4")
-    assert len(frames(target)) == count
-    assert sound(target) == sound(source)
+    for name in ("b.mp4", "b.mkv"):
+        target = tmp_path / name
+        assert notes_of(source, target) == []
+        assert len(frames(target)) == count
+        with av.open(str(target)) as container:  # the sound that was cut away does not come back
+            assert container.duration / 1e6 == pytest.approx(0.7, abs=0.09)
+
+
+def test_a_video_that_was_cut_at_a_key_frame_is_not_damaged(tmp_path: Path) -> None:
+    whole = make_clip(tmp_path / "whole.mp4", seconds=2, sound=False, options={"g": "5", "bf": "0"})
+    source = remux(whole, tmp_path / "a.mp4", cut=1)
+    with av.open(str(source)) as container:
+        assert container.streams.video[0].frames == 20
+    assert notes_of(source, tmp_path / "b.mkv") == []
+    assert count_frames(tmp_path / "b.mkv") == 10
 
 
 @pytest.mark.parametrize(
@@ -181,6 +195,18 @@ def test_colours_and_their_flags_are_kept(range_: str, matrix: str, tmp_path: Pa
     assert colours == probe_video(source).colours
     assert colours.range == {"tv": LIMITED_RANGE, "pc": FULL_RANGE}[range_]
     assert colours.matrix == {"bt709": 1, "bt470bg": 5}[matrix]
+    assert difference(source, target) < 1
+
+
+@pytest.mark.parametrize(("matrix", "code"), [("ycgco", 8), ("bt2020c", 10), ("ictcp", 14)])
+def test_a_matrix_that_cannot_be_converted_is_kept(matrix: str, code: int, tmp_path: Path) -> None:
+    source = make_clip(
+        tmp_path / "a.mp4", sound=False, filters=f"format=yuv444p,setparams=colorspace={matrix}"
+    )
+    target = tmp_path / "b.mp4"
+    what = f"the colour matrix {code} of H.273 is not supported: the network sees other colours"
+    assert notes_of(source, target, crf=0) == [what]
+    assert probe_video(target).colours.matrix == code
     assert difference(source, target) < 1
 
 
@@ -208,9 +234,67 @@ def test_a_rotation_is_applied_once(tmp_path: Path) -> None:
     assert np.abs(frames(target)[0] - np.rot90(frames(whole)[0]).astype(float)).mean() < 0.5
 
 
+@pytest.mark.parametrize(
+    ("matrix", "axes", "order"),
+    [
+        ((-1, 0, 0, 1), (0, 1), np.s_[:, ::-1]),
+        ((1, 0, 0, -1), (0, 1), np.s_[::-1]),
+        ((-1, 0, 0, -1), (0, 1), np.s_[::-1, ::-1]),
+        ((0, 1, 1, 0), (1, 0), np.s_[:]),
+        ((0, -1, -1, 0), (1, 0), np.s_[::-1, ::-1]),
+        ((0, 1, -1, 0), (1, 0), np.s_[:, ::-1]),
+    ],
+)
+def test_a_mirrored_video_is_mirrored(
+    matrix: tuple[int, ...], axes: tuple[int, int], order: Any, tmp_path: Path
+) -> None:
+    """(x, y) is shown at (a x + c y, b x + d y)."""
+    whole = make_clip(tmp_path / "whole.mp4", seconds=0.2, sound=False)
+    a, b, c, d = (65536 * one for one in matrix)
+    data, size = bytearray(whole.read_bytes()), struct.Struct(">9i")
+    begin = data.index(b"tkhd") + 44
+    assert size.unpack_from(data, begin) == (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
+    size.pack_into(data, begin, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    source = tmp_path / "a.mp4"
+    source.write_bytes(data)
+    found = frames(source)[0]
+    assert np.array_equal(found, frames(whole)[0].transpose(*axes, 2)[order])
+    assert found.shape[:2] == (probe_video(source).height, probe_video(source).width)
+
+
 def test_the_aspect_ratio_of_pixels_is_kept(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mp4", aspect=Fraction(4, 3))
     assert probe_video(copy(source, tmp_path / "b.mp4")).aspect == Fraction(4, 3)
+
+
+def test_webm_does_not_keep_the_aspect_ratio_of_pixels(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "a.mp4", aspect=Fraction(4, 3), sound=False)
+    target = tmp_path / "b.webm"
+    assert notes_of(source, target) == ["the pixels' aspect ratio 4/3 is not kept in webm"]
+    assert probe_video(target).aspect == 1
+
+
+def test_captions_and_metadata_in_the_pictures_are_noted(tmp_path: Path) -> None:
+    display = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1)"
+    options = {"x264-params": f"mastering-display={display}:cll=1000,400"}
+    source = make_clip(tmp_path / "a.mp4", sound=False, options=options)
+    assert notes_of(source, tmp_path / "b.mp4") == ["HDR10 metadata in the pictures skipped"]
+    # Captions, as units of text (SEI) before each coded picture; lengths precede the units.
+    coded = bytes.fromhex("b50031 47413934 03 42ff fc942c fcc8e9 ff")
+    unit = bytes([6, 4, len(coded)]) + coded + b"\x80"
+    clip = make_clip(tmp_path / "c.mp4", sound=False)
+    with av.open(str(clip)) as old, av.open(str(tmp_path / "d.mp4"), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux():
+            if packet.size:
+                titled = av.Packet(struct.pack(">I", len(unit)) + unit + bytes(packet))
+                titled.pts, titled.dts = packet.pts, packet.dts
+                titled.duration, titled.time_base = packet.duration, packet.time_base
+                titled.is_keyframe, titled.stream = packet.is_keyframe, stream
+                new.mux(titled)
+    assert notes_of(tmp_path / "d.mp4", tmp_path / "e.mp4") == [
+        "closed captions in the pictures skipped"
+    ]
 
 
 def test_a_video_without_sound_is_kept(tmp_path: Path) -> None:
@@ -257,6 +341,32 @@ def test_chapters_titles_and_timecodes_are_kept(name: str, tmp_path: Path) -> No
         assert texts["timecode"] == before.streams.video[0].metadata["timecode"]
     assert stamps(target) == stamps(source) or name == "b.mkv"
     assert sound(target) == sound(source)
+
+
+@pytest.mark.parametrize(("suffix", "muxer"), [(".avi", "avi"), (".flv", "flv"), (".ts", "mpegts")])
+def test_lost_chapters_are_noted(suffix: str, muxer: str, tmp_path: Path) -> None:
+    chapter = {"id": 0, "start": 0, "end": 5, "metadata": {}, "time_base": Fraction(1, 10)}
+    source = remux(make_clip(tmp_path / "whole.mp4"), tmp_path / "a.mkv", chapters=[chapter])
+    target = tmp_path / f"b{suffix}"
+    assert notes_of(source, target) == [f"1 chapter skipped: {muxer} cannot hold chapters"]
+    with av.open(str(target)) as container:
+        assert container.chapters() == []
+
+
+@pytest.mark.parametrize("name", ["b.mp4", "b.mkv"])
+def test_chapters_before_a_late_start_are_shortened(name: str, tmp_path: Path) -> None:
+    whole = make_clip(tmp_path / "whole.mp4", seconds=2)
+    times, tenth = [(0, 4), (4, 12), (12, 25)], {"time_base": Fraction(1, 10)}
+    chapters = [
+        {"id": number, "start": start, "end": end, "metadata": {"title": str(number)}, **tenth}
+        for number, (start, end) in enumerate(times)
+    ]
+    source = remux(whole, tmp_path / "a.mkv", chapters=chapters, start=-0.5)
+    with av.open(str(copy(source, tmp_path / name))) as container:
+        after = container.chapters()
+    assert [one["metadata"]["title"] for one in after] == ["1", "2"]
+    begins = [float(one["start"] * one["time_base"]) for one in after]
+    assert begins == pytest.approx([0, 0.7], abs=0.05)
 
 
 @pytest.mark.parametrize("name", ["b.mp4", "b.mkv", "b.avi"])
@@ -359,6 +469,66 @@ def test_avi_has_a_constant_rate(tmp_path: Path) -> None:
     assert set(np.diff(times)) == {1}
 
 
+@pytest.mark.parametrize("suffix", [".avi", ".wmv"])
+def test_containers_with_one_time_per_packet_keep_the_times(suffix: str, tmp_path: Path) -> None:
+    """FFmpeg's guesses of the times of their reordered frames are wrong."""
+    source = make_clip(tmp_path / f"a{suffix}", seconds=2, sound=False, options={"bf": "2"})
+    for generation in range(2):
+        info = probe_video(source)
+        with VideoReader(info, False) as reader:
+            times = [frame.pts * info.time_base for frame in reader]
+        assert times == [Fraction(number, 10) for number in range(20)]
+        target = tmp_path / f"{generation}{suffix}"
+        assert notes_of(source, target, crf=0) == []
+        source = target
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
+def test_sound_that_starts_before_zero_does_not_delay_the_pictures_of_avi(
+    name: str, tmp_path: Path
+) -> None:
+    target = copy(make_clip(tmp_path / name, seconds=2), tmp_path / "b.avi")
+    with av.open(str(target)) as container:
+        assert [one.dts for one in container.demux(video=0) if one.size] == list(range(20))
+
+
+@pytest.mark.parametrize("codec", ["aac", "ac3", "flac", "libmp3lame", "pcm_s16le"])
+def test_sound_keeps_its_times_from_avi_to_avi(codec: str, tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "a.avi", seconds=2, sound_codec=codec, options={"bf": "0"})
+    last = last_sound(source)
+    for generation in range(2):
+        target = tmp_path / f"{generation}.avi"
+        assert notes_of(source, target) == []
+        assert (last_sound(target), sound(target)) == (last, sound(source))
+        source = target
+
+
+def last_sound(path: Path) -> Fraction:
+    """Time of the last packet of sound, in seconds."""
+    with av.open(str(path)) as container:
+        return [one.pts * one.time_base for one in container.demux(audio=0) if one.size][-1]
+
+
+def test_gaps_of_sound_that_avi_closes_are_noted(tmp_path: Path) -> None:
+    whole = make_clip(tmp_path / "whole.mkv", seconds=3)
+
+    def later(packet: Any) -> None:
+        if packet.stream.type == "audio" and packet.pts > 1000:
+            packet.pts = packet.dts = packet.pts + 1500
+
+    source = changed(whole, tmp_path / "a.mkv", later)
+    assert notes_of(source, tmp_path / "b.avi") == [
+        "the sound has gaps of 1.5 s, which avi closes: sound is early after them"
+    ]
+    assert notes_of(source, tmp_path / "b.mkv") == []
+
+
+def test_a_gap_between_the_pictures_of_avi_is_no_damage(tmp_path: Path) -> None:
+    filters = "format=yuv420p,select='not(between(n,5,8))'"
+    source = make_clip(tmp_path / "a.avi", seconds=2, filters=filters, options={"bf": "0"})
+    assert read_through(probe_video(source)).missing == 0
+
+
 @pytest.mark.parametrize(
     ("own", "size", "deep", "expected"),
     [
@@ -371,6 +541,14 @@ def test_avi_has_a_constant_rate(tmp_path: Path) -> None:
         ("gbrp", (48, 64), False, "yuv444p"),
         ("gray", (48, 64), False, "yuv420p"),
         ("p010le", (48, 64), True, "yuv420p10le"),
+        ("y210le", (48, 64), True, "yuv422p10le"),
+        ("nv16", (48, 64), False, "yuv422p"),
+        ("yuyv422", (48, 64), False, "yuv422p"),
+        ("nv24", (48, 64), False, "yuv444p"),
+        ("yuv440p", (48, 64), False, "yuv444p"),
+        ("yuv411p", (48, 64), False, "yuv420p"),
+        ("rgb24", (48, 64), False, "yuv444p"),
+        ("pal8", (48, 64), False, "yuv444p"),
     ],
 )
 def test_the_pixel_format_of_the_output(
@@ -388,6 +566,60 @@ def test_webm_supports_only_some_sound(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="webm cannot hold this video's sound") as caught:
         copy(info.path, tmp_path / "b.webm")
     assert caught.value.where == str(tmp_path / "b.webm")
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix"), [("flac", ".ts"), ("pcm_s16le", ".ts"), ("pcm_s16le", ".mp4")]
+)
+def test_sound_that_would_be_unreadable_is_refused(codec: str, suffix: str, tmp_path: Path) -> None:
+    """These containers accept the stream's header, but not its packets, or not as sound."""
+    info = probe_video(make_clip(tmp_path / "a.mkv", sound_codec=codec))
+    muxer = {".ts": "mpegts", ".mp4": "mp4"}[suffix]
+    assert audio_problem(info, suffix) == f"{muxer} cannot hold this video's sound: {codec}"
+
+
+@pytest.mark.parametrize("codec", ["mp2", "libmp3lame", "ac3", "aac"])
+@pytest.mark.parametrize("suffix", [".ts", ".mp4", ".mov", ".mkv", ".avi", ".wmv"])
+def test_common_sound_is_not_refused(codec: str, suffix: str, tmp_path: Path) -> None:
+    assert (
+        audio_problem(probe_video(make_clip(tmp_path / "a.mkv", sound_codec=codec)), suffix) is None
+    )
+
+
+def test_subtitles_and_fonts_that_would_be_unreadable_are_skipped(tmp_path: Path) -> None:
+    whole = make_clip(tmp_path / "whole.mkv")
+    texts = remux(whole, tmp_path / "texts.mkv", subtitles="subrip")
+    source = tmp_path / "a.mkv"
+    with av.open(str(texts)) as old, av.open(str(source), "w") as new:
+        pairs = {one.index: new.add_stream_from_template(one, opaque=True) for one in old.streams}
+        new.add_attachment("a.ttf", "font/ttf", b"font")
+        for packet in old.demux():
+            if packet.size:
+                packet.stream = pairs[packet.stream_index]
+                new.mux(packet)
+    assert notes_of(source, tmp_path / "b.ts") == [
+        "subtitle stream 2 (subrip) skipped: mpegts cannot hold it",
+        "attachment stream 3 (unknown) skipped: mpegts cannot hold it",
+    ]
+    assert notes_of(source, tmp_path / "b.mkv") == []
+    with av.open(str(tmp_path / "b.mkv")) as container:
+        assert [one.type for one in container.streams] == [
+            *("video", "audio", "subtitle", "attachment")
+        ]
+
+
+def test_an_empty_stream_is_skipped(tmp_path: Path) -> None:
+    """MPEG-TS may announce sound that never comes, whose sample rate is then unknown."""
+    whole, source = make_clip(tmp_path / "whole.mp4"), tmp_path / "a.ts"
+    with av.open(str(whole)) as old, av.open(str(source), "w") as new:
+        pairs = {one.index: new.add_stream_from_template(one, opaque=True) for one in old.streams}
+        new.add_stream_from_template(old.streams.audio[0], opaque=True)
+        for packet in old.demux():
+            if packet.size:
+                packet.stream = pairs[packet.stream_index]
+                new.mux(packet)
+    assert audio_problem(probe_video(source), ".mkv") is None
+    assert notes_of(source, tmp_path / "b.mkv") == ["audio stream 2 (aac) skipped: it is empty"]
 
 
 def test_damaged_frames_are_reported(tmp_path: Path) -> None:
@@ -483,6 +715,24 @@ def test_an_intact_video_has_no_notes(tmp_path: Path) -> None:
     for name in ("a.mkv", "a.mp4", "a.avi", "a.ts"):
         source = make_clip(tmp_path / name, seconds=3)
         assert notes_of(source, tmp_path / f"b{source.suffix}") == []
+
+
+def test_mpeg_ts_whose_clock_wraps_is_not_damaged(tmp_path: Path) -> None:
+    whole, source = make_clip(tmp_path / "whole.mp4", seconds=2), tmp_path / "a.ts"
+    with (
+        av.open(str(whole)) as old,
+        av.open(str(source), "w", options={"mpegts_copyts": "1"}) as new,
+    ):
+        pairs = {one.index: new.add_stream_from_template(one, opaque=True) for one in old.streams}
+        for packet in old.demux():
+            if packet.size:
+                later = 95440 / packet.time_base  # 3.7 s before the clock's 33 bits are used up
+                packet.pts, packet.dts = round(packet.pts + later), round(packet.dts + later)
+                packet.stream = pairs[packet.stream_index]
+                new.mux(packet)
+    with av.open(str(source)) as container:
+        assert container.start_time < -3e6
+    assert notes_of(source, tmp_path / "b.mkv") == []
 
 
 def test_a_full_disk_is_a_resource_error(tmp_path: Path) -> None:

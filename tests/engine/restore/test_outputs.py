@@ -142,6 +142,21 @@ def test_a_suffix_for_a_named_output_file_is_refused(tmp_path: Path) -> None:
         plan_outputs(video, "b.mp4", Writing(suffix="_r"))
 
 
+@pytest.mark.parametrize(
+    ("codec", "advice"), [("aac", "use .mkv"), ("pcm_bluray", "convert the sound first")]
+)
+def test_a_container_that_holds_the_sound_is_named(codec: str, advice: str, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    from c2fdft_cli.data.video.probe import probe_video
+    from tests.kit.video import make_clip
+
+    film = probe_video(make_clip(tmp_path / "a.m2ts", rate="25", sound_codec=codec))
+    video = Inputs([Source(film.path, Path("a.m2ts"), video=film)], single=True)
+    with pytest.raises(UsageError, match="cannot hold this video's sound") as caught:
+        plan_outputs(video, "b.webm", Writing())
+    assert caught.value.hint == f"sound is copied as it is; {advice}"
+
+
 def test_one_file_for_many_images_is_refused(tmp_path: Path) -> None:
     source = made(tmp_path / "in", "a.jpg", "b.jpg")
     with pytest.raises(UsageError, match="OUT must be a folder for 2 images"):
