@@ -101,14 +101,14 @@ class Animation:
 
     def __init__(self, data: bytes) -> None:
         self._frames: list[tuple[Control, list[memoryview]]] = []
-        self._header = self._palette = b""
+        self._header, palette = b"", dict[bytes, bytes]()
         # A picture before the first frame, for programs that show no animations, counts as one.
         self._before = 0
         for kind, content in _all_chunks(data):
             if kind == b"IHDR":
                 self._header = bytes(content)
             elif kind in (b"PLTE", b"tRNS"):
-                self._palette += png_chunk(kind, content)
+                palette.setdefault(kind, png_chunk(kind, content))
             elif kind == b"fcTL":
                 self._frames.append((Control(*struct.unpack(">5I2H2B", content)), []))
             elif kind == b"IDAT" and not self._frames:
@@ -117,6 +117,8 @@ class Animation:
                 self._frames[-1][1].append(content[4:] if kind == b"fdAT" else content)
         if len(self._header) != 13:
             raise ValueError("the PNG header is damaged")
+        self._has_alpha = bool(self._header[9] & 4) or b"tRNS" in palette
+        self._palette = b"".join(palette.values())
         self._restart()
 
     def decode(self, frame: int) -> Array:
@@ -137,10 +139,7 @@ class Animation:
             self._show(self._shown + 1)
         samples = self._canvas[..., ::3] if self._header[9] in _GREYS else self._canvas
         opaque = (samples[..., -1] == np.iinfo(samples.dtype).max).all()
-        return samples[..., : -1 if opaque and not self._has_alpha() else None].copy()
-
-    def _has_alpha(self) -> bool:
-        return bool(self._header[9] & 4) or b"tRNS" in self._palette
+        return samples[..., : -1 if opaque and not self._has_alpha else None].copy()
 
     def _restart(self) -> None:
         width, height, depth = struct.unpack(">IIB", self._header[:9])
