@@ -425,6 +425,16 @@ def identity(path: str | Path) -> tuple[int, int] | str:
     return status.st_dev, status.st_ino
 
 
+def checked_path(name: str, value: str | Path) -> str:
+    """Return a path as text; UsageError if it is empty or no file can have this name."""
+    text = os.fspath(value)
+    if not text:  # `Path` would take it for the current folder
+        raise UsageError(f"{name} is empty", hint="name a file or a folder")
+    if "\0" in text:  # a Python program may pass it
+        raise UsageError(f"{name} contains a NUL character, got {text!r}")
+    return text
+
+
 def require_existing(*paths: str | Path | None) -> None:
     """Raise DataError for the first of the paths that does not exist; None is skipped."""
     for path in paths:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from c2fdft_cli.errors import UsageError
+from c2fdft_cli.files import checked_path
 from c2fdft_cli.settings import shown
 
 
@@ -23,12 +24,7 @@ def check_callable(name: str, value: object) -> None:
 
 def given_path(name: str, value: str | Path) -> Path:
     """Return a path; UsageError if it is empty or no file can have this name."""
-    text = os.fspath(value)
-    if not text:  # `Path` would take it for the current folder
-        raise UsageError(f"{name} is empty", hint="name a file or a folder")
-    if "\0" in text:
-        raise UsageError(f"{name} contains a NUL character, got {shown(text)}")
-    return Path(value)
+    return Path(checked_path(name, value))
 
 
 def texts(name: str, value: object) -> list[str]:

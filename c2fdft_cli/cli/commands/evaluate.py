@@ -219,7 +219,6 @@ def evaluate(
     with console.loading():
         from c2fdft_cli.engine.evaluate.job import EvalOptions
         from c2fdft_cli.engine.evaluate.ranks import join
-        from c2fdft_cli.engine.evaluate.report import REPORT_FILES
         from c2fdft_cli.execution.distributed import destroy_process_group
 
     metrics = _find_metrics(scores.metrics, source.no_reference)
@@ -228,12 +227,7 @@ def evaluate(
     if scores.against == "":  # `Path` would take it for the current folder
         raise UsageError("--against is empty", hint="name a file, a folder, or packaged weights")
     source.check()
-    pages = [] if scores.report is None else [scores.report / name for name in REPORT_FILES]
-    if scores.csv is not None:
-        _check_csv(scores.csv, [restored, target, source.degraded, source.pairs], pages)
-    for path in filter(None, [scores.csv, *pages]):
-        require_new(path, scores.overwrite)
-        ensure_folder(path.parent)
+    _make_room(scores, [restored, target, source.degraded, source.pairs])
     runtime = join()
     try:
         options = EvalOptions(
@@ -247,6 +241,18 @@ def evaluate(
         _evaluate(source, runs, options, scores, runtime, json)
     finally:
         destroy_process_group()
+
+
+def _make_room(scores: Scores, inputs: Sequence[Path | None]) -> None:
+    """Check the files that will be written, and create their folders."""
+    from c2fdft_cli.engine.evaluate.report import REPORT_FILES
+
+    pages = [] if scores.report is None else [scores.report / name for name in REPORT_FILES]
+    if scores.csv is not None:
+        _check_csv(scores.csv, inputs, pages)
+    for path in filter(None, [scores.csv, *pages]):
+        require_new(path, scores.overwrite)
+        ensure_folder(path.parent)
 
 
 def _check_csv(csv: Path, inputs: Sequence[Path | None], pages: Sequence[Path]) -> None:

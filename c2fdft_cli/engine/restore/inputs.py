@@ -304,7 +304,7 @@ def _listed(file: Path) -> list[Path]:
     names = [name for name in names if name and not name.startswith("#")]
     if not names:
         raise DataError("the list is empty", where=file, hint="list one path per line")
-    return list(dict.fromkeys(Path(name) for name in names))
+    return [Path(name) for name in names]
 
 
 def _sources(path: Path, relative: PurePath, is_video: bool) -> list[Source]:

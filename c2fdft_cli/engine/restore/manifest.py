@@ -13,6 +13,7 @@ import os
 import secrets
 import stat
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,9 @@ MANIFEST_NAME = ".c2fdft-restore.jsonl"
 MAX_MANIFEST_BYTES = 256 << 20
 _USUAL = {"temporal_noise": "fixed", "crf": 18}
 """Defaults left out of the digest, so that records made before these settings were stay valid."""
-_ONLY_FOR = {
-    "quality": (JPEG_SUFFIXES, 95),
-    "temporal_noise": (VIDEO_SUFFIXES, "fixed"),
-    "crf": (VIDEO_SUFFIXES, 18),
-}
-"""Settings that change only outputs with these suffixes; other outputs count as made with the
-default."""
+_ONLY_FOR = {"quality": JPEG_SUFFIXES, "temporal_noise": VIDEO_SUFFIXES, "crf": VIDEO_SUFFIXES}
+"""Settings that change only outputs with these suffixes; others count as made with the default."""
+_DEFAULTS = {**_USUAL, "quality": 95}
 _WORDS = {"draws": "samples", "grid": "timesteps"}
 _AS_IT_IS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """If the name is a pipe without a reader, opening fails instead of waiting; on Windows, ends of
@@ -56,7 +53,7 @@ class Manifest:
     ) -> None:
         self._folder = folder
         self._made_with = {**settings, "weights_file": weights_file}
-        self._settings = dict(settings)
+        self._digest = cache(lambda suffix: settings_digest(_effective(settings, suffix)))
         self._sources: dict[Path, list[int] | None] = {}
         self._run = secrets.token_hex(4)
         self._known: dict[str, tuple[dict[str, Any], ...]] = {}
@@ -77,7 +74,7 @@ class Manifest:
         if found is None:
             return "there is no record of how it was made"
         suffix = output.suffix.lower()
-        if found.get("settings") != settings_digest(_effective(self._settings, suffix)):
+        if found.get("settings") != self._digest(suffix):
             return f"made with other settings{self._differences(found, suffix)}"
         if not _is_same_input(found.get("source"), self._state(source)):
             return "its input has changed since, or it was made from another one"
@@ -109,7 +106,7 @@ class Manifest:
             return
         entry = {
             "output": self._key(output),
-            "settings": settings_digest(_effective(self._settings, output.suffix.lower())),
+            "settings": self._digest(output.suffix.lower()),
             "source": self._state(source),
             **more,
         }
@@ -164,7 +161,7 @@ class Manifest:
 
 def _effective(settings: Mapping[str, Any], suffix: str) -> dict[str, Any]:
     """Return the settings, with the default of those that do not change outputs of a suffix."""
-    usual = {name: value for name, (whose, value) in _ONLY_FOR.items() if suffix not in whose}
+    usual = {name: _DEFAULTS[name] for name, whose in _ONLY_FOR.items() if suffix not in whose}
     return {**settings, **usual}
 
 

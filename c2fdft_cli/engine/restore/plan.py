@@ -39,7 +39,7 @@ from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.strips import StripNetwork
-from c2fdft_cli.files import check_folder, identity, real_path
+from c2fdft_cli.files import check_folder, checked_path, identity, real_path
 
 _SAMPLING, _MACHINE, _WRITING = Sampling(), Machine(), Writing()
 
@@ -121,7 +121,7 @@ def plan_restore(
         ResourceError: no such device, OUT is not writable, or the single image is too large.
     """
     several = [source] if isinstance(source, str | Path) else source
-    specs, out = [_not_empty("IN", one) for one in several], _not_empty("OUT", out)
+    specs, out = [checked_path("IN", one) for one in several], checked_path("OUT", out)
     # The command guarantees the order of the checks: usage, device, checkpoint, data. Cheap checks
     # come first.
     samples = sample_count(sampling.samples, sampling.self_ensemble, bool(writing.uncertainty))
@@ -163,14 +163,6 @@ def plan_restore(
         not_read=inputs.not_read,
         protocol=None if recipe is None else recipe.train.protocol,
     )
-
-
-def _not_empty(name: str, value: str | Path) -> str:
-    if not str(value):
-        raise UsageError(f"{name} is empty", hint="name a file or a folder")
-    if "\0" in str(value):  # a program may pass it
-        raise UsageError(f"{name} contains a NUL character, got {str(value)!r}")
-    return str(value)
 
 
 def _manifest(
@@ -310,12 +302,15 @@ def _split(
 
 def _doubts(item: Item, manifest: Manifest) -> list[tuple[Path, str]]:
     """Return the existing files that may differ from what this run would make, the output first."""
-    found = [
-        (path, manifest.doubt(path, item.source.path))
+    # earlier versions recorded no comparisons and maps
+    known = [
+        path
         for path in reversed(item.files)
-        # earlier versions recorded no comparisons and maps
         if is_there(path) and (path == item.output or manifest.has(path))
     ]
+    if known and item.source.data is None:
+        manifest.look_at(item.source.path)  # once for all of them
+    found = [(path, manifest.doubt(path, item.source.path)) for path in known]
     return [(path, doubt) for path, doubt in found if doubt is not None]
 
 
