@@ -664,7 +664,11 @@ def test_given_weights_provide_their_recipe(tmp_path):
     [
         (["train-step", "--stage", "fine", "--calls", "1,x"], "numbers separated by commas"),
         (["train-step", "--stage", "fine", "--compile"], "cannot be combined with --stage fine"),
-        (["forward", "--stage", "fine"], "cannot be used with"),
+        (["forward", "--stage", "fine"], "--stage cannot be used with forward"),
+        (["forward", "--steps", "2"], "it is for: c2fdft bench restore"),
+        (["train-step", "--data", "shards"], "--data cannot be used with train-step"),
+        (["train-step", "--calls", "1"], "it is for: c2fdft bench train-step --stage fine"),
+        (["loader", "--recompute", "none"], "--recompute cannot be used with loader"),
         (["loader", "--compile"], "--compile cannot be used with loader"),
         (["restore", "--steps", "1001"], "--steps must be 1 to 1000, got 1001"),
         (["train-step", "--stage", "finer"], "--stage must be coarse or fine, got 'finer'"),

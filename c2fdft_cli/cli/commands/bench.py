@@ -30,7 +30,12 @@ def bench(
     ],
     *,
     recipe: Annotated[
-        str, typer.Option("--recipe", metavar="NAME|FILE", help="Recipe of the network to time.")
+        str,
+        typer.Option(
+            "--recipe",
+            metavar="NAME|FILE",
+            help="Recipe to time; with --weights, the network is theirs.",
+        ),
     ] = "derain",
     weights: Weights = None,
     options: BenchOptions,

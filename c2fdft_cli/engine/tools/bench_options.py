@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.settings import DEVICE, MACHINE, PRECISION, SHARDS, check_settings, numbers, setting
+from c2fdft_cli.settings import (
+    DEVICE,
+    MACHINE,
+    PRECISION,
+    SHARDS,
+    check_settings,
+    numbers,
+    option_name,
+    setting,
+)
 from c2fdft_cli.vocabulary import RECOMPUTE, Recompute, check_choice, split_words
 
 MAX_SIDE, MAX_BATCH = 65_528, 65_536
 PARTS = ("forward", "train-step", "restore", "loader")
 STEP = "For train-step"
 """Help panel of the options of this part."""
+
+_FINE = "train-step --stage fine"
+_ONLY_FOR = {
+    "steps": "restore",
+    "data": "loader",
+    "stage": "train-step",
+    "calls": _FINE,
+    "recompute": _FINE,
+}
+"""What each of these options applies to: a part, or a part with one of its stages."""
 
 
 def parse_recompute(text: str) -> tuple[Recompute, ...]:
@@ -69,9 +88,12 @@ class BenchOptions:
         if self.size % 8 and self.part != "restore":
             what = f"--size must be a multiple of 8, got {self.size}"
             raise UsageError(what, hint="try --size 256")
-        if self.stage == "fine" and self.part != "train-step":
-            hint = "only train-step has two stages: coarse and fine"
-            raise UsageError(f"--stage fine cannot be used with {self.part}", hint=hint)
+        timed = _FINE if (self.part, self.stage) == ("train-step", "fine") else self.part
+        for one in fields(self):
+            whose = _ONLY_FOR.get(one.name, timed)
+            if getattr(self, one.name) != one.default and whose not in (self.part, timed):
+                what = f"{option_name(one)} cannot be used with {self.part}"
+                raise UsageError(what, hint=f"it is for: c2fdft bench {whose}")
         if self.part == "loader" and self.compile:
             raise UsageError("--compile cannot be used with loader: no network runs")
         if self.stage == "fine" and self.compile:

@@ -15,6 +15,7 @@ from c2fdft_cli.engine.train.fallbacks import Fallbacks
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.step.objective import make_objective
 from c2fdft_cli.engine.train.step.stepper import Stepper
+from c2fdft_cli.engine.train.validator import scorable_validation
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.distributed import all_reduce_min
 from c2fdft_cli.progress import Job
@@ -99,6 +100,7 @@ def _plan(
 ) -> Generator[StagePlan, None, TrainingPlan]:
     section, runtime = options.section, options.runtime
     shards = ShardSet.open(options.data, "train")
+    scorable_validation(options.data, options.recipe)  # refuses what the training would refuse
     degrade = degradation(options.recipe.data)
     stepper = Stepper(make_objective(options), options.recipe.train, runtime)
     fallbacks = Fallbacks(options, stepper, notify=lambda _: None)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from c2fdft_cli.data.shards.reader import ShardSet
-from c2fdft_cli.engine.sampling.pairs import degradation, open_validation
-from c2fdft_cli.engine.sampling.scoring import refuse_small_pairs, spread_indices
+from c2fdft_cli.engine.sampling.pairs import degradation
 from c2fdft_cli.engine.train.batches import make_loader, patch_cycle
 from c2fdft_cli.engine.train.events import (
     Begun,
@@ -39,11 +38,10 @@ from c2fdft_cli.engine.train.state import (
 from c2fdft_cli.engine.train.step.objective import make_objective
 from c2fdft_cli.engine.train.step.stepper import CALMER, Stepper, StepResult
 from c2fdft_cli.engine.train.tensorboard import TensorBoard
-from c2fdft_cli.engine.train.validator import Validator
+from c2fdft_cli.engine.train.validator import Validator, scorable_validation
 from c2fdft_cli.errors import CheckpointError, Interrupted, ResourceError, UsageError
 from c2fdft_cli.execution.distributed import all_reduce_min, any_rank, barrier
 from c2fdft_cli.execution.memory import give_back_freed_memory, peak_bytes
-from c2fdft_cli.metrics.protocols import PROTOCOLS
 from c2fdft_cli.progress import Job
 from c2fdft_cli.signals import StopRequest, graceful_stop, unwinding
 from c2fdft_cli.validation import validate
@@ -117,10 +115,7 @@ class _Training:
             self.run.tensorboard, self.recipe.train.tensorboard, self.runtime.is_main
         )
         self.shards = ShardSet.open(options.data, "train")
-        pairs = open_validation(options.data, self.recipe) if self.runtime.is_main else None
-        if pairs is not None:
-            chosen = spread_indices(len(pairs), self.recipe.train.validation_images)
-            refuse_small_pairs(pairs, chosen, PROTOCOLS[self.recipe.train.protocol])
+        pairs = scorable_validation(options.data, self.recipe) if self.runtime.is_main else None
         self.stepper = Stepper(make_objective(options), self.recipe.train, self.runtime)
         # here, before anything is written, because invalid settings of a degradation are an error
         degrade = degradation(self.recipe.data)

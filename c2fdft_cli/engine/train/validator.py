@@ -7,18 +7,19 @@ import re
 from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from torch import Tensor
 
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.sampling.executor import Executor, Restored
-from c2fdft_cli.engine.sampling.pairs import PairSource
+from c2fdft_cli.engine.sampling.pairs import PairSource, ShardPairs, open_validation
 from c2fdft_cli.engine.sampling.scoring import (
     Scored,
     Scorer,
     mean_scores,
+    refuse_small_pairs,
     restore_and_score,
     spread_indices,
 )
@@ -32,6 +33,7 @@ from c2fdft_cli.execution.distributed import any_rank_after_validation
 from c2fdft_cli.execution.memory import is_out_of_memory
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.metrics.protocols import PROTOCOLS
+from c2fdft_cli.recipe.schema import Recipe
 from c2fdft_cli.signals import StoppedError, StopRequest
 
 SAMPLES = 2
@@ -39,6 +41,20 @@ MAX_LABEL_BYTES = 240
 """Of the 255 bytes that a file name may have on most systems; the rest is for step and suffix."""
 
 _NOT_ALLOWED = re.compile(r'[<>:"/\\|?*]')
+
+
+def scorable_validation(folder: Path, recipe: Recipe) -> ShardPairs | None:
+    """Open the validation split of a shard folder; None if there is none.
+
+    Raises:
+        DataError: it cannot be opened, or one of the images that the recipe's validation uses is
+            too small to be scored. That would end the training at its first validation.
+    """
+    pairs = open_validation(folder, recipe)
+    if pairs is not None:
+        chosen = spread_indices(len(pairs), recipe.train.validation_images)
+        refuse_small_pairs(pairs, chosen, PROTOCOLS[recipe.train.protocol])
+    return pairs
 
 
 class Validator:

@@ -179,8 +179,9 @@ def test_a_validation_image_too_small_to_score_is_refused_before_the_first_step(
         save_rgb8(source / "val" / side / "0.png", np.zeros((10, 24, 3), np.uint8))
     data, out = tmp_path / "data", tmp_path / "run"
     prepare(PrepareOptions(source, data)).run()
-    with pytest.raises(DataError, match="0: 24 x 10 px, but SSIM needs 11 x 11"):
-        train(set_up(request("coarse", data, out)))
+    for start in (train, lambda options: plan_training(options).run()):
+        with pytest.raises(DataError, match="0: 24 x 10 px, but SSIM needs 11 x 11"):
+            start(set_up(request("coarse", data, out)))
     assert not out.exists()
     with pytest.raises(DataError, match="inside a border of"):
         train(set_up(request("coarse", data, out, "train.protocol=levin")))
