@@ -21,14 +21,20 @@ from c2fdft_cli.data.images.formats import J2K_SIGNATURE, JXL_SIGNATURE, Unreada
 from c2fdft_cli.data.images.metadata import MAX_BYTES, Metadata, iptc_of, upright_exif, upright_xmp
 from c2fdft_cli.data.images.pillow import decode_plain, metadata_of, quiet_pillow
 from c2fdft_cli.data.images.png import png_chunk
+from c2fdft_cli.data.images.profiles import CMYK_SPACE, colour_space
 from c2fdft_cli.data.images.samples import (
     Array,
     Decoded,
     check_size,
     full_range,
+    rgb_from_cmyk,
+    to_8bit,
 )
 
-_SYCC, _ICC = 18, 2
+_ENUMERATED, _ICC = 1, {2, 3}
+"""How a JPEG 2000 file states its colours: by a code, or by a profile."""
+_CMYK, _SYCC, _PLAIN = 12, 18, {0, 16, 17}
+"""The codes; the last are RGB and grey, and that for a file without a code."""
 _XMP_UUID = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 _IPTC_UUID = bytes.fromhex("33c7a4d2b81d4723a0baf1a3e097ad38")
 _EXIF_UUID = b"JpgTiffExif->JP2"
@@ -47,6 +53,9 @@ def decode_avif(data: bytes, frame: int) -> Decoded:
     at = data.find(b"av1C")
     flags = 0 if at < 0 else data[at + 6]
     metadata = _with_colour_codes(found.metadata, data)
+    properties = _boxes_in(io.BytesIO(data), b"meta", b"iprp", b"ipco")
+    if any(kind == b"clap" for kind, _, _ in properties):
+        metadata = replace(metadata, lost="the crop that an AVIF file states (clean aperture)")
     if not flags & _DEEP:
         return found._replace(metadata=metadata)
     if b"avis" in data[8:64]:  # imagecodecs writes out of bounds for animations
@@ -64,7 +73,10 @@ def decode_heic(data: bytes) -> Decoded:
     samples, bits = np.array(image), int(image.info.get("bit_depth", 8))
     if samples.dtype == np.uint16:
         samples = samples >> (16 - bits)  # the library shifts left and leaves the low bits zero
-    _, metadata = metadata_of(dict(image.info))
+    orientation, metadata = metadata_of(dict(image.info))
+    # The resolution is that of the stored picture, whose sides the decoder has swapped.
+    if metadata.density and orientation >= 5:
+        metadata = replace(metadata, density=metadata.density[::-1])
     return _decoded(samples, bits, 1, _with_colour_codes(metadata, data))
 
 
@@ -86,22 +98,32 @@ def decode_jpeg2000(data: bytes) -> Decoded:
     """Decode a JPEG 2000 file; 9 to 15 bits become 16."""
     width, height, bits = _jpeg2000_header(io.BytesIO(data))
     check_size(width, height)
-    colours, metadata = _jpeg2000_metadata(data)
+    colours, orientation, metadata = _jpeg2000_metadata(data)
     if colours == _SYCC:
-        return decode_plain(data, "JPEG2000", 0)._replace(metadata=metadata)
+        found = decode_plain(data, "JPEG2000", 0)
+        return Decoded(found.samples, orientation, metadata)
+    if colours not in {*_PLAIN, _CMYK}:
+        what = f"a JPEG 2000 file in the colour space of code {colours}"
+        raise Unreadable(what, "save it as sRGB")
     samples = imagecodecs.jpeg2k_decode(data)
     if samples.dtype not in (np.uint8, np.uint16):
         what = f"a JPEG 2000 file with {samples.dtype} samples"
         raise Unreadable(what, "save it with 8 or 16 bits")
-    if any(kind == b"pclr" for kind, _, _ in _header_boxes(io.BytesIO(data))):
+    if any(kind == b"pclr" for kind, _, _ in _boxes_in(io.BytesIO(data), b"jp2h")):
         bits = 8 * samples.dtype.itemsize  # the header has the bits of the palette's indices
-    return _decoded(samples, bits, 1, metadata)
+    if colours == _CMYK or colour_space(metadata.icc) == CMYK_SPACE:
+        inks = to_8bit(_decoded(samples, bits, 1, metadata).samples)
+        if inks.shape[2] != 4:
+            raise ValueError(f"it has {inks.shape[2]} channels instead of the 4 of CMYK")
+        rgb = rgb_from_cmyk(inks, metadata.icc)
+        return Decoded(rgb, orientation, replace(metadata, icc=None))
+    return _decoded(samples, bits, orientation, metadata)
 
 
 def jpeg2000_size(file: BinaryIO) -> tuple[int, int, int]:
     """See `codec.stored_size`."""
     width, height, _ = _jpeg2000_header(file)
-    return width, height, 1
+    return width, height, upright_exif(_jpeg2000_blocks(file).get(_EXIF_UUID))[0]
 
 
 def _jpeg2000_header(file: BinaryIO) -> tuple[int, int, int]:
@@ -119,26 +141,38 @@ def _jpeg2000_header(file: BinaryIO) -> tuple[int, int, int]:
     return right - left, bottom - top, depth + 1
 
 
-def _jpeg2000_metadata(data: bytes) -> tuple[int, Metadata]:
-    """Return the code of the colour space, 0 if there is none, and the metadata."""
-    colours, icc, blocks, about = 0, None, {}, {}
-    for kind, at, end in _header_boxes(io.BytesIO(data)):
-        if kind == b"colr" and data[at] == _ICC:
-            icc = data[at + 3 : end]
-        elif kind == b"colr" and end - at >= 7:
-            (colours,) = struct.unpack_from(">I", data, at + 3)
-    for kind, at, end in _boxes(io.BytesIO(data)):
+def _jpeg2000_blocks(file: BinaryIO) -> dict[bytes, bytes]:
+    """Return the blocks of metadata by their UUID."""
+    blocks = {}
+    for kind, at, end in _boxes(file):
         if kind == b"uuid" and end - at <= MAX_BYTES:
-            blocks[data[at : at + 16]] = data[at + 16 : end]
+            file.seek(at)
+            block = file.read(end - at)
+            blocks[block[:16]] = block[16:]
+    return blocks
+
+
+def _jpeg2000_metadata(data: bytes) -> tuple[int, int, Metadata]:
+    """Return the code of the colour space (0 if there is none), EXIF orientation and metadata."""
+    colours, icc, about = 0, None, {}
+    for kind, at, end in _boxes_in(io.BytesIO(data), b"jp2h"):
+        method = data[at] if kind == b"colr" and end - at >= 7 else None
+        if method in _ICC:
+            icc = data[at + 3 : end]
+        elif method == _ENUMERATED:
+            (colours,) = struct.unpack_from(">I", data, at + 3)
+    blocks = _jpeg2000_blocks(io.BytesIO(data))
+    orientation, exif = upright_exif(blocks.get(_EXIF_UUID))
     with quiet_pillow(), contextlib.suppress(Exception):  # only the density is read here
         about = dict(Image.open(io.BytesIO(data), formats=["JPEG2000"]).info)
-    return colours, Metadata(
+    metadata = Metadata(
         icc=icc,
-        exif=upright_exif(blocks.get(_EXIF_UUID))[1],
+        exif=exif,
         xmp=upright_xmp(blocks.get(_XMP_UUID)),
         iptc=iptc_of(blocks.get(_IPTC_UUID)),
         density=metadata_of({"dpi": about.get("dpi")})[1].density,
     )
+    return colours, orientation, metadata
 
 
 def decode_jpegxl(data: bytes) -> Decoded:
@@ -309,8 +343,14 @@ def _boxes(file: BinaryIO, at: int = 0, end: int | None = None) -> Iterator[tupl
         at += size
 
 
-def _header_boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the same for the boxes within a JPEG 2000 file's header box."""
-    for kind, at, end in _boxes(file):
-        if kind == b"jp2h":
-            yield from _boxes(file, at, end)
+def _boxes_in(
+    file: BinaryIO, outer: bytes, *inner: bytes, at: int = 0, end: int | None = None
+) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the same for the boxes inside all boxes of kind `outer`, or further inside `inner`."""
+    for kind, first, last in _boxes(file, at, end):
+        if kind == outer:
+            start = first + (4 if kind == b"meta" else 0)  # its version and flags
+            if inner:
+                yield from _boxes_in(file, *inner, at=start, end=last)
+            else:
+                yield from _boxes(file, start, last)

@@ -37,13 +37,12 @@ from c2fdft_cli.data.images.formats import (
     file_format,
 )
 from c2fdft_cli.data.images.metadata import NO_METADATA, Metadata
-from c2fdft_cli.data.images.samples import Decoded
+from c2fdft_cli.data.images.profiles import GREY_SPACE, RGB_SPACE, colour_space
+from c2fdft_cli.data.images.samples import Decoded, to_8bit
 from c2fdft_cli.errors import C2fdftError, DataError, ResourceError, UsageError
 from c2fdft_cli.files import atomic_write_bytes, is_hidden, path_hint
 
 _MAX_FILE_BYTES = 4 << 30
-_PROFILE_SPACE = slice(16, 20)
-"""The bytes of an ICC profile that name its colour space."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def _as_picture(found: Decoded) -> Picture:
     if found.orientation >= 5 and metadata.density:  # width and height have been swapped
         metadata = replace(metadata, density=metadata.density[::-1])
     # Programs ignore a profile that does not match the channels, and PNG forbids it.
-    if metadata.icc and grey != (metadata.icc[_PROFILE_SPACE] == b"GRAY"):
+    if metadata.icc and colour_space(metadata.icc) != (GREY_SPACE if grey else RGB_SPACE):
         what = f"the colour profile, which is not for {'grey' if grey else 'colour'} pictures"
         lost = f"{metadata.lost} and {what}" if metadata.lost else what
         metadata = replace(metadata, icc=None, lost=lost)
@@ -276,15 +275,6 @@ def write_picture(
 def save_rgb8(path: str | Path, pixels: npt.NDArray[np.uint8]) -> None:
     """Write uint8 RGB [h, w, 3] without metadata; errors as `write_picture`."""
     write_picture(path, Picture(pixels))
-
-
-def to_8bit(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Convert uint16 to uint8 by round(v / 257); uint8 is returned unchanged."""
-    if values.dtype == np.uint8:
-        return values
-    # Integers make this exact: 257 is odd, so no value is half way, and half of it, rounded down,
-    # is 128. Widened because the sum exceeds uint16.
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _samples(picture: Picture) -> npt.NDArray[Any]:

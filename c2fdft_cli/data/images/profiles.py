@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms
 
+GREY_SPACE, RGB_SPACE, CMYK_SPACE = b"GRAY", b"RGB ", b"CMYK"
+
 _GRID = np.arange(0, 256, 51, dtype=np.uint8)
 _MAX_NAME = 40
 
@@ -21,6 +23,11 @@ def in_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         return ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
     return None
+
+
+def colour_space(profile: bytes | None) -> bytes | None:
+    """Return the four characters by which a profile names the colour space of its pictures."""
+    return None if profile is None else profile[16:20]
 
 
 def profile_name(profile: bytes | None) -> str:

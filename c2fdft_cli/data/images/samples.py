@@ -76,3 +76,12 @@ def full_range(samples: Array, bits: int) -> Array:
     white, dtype = (255, np.uint8) if bits < 8 else (65535, np.uint16)
     stretched: Array = np.rint(samples * (white / (2**bits - 1))).astype(dtype)
     return stretched
+
+
+def to_8bit(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Convert uint16 to uint8 by round(v / 257); uint8 is returned unchanged."""
+    if values.dtype == np.uint8:
+        return values
+    # Integers make this exact: 257 is odd, so no value is half way, and half of it, rounded down,
+    # is 128. Widened because the sum exceeds uint16.
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import imagecodecs
 import numpy as np
 import tifffile
-from PIL import Image, TiffImagePlugin
+from PIL import TiffImagePlugin
 from PIL.ExifTags import IFD, Base
 from tifffile.tifffile import jpeg_shape
 
@@ -43,6 +43,10 @@ _COPY, _MASK = 1, 4
 # (JPEG 2000, WebP, ...) the size in their headers would have to be checked before decoding.
 _COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG, 8, 32946, 32773, 34925, 50000}
 _STRIP_SIZE = 1 << 20
+_YCBCR_COEFFICIENTS, _REFERENCE_BLACK_WHITE = 529, 532
+_BT601, _FULL_RANGE = (0.299, 0.587, 0.114), (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)
+_ROWS = 256
+"""Rows that are converted at a time, to bound the memory."""
 
 
 @contextlib.contextmanager
@@ -195,13 +199,14 @@ def _samples(page: tifffile.TiffPage) -> Array:
         raise ValueError("the pixels are damaged")
     photometric = int(page.photometric)
     if photometric == _PALETTE:
-        palette: Array = (np.asarray(page.colormap).T >> 8).astype(np.uint8)
+        colours = np.asarray(page.colormap).T
+        # Of 16 bits; some programs write 8, and libtiff reads them so too.
+        palette: Array = (colours >> 8 if colours.max() > 255 else colours).astype(np.uint8)
         return grey_if_equal(palette[samples[..., 0]], _block(page, Base.InterColorProfile))
     if photometric == _CMYK:
         return rgb_from_cmyk(samples[..., :4], _block(page, Base.InterColorProfile))
     if photometric == _YCBCR and page.compression != _JPEG:  # its decoder returns RGB
-        image = Image.fromarray(np.ascontiguousarray(samples[..., :3]), "YCbCr")
-        return np.asarray(image.convert("RGB"))
+        return _rgb_from_ycbcr(samples[..., :3], page)
     samples = full_range(samples, page.bitspersample)
     count = _COLOURS[photometric]
     colours, alpha = samples[..., :count], samples[..., count : count + 1]
@@ -214,6 +219,45 @@ def _samples(page: tifffile.TiffPage) -> Array:
         plain = np.rint(colours * (white / np.maximum(alpha.astype(np.float64), 1)))
         colours = np.minimum(plain, white).astype(samples.dtype)
     return np.concatenate([colours, alpha], axis=2)
+
+
+def _rgb_from_ycbcr(samples: Array, page: tifffile.TiffPage) -> Array:
+    """Convert uint8 [h, w, 3] to RGB (TIFF 6.0, section 21)."""
+    red, green, blue = _fractions(page, _YCBCR_COEFFICIENTS, _BT601)
+    limits = np.array(_fractions(page, _REFERENCE_BLACK_WHITE, _FULL_RANGE)).reshape(3, 2)
+    black, span = limits[:, 0], limits[:, 1] - limits[:, 0]
+    if min(red, green, blue) <= 0 or span.min() <= 0:
+        raise ValueError("its description of the colours is damaged")
+    # Each sample is a byte, so the products are looked up.
+    codes = np.arange(256)[:, None]
+    y, cb, cr = ((codes - black) * (np.array([255, 127, 127]) / span)).T
+    columns = [samples[..., channel] for channel in range(3)]
+    rgb = np.empty(samples.shape, np.uint8)
+    for top in range(0, len(samples), _ROWS):
+        rows = slice(top, top + _ROWS)
+        light, towards_blue, towards_red = (
+            table[column[rows]] for table, column in zip((y, cb, cr), columns, strict=True)
+        )
+        r = light + towards_red * (2 - 2 * red)
+        b = light + towards_blue * (2 - 2 * blue)
+        g = (light - blue * b - red * r) / green
+        rgb[rows] = np.rint(np.stack([r, g, b], axis=2)).clip(0, 255)
+    return rgb
+
+
+def _fractions(page: tifffile.TiffPage, tag: int, usual: tuple[float, ...]) -> tuple[float, ...]:
+    """Return a tag's fractions, which are stored as pairs of integers; `usual` if there is none.
+
+    Raises:
+        ValueError: their number is another than that of `usual`, or a denominator is 0.
+    """
+    stored = page.tags.valueof(tag, default=None)
+    if stored is None:
+        return usual
+    above, below = stored[::2], stored[1::2]
+    if len(stored) != 2 * len(usual) or not all(below):
+        raise ValueError("its description of the colours is damaged")
+    return tuple(a / b for a, b in zip(above, below, strict=True))
 
 
 def _has_alpha(page: tifffile.TiffPage) -> bool:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from c2fdft_cli.data.images.picture import read_picture, to_8bit
+from c2fdft_cli.data.images.picture import read_picture
+from c2fdft_cli.data.images.samples import to_8bit
 from c2fdft_cli.data.images.tensors import as_tensor
 from c2fdft_cli.data.layouts.listing import remarks_on_pairs
 from c2fdft_cli.data.layouts.pairs import FilePair

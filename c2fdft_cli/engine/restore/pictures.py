@@ -21,8 +21,9 @@ from torch import Tensor
 
 from c2fdft_cli.data.images.animation import FrameCache
 from c2fdft_cli.data.images.formats import OUTPUT_FORMAT_OF
-from c2fdft_cli.data.images.picture import Picture, to_8bit, write_picture
+from c2fdft_cli.data.images.picture import Picture, write_picture
 from c2fdft_cli.data.images.pillow import too_long
+from c2fdft_cli.data.images.samples import to_8bit
 from c2fdft_cli.data.images.tensors import interleaved, to_integers
 from c2fdft_cli.engine.restore.batch import Batch, Outcome, Pixels, Wanted, refuse_not_finite
 from c2fdft_cli.engine.restore.manifest import Manifest

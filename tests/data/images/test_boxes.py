@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from c2fdft_cli.data.images.boxes import _JxlHeader
+from c2fdft_cli.data.images.boxes import _boxes_in, _JxlHeader
 from c2fdft_cli.data.images.metadata import Metadata
 from c2fdft_cli.data.images.picture import (
     Picture,
@@ -110,6 +110,20 @@ def test_colour_codes_are_written_to_a_png(tmp_path):
     assert read_picture(encoded(Image.fromarray(RGB), "AVIF")).metadata.png_chunks == b""
 
 
+def test_the_crop_of_an_avif_is_noted():
+    data = bytearray(encoded(Image.fromarray(RGB), "AVIF", icc_profile=SRGB_PROFILE))
+    assert read_picture(bytes(data)).metadata.lost is None
+    properties = [kind for kind, _, _ in _boxes_in(io.BytesIO(data), b"meta", b"iprp", b"ipco")]
+    number = properties.index(b"colr") + 1
+    # a crop to 4 x 4 px in place of the profile, marked as essential, as the standard demands
+    struct.pack_into(">4s8I", data, data.index(b"colrprof"), b"clap", 4, 1, 4, 1, 0, 1, 0, 1)
+    uses = data.index(b"ipma")
+    data[data.index(number, uses + 16)] |= 0x80
+    got = read_picture(bytes(data))
+    assert got.pixels.shape == RGB.shape
+    assert got.metadata.lost == "the crop that an AVIF file states (clean aperture)"
+
+
 @pytest.mark.parametrize(
     ("data", "kind"), [(jpeg2000(RGB), b"jp2c"), (jpegxl(RGB, usecontainer=True), b"jxlc")]
 )
@@ -139,6 +153,46 @@ def test_jpeg2000_in_ycc_and_with_a_profile_is_read():
     assert got.metadata.icc == SRGB_PROFILE
     assert b'Orientation="1"' in got.metadata.xmp
     np.testing.assert_array_equal(got.pixels, RGB)
+
+
+def cmyk_jpeg2000(values, code):
+    """A JPEG 2000 file with the code of its colour space replaced: 12 is CMYK, 14 CIELab."""
+    data = jpeg2000(values)
+    at = data.index(b"colr") + 7
+    return data[:at] + struct.pack(">I", code) + data[at + 4 :]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_jpeg2000_in_cmyk_becomes_rgb(dtype):
+    values = ramp(channels=4, dtype=dtype)
+    got = read_picture(cmyk_jpeg2000(values, 12))
+    inks = values if dtype == np.uint8 else (values / 257).round().astype(np.uint8)
+    image = Image.frombytes("CMYK", (9, 6), inks.tobytes())
+    np.testing.assert_array_equal(got.pixels, np.asarray(image.convert("RGB")))
+    assert (got.grey, got.alpha, got.metadata.icc) == (False, None, None)
+
+
+@pytest.mark.parametrize(
+    ("channels", "code", "says"), [(3, 14, "the colour space of code 14"), (3, 12, "3 channels")]
+)
+def test_jpeg2000_in_other_colours_is_refused(channels, code, says):
+    with pytest.raises(DataError, match=says):
+        read_picture(cmyk_jpeg2000(ramp(channels=channels, dtype=np.uint8), code))
+
+
+@pytest.mark.parametrize("colours", ["RGB", "YCbCr"])
+def test_the_orientation_of_a_jpeg2000_is_applied(tmp_path, colours):
+    image = Image.fromarray(np.tile(RGB, (4, 4, 1)))
+    data = encoded(image.convert(colours), "JPEG2000")
+    plain = read_picture(data).pixels
+    block = b"JpgTiffExif->JP2" + oriented(6).removeprefix(b"Exif\0\0")
+    (tmp_path / "a.jp2").write_bytes(data + struct.pack(">I", 8 + len(block)) + b"uuid" + block)
+    got = read_picture(tmp_path / "a.jp2")
+    np.testing.assert_array_equal(got.pixels, np.rot90(plain, -1))
+    assert image_size(tmp_path / "a.jp2") == (36, 24)
+    exif = Image.Exif()
+    exif.load(got.metadata.exif)
+    assert exif[0x0112] == 1
 
 
 def test_metadata_of_a_jpeg_xl_are_read_or_noted(tmp_path):
@@ -208,6 +262,15 @@ def test_heic_is_read_with_its_metadata(tmp_path):
     assert got.metadata.xmp == b"<x:xmpmeta/>"
     write_picture(tmp_path / "a.png", got)
     assert read_picture(tmp_path / "a.png").metadata.xmp == got.metadata.xmp
+
+
+def test_the_resolution_of_a_turned_heic_is_turned(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A], exif[0x011B], exif[0x0128] = 6, 300.0, 150.0, 2
+    image = Image.fromarray(np.tile(RGB, (4, 4, 1)))
+    got = read_picture(heic(image, exif=exif.tobytes()))
+    assert got.pixels.shape[:2] == (36, 24)
+    assert got.metadata.density == (150, 300)
 
 
 def test_white_of_a_10_bit_heic_is_white():

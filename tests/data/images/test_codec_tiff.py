@@ -180,7 +180,58 @@ def test_other_8_bit_colour_spaces_are_converted(photometric, options):
             Image.frombytes(mode, values.shape[1::-1], values.tobytes()).convert("RGB")
         )
     got = read_picture(tiff_bytes(values, photometric=photometric, **more, **options))
-    np.testing.assert_array_equal(got.pixels, expected)
+    # Pillow computes YCbCr in integers
+    atol = 1 if photometric == "ycbcr" else 0
+    np.testing.assert_allclose(got.pixels.astype(int), expected, rtol=0, atol=atol)
+
+
+def test_a_colour_map_of_8_bits_is_not_black():
+    colours = np.stack([np.arange(256), 255 - np.arange(256), np.full(256, 7)]).astype(np.uint16)
+    values = ramp(channels=1, dtype=np.uint8)[..., 0]
+    got = read_picture(tiff_bytes(values, photometric="palette", colormap=colours))
+    np.testing.assert_array_equal(got.pixels, colours.T[values])
+
+
+STUDIO = (16, 1, 235, 1, 128, 1, 240, 1, 128, 1, 240, 1)
+
+
+def ycbcr_tiff(values, *tags):
+    """A YCbCr TIFF with further tags of fractions: (tag, numerators and denominators)."""
+    extra = [(tag, 5, len(fractions) // 2, fractions, True) for tag, fractions in tags]
+    return tiff_bytes(np.array([[values]], np.uint8), photometric="ycbcr", extratags=extra)
+
+
+@pytest.mark.parametrize(
+    ("values", "tags", "expected"),
+    [
+        ((16, 128, 128), [(532, STUDIO)], (0, 0, 0)),
+        ((235, 128, 128), [(532, STUDIO)], (255, 255, 255)),
+        # BT.709's red in studio range
+        (
+            (63, 102, 240),
+            [(532, STUDIO), (529, (2126, 10**4, 7152, 10**4, 722, 10**4))],
+            (255, 0, 0),
+        ),
+        ((76, 85, 255), [], (254, 0, 0)),
+    ],
+)
+def test_ycbcr_has_the_range_and_coefficients_of_its_tags(values, tags, expected):
+    got = read_picture(ycbcr_tiff(values, *tags))
+    assert np.abs(got.pixels[0, 0].astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        (532, (16, 1, 235, 1)),
+        (532, (16, 0, *STUDIO[2:])),
+        (532, (235, 1, 16, 1, *STUDIO[4:])),
+        (529, (1, 1, 0, 1, 1, 1)),
+    ],
+)
+def test_a_damaged_description_of_ycbcr_is_refused(tag):
+    with pytest.raises(DataError, match="its description of the colours is damaged"):
+        read_picture(ycbcr_tiff((1, 2, 3), tag))
 
 
 @pytest.mark.parametrize(

@@ -316,6 +316,16 @@ def test_a_profile_for_other_colours_is_dropped_with_a_note(kind, grey):
     assert read_picture(encoded(image, kind, icc_profile=right)).metadata.icc == right
 
 
+@pytest.mark.parametrize(
+    "profile",
+    [SRGB_PROFILE.replace(b"RGB ", b"CMYK"), SRGB_PROFILE.replace(b"RGB ", b"Lab "), b"x"],
+)
+def test_a_profile_of_other_colours_or_none_is_dropped_with_a_note(profile):
+    found = read_picture(encoded(Image.fromarray(drawn()), "PNG", icc_profile=profile))
+    assert found.metadata.icc is None
+    assert found.metadata.lost == "the colour profile, which is not for colour pictures"
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_a_palette_of_greys_with_a_profile_keeps_both(tmp_path, kind):
     image = Image.fromarray(drawn(channels=1)[..., 0]).convert("P")
