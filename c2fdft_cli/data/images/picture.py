@@ -316,7 +316,7 @@ def reading(where: str | Path | None) -> Iterator[None]:
     except Exception as error:  # on damaged bytes the libraries raise almost anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = "its header is damaged"
+            reason = "its header is damaged, or its kind is not supported (JPEG of 12 bits, ...)"
         what = f"cannot read the image: {reason.splitlines()[0]}"
         raise DataError(what, where=where, hint=getattr(error, "hint", None)) from error
 

@@ -136,7 +136,7 @@ class Machine:
     )
     max_memory: int | None = setting(
         None,
-        "Memory limit, such as 900M or 6G (default: 80 % of free memory).",
+        "Memory limit of the network, such as 900M or 6G (default: 80 % of free memory).",
         metavar="SIZE",
         parse=parse_size,
         panel=MACHINE,
