@@ -40,6 +40,8 @@ _EXTRAS = {
     "DOVI_METADATA": "Dolby Vision metadata",
 }
 _DEMUXERS = "mov,matroska,avi,mpegts,mpeg,asf,flv"
+RGB = 0
+"""FFmpeg's code of the matrix of pictures that are RGB."""
 UNSPECIFIED = 2
 """FFmpeg's code for an unknown matrix, unknown primaries, or an unknown transfer."""
 UNKNOWN_RANGE, LIMITED_RANGE, FULL_RANGE = 0, 1, 2
@@ -322,10 +324,12 @@ def _aspect(stream: VideoStream, frame: VideoFrame) -> Fraction:
 
 
 def _colours(frame: VideoFrame) -> Colours:
-    is_full = frame.format.name.startswith("yuvj")  # older formats that imply full range
+    kind = frame.format
+    is_full = kind.name.startswith("yuvj")  # older formats that imply full range
+    is_rgb = kind.is_rgb or kind.has_palette
     return Colours(
         FULL_RANGE if is_full else frame.color_range,
-        frame.colorspace,
+        RGB if is_rgb and frame.colorspace == UNSPECIFIED else frame.colorspace,
         frame.color_primaries,
         frame.color_trc,
     )

@@ -39,8 +39,10 @@ from tests.kit.video import (
     filtered,
     frames,
     make_clip,
+    make_raw,
     notes_of,
     packets,
+    planes,
     remux,
     sound,
     stamps,
@@ -196,6 +198,37 @@ def test_colours_and_their_flags_are_kept(range_: str, matrix: str, tmp_path: Pa
     assert colours.range == {"tv": LIMITED_RANGE, "pc": FULL_RANGE}[range_]
     assert colours.matrix == {"bt709": 1, "bt470bg": 5}[matrix]
     assert difference(source, target) < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "kind"),
+    [
+        ("a.mov", "qtrle", "rgb24"),
+        ("a.avi", "rawvideo", "bgr24"),
+        ("a.mkv", "ffv1", "bgr0"),
+        ("a.avi", "huffyuv", "rgb24"),
+        ("a.avi", "rawvideo", "pal8"),
+    ],
+)
+def test_rgb_becomes_bt709_and_is_marked_as_such(
+    name: str, codec: str, kind: str, tmp_path: Path
+) -> None:
+    source = tmp_path / name
+    if kind == "pal8":
+        palette = np.tile(np.uint8([255, 200, 60, 40]), (256, 1))
+        one = av.VideoFrame.from_ndarray((np.zeros((48, 64), np.uint8), palette), kind)
+    else:
+        rgb = np.tile(np.uint8([200, 60, 40]), (48, 64, 1))
+        one = av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(format=kind)
+    one.pts, one.time_base = 0, Fraction(1, 10)
+    with av.open(str(source), "w") as out:
+        stream = add_pictures(out, [one], Fraction(10), codec)
+        out.mux(stream.encode(one))
+        out.mux(stream.encode(None))
+    assert np.all(frames(source) == [200, 60, 40])
+    target = copy(source, tmp_path / "b.mkv", crf=0)
+    assert probe_video(target).colours.matrix == 1
+    assert [int(plane[20, 20]) for plane in planes(target)] == [92, 105, 190]
 
 
 @pytest.mark.parametrize(("matrix", "code"), [("ycgco", 8), ("bt2020c", 10), ("ictcp", 14)])
@@ -411,20 +444,12 @@ def test_the_main_video_stream_is_restored(name: str, tmp_path: Path) -> None:
 def test_tiny_videos_keep_their_colours(width: int, height: int, tmp_path: Path) -> None:
     """With blocks of 2 x 2 px in 4:2:0: red, green, blue above green, blue, red."""
     source, target = tmp_path / "a.mkv", tmp_path / "b.mkv"
-    picture = av.VideoFrame(width, height, "yuv420p")
     blocks = np.add.outer(np.arange(2), np.arange(3)) % 3
-    whole = blocks.repeat(2, axis=0).repeat(2, axis=1)
+    whole = blocks.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
+    blocks = blocks[: -(-height // 2), : -(-width // 2)]
     codes = [(whole, [81, 145, 41]), (blocks, [90, 54, 240]), (blocks, [240, 34, 110])]
-    for plane, (which, values) in zip(picture.planes, codes, strict=True):
-        samples = np.zeros((plane.height, plane.line_size), np.uint8)
-        samples[:, : plane.width] = np.array(values)[which][: plane.height, : plane.width]
-        plane.update(samples.tobytes())
-    picture.pts, picture.time_base = 0, Fraction(1, 10)
-    with av.open(str(source), "w") as out:
-        stream = add_pictures(out, [picture], Fraction(10), "ffv1", {"level": "1"})
-        out.mux(stream.encode(picture))
-        out.mux(stream.encode(None))
-    colours = np.array([[254, 0, 0], [0, 255, 0], [0, 0, 255]])[whole[:height, :width]]
+    make_raw(source, "yuv420p", [np.array(values)[which] for which, values in codes])
+    colours = np.array([[254, 0, 0], [0, 255, 0], [0, 0, 255]])[whole]
     assert np.abs(frames(source).astype(int) - colours).max() <= 3
     copy(source, target, crf=0)
     if width % 2 or height % 2:  # odd sides are written in 4:4:4, even ones in 4:2:0
