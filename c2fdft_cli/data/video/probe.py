@@ -45,6 +45,8 @@ RGB = 0
 UNSPECIFIED = 2
 """FFmpeg's code for an unknown matrix, unknown primaries, or an unknown transfer."""
 UNKNOWN_RANGE, LIMITED_RANGE, FULL_RANGE = 0, 1, 2
+GREY_FORMATS = ("gray", "mono", "ya")
+"""How the names of grey pixel formats begin."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class VideoInfo:
     @property
     def is_grey(self) -> bool:
         """Whether the video is grey."""
-        return self.pixel_format.startswith(("gray", "mono", "ya"))
+        return self.pixel_format.startswith(GREY_FORMATS)
 
 
 def is_video_path(path: str | Path) -> bool:
