@@ -76,6 +76,39 @@ def make_clip(
     return path
 
 
+def make_raw(
+    path: Path, kind: str, planes: list[np.ndarray], range_: int = 0, matrix: int = 2
+) -> Path:
+    """Write a lossless video of one frame, with the given planes [h, w] of a pixel format."""
+    height, width = planes[0].shape
+    picture = av.VideoFrame(width, height, kind)
+    picture.pts, picture.time_base = 0, Fraction(1, 10)
+    picture.color_range, picture.colorspace = range_, matrix
+    for plane, values in zip(picture.planes, planes, strict=True):
+        rows = np.ascontiguousarray(values.astype("u1" if values.max() < 256 else "<u2")).view("u1")
+        whole = np.zeros((plane.buffer_size // plane.line_size, plane.line_size), np.uint8)
+        whole[: len(rows), : rows.shape[1]] = rows
+        plane.update(whole.tobytes())
+    with av.open(str(path), "w") as out:
+        stream = add_pictures(out, [picture], Fraction(10), "ffv1", {"level": "1"})
+        out.mux(stream.encode(picture))
+        out.mux(stream.encode(None))
+    return path
+
+
+def planes(path: Path) -> list[np.ndarray]:
+    """The planes [h, w] of the first frame as they are coded, without a conversion."""
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+    sample = "<u2" if frame.format.components[0].bits > 8 else "u1"
+    return [
+        np.frombuffer(one, "u1")
+        .reshape(-1, one.line_size)[: one.height]
+        .view(sample)[:, : one.width]
+        for one in frame.planes
+    ]
+
+
 def add_pictures(
     out: Any, frames: list[Any], rate: Fraction, codec: str, options: dict[str, str] | None = None
 ) -> Any:

@@ -40,9 +40,13 @@ _EXTRAS = {
     "DOVI_METADATA": "Dolby Vision metadata",
 }
 _DEMUXERS = "mov,matroska,avi,mpegts,mpeg,asf,flv"
+RGB = 0
+"""FFmpeg's code of the matrix of pictures that are RGB."""
 UNSPECIFIED = 2
 """FFmpeg's code for an unknown matrix, unknown primaries, or an unknown transfer."""
 UNKNOWN_RANGE, LIMITED_RANGE, FULL_RANGE = 0, 1, 2
+GREY_FORMATS = ("gray", "mono", "ya")
+"""How the names of grey pixel formats begin."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ class VideoInfo:
     @property
     def is_grey(self) -> bool:
         """Whether the video is grey."""
-        return self.pixel_format.startswith(("gray", "mono", "ya"))
+        return self.pixel_format.startswith(GREY_FORMATS)
 
 
 def is_video_path(path: str | Path) -> bool:
@@ -322,10 +326,12 @@ def _aspect(stream: VideoStream, frame: VideoFrame) -> Fraction:
 
 
 def _colours(frame: VideoFrame) -> Colours:
-    is_full = frame.format.name.startswith("yuvj")  # older formats that imply full range
+    kind = frame.format
+    is_full = kind.name.startswith("yuvj")  # older formats that imply full range
+    is_rgb = kind.is_rgb or kind.has_palette
     return Colours(
         FULL_RANGE if is_full else frame.color_range,
-        frame.colorspace,
+        RGB if is_rgb and frame.colorspace == UNSPECIFIED else frame.colorspace,
         frame.color_primaries,
         frame.color_trc,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from c2fdft_cli.data.video.parts import make_continuous
 from c2fdft_cli.data.video.probe import (
     FULL_RANGE,
+    GREY_FORMATS,
     LIMITED_RANGE,
     MUXERS,
     ONE_TIME,
@@ -63,9 +64,13 @@ class Frame(NamedTuple):
 
 
 class _Converter:
-    """Runs frames through filters, which are built again if the kind of frame changes."""
+    """Runs frames through filters, which are built again if the kind of frame changes.
 
-    def __init__(self, filters: str) -> None:
+    Args:
+        filters: returns the filters for frames like the given one: "name=arguments,name".
+    """
+
+    def __init__(self, filters: Callable[[VideoFrame], str]) -> None:
         self._filters = filters
         self._kind: tuple[Any, ...] = ()
         self._graph: Graph | None = None
@@ -89,7 +94,7 @@ class _Converter:
             f":pixel_aspect=1/1:colorspace={frame.colorspace}:range={frame.color_range}"
         )
         nodes = [graph.add("buffer", source)]
-        for one in self._filters.split(","):
+        for one in self._filters(frame).split(","):
             name, _, arguments = one.partition("=")
             nodes.append(graph.add(name, arguments))
         graph.link_nodes(*nodes, graph.add("buffersink")).configure()
@@ -145,7 +150,8 @@ class VideoReader:
         own_width, own_height = stream.width, stream.height
         width, height = _whole_chroma(own_width, own_height, info.pixel_format)
         kind = "rgb48le" if self._deep else "rgb24"
-        convert = _Converter(f"scale={width}:{height}:{_SCALING}:out_range=pc,format={kind}")
+        scaled = f"scale={width}:{height}:{_SCALING}:out_range=pc,format={kind}"
+        convert = _Converter(lambda frame: scaled + _stretching(frame, self._deep))
         step = round(1 / (info.rate * info.time_base))
         has_one_time = container.format.name in ONE_TIME
         pts = 0
@@ -224,7 +230,8 @@ class VideoWriter:
         self._path, self._info, self._name = path, info, name
         self._muxer = MUXERS[path.suffix.lower()]
         self._pixels = "rgb48le" if deep else "rgb24"
-        self._convert = _Converter(_colour_filters(info, self._muxer, deep))
+        filters = _colour_filters(info, self._muxer, deep)
+        self._convert = _Converter(lambda _: filters)
         self._lock = threading.Lock()
         self._finished = False
         self._rates = _ConstantRate(info) if self._muxer == "avi" else None
@@ -446,6 +453,29 @@ def _with_whole_chroma(frame: VideoFrame) -> VideoFrame:
     return whole
 
 
+def _stretching(frame: VideoFrame, deep: bool) -> str:
+    """Return the filter that moves black and white to the ends of RGB after the scale filter.
+
+    It is "" if they are there. The scale filter shifts samples of more than 8 bits to 16 instead of
+    multiplying them, so that white is less than 65535, and takes all grey for full range.
+    """
+    kind = frame.format
+    if kind.is_rgb:
+        return ""
+    bits = max(part.bits for part in kind.components)
+    is_grey = kind.name.startswith(GREY_FORMATS)
+    black, white = 0.0, 255.0  # in units of 8 bits
+    if is_grey and frame.color_range == LIMITED_RANGE:
+        black, white = 16.0, 235.0
+    elif bits > 8 and (is_grey or frame.color_range == FULL_RANGE):
+        white = 256 - 2.0 ** (8 - bits)
+    unit, top = (256, 65535) if deep else (1, 255)
+    if (black * unit, white * unit) == (0, top):
+        return ""
+    value = f"round((val-{black * unit})*{top / ((white - black) * unit)})"
+    return f",lutrgb={value}:{value}:{value}"
+
+
 def _output_range(info: VideoInfo, muxer: str) -> int:
     return FULL_RANGE if info.colours.range == FULL_RANGE and muxer != "avi" else LIMITED_RANGE
 
@@ -458,8 +488,21 @@ def _colour_filters(info: VideoInfo, muxer: str, deep: bool) -> str:
     """
     matrix = _MATRICES.get(info.colours.matrix)
     conversion = "" if matrix is None else f":out_color_matrix={matrix}"
+    kind = output_pixel_format(info, deep)
+    limited = f"setparams=range=pc:colorspace=gbr,scale={_SCALING}:out_range=tv{conversion}"
+    is_full = _output_range(info, muxer) == FULL_RANGE
+    if not is_full and not deep:
+        return f"{limited},format={kind}"
+    # The scale filter's own full range puts the neutral chroma half a level too low, and it takes
+    # 65280 for the white of 16 bits. So it converts to limited range, with 16 bits, and a table
+    # does the rest. Without dithering, the step to the output's bits rounds.
+    bits = 10 if deep else 8
+    gain = 65280 / 65535 if deep else 1.0
+    whole = (1 << 16) - (1 << 16 - bits)  # the range of `bits` bits, shifted to 16
+    luma, chroma = (whole / (219 << 8), whole / (224 << 8)) if is_full else (1.0, 1.0)
+    y = f"round((val-{16 << 8})*{luma * gain}+{0 if is_full else 16 << 8})"
+    c = f"round((val-{128 << 8})*{chroma * gain}+{128 << 8})"
+    wide = f"{kind.removesuffix('10le')}16le"
     return (
-        f"setparams=range=pc:colorspace=gbr,scale={_SCALING}"
-        f":out_range={_output_range(info, muxer)}{conversion}"
-        f",format={output_pixel_format(info, deep)}"
+        f"{limited},format={wide},lutyuv={y}:{c}:{c},scale={_SCALING}:sws_dither=none,format={kind}"
     )

@@ -18,6 +18,7 @@ from c2fdft_cli.data.video.parts import read_through
 from c2fdft_cli.data.video.probe import (
     FULL_RANGE,
     LIMITED_RANGE,
+    UNKNOWN_RANGE,
     VideoInfo,
     origin,
     probe_video,
@@ -29,6 +30,7 @@ from c2fdft_cli.data.video.stream import (
     output_pixel_format,
 )
 from c2fdft_cli.errors import DataError, ResourceError
+from tests.kit.formula import picture
 from tests.kit.video import (
     add_pictures,
     av,
@@ -39,8 +41,10 @@ from tests.kit.video import (
     filtered,
     frames,
     make_clip,
+    make_raw,
     notes_of,
     packets,
+    planes,
     remux,
     sound,
     stamps,
@@ -196,6 +200,107 @@ def test_colours_and_their_flags_are_kept(range_: str, matrix: str, tmp_path: Pa
     assert colours.range == {"tv": LIMITED_RANGE, "pc": FULL_RANGE}[range_]
     assert colours.matrix == {"bt709": 1, "bt470bg": 5}[matrix]
     assert difference(source, target) < 1
+
+
+LUMA = {1: (0.2126, 0.0722), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
+"""The shares of red and blue in the luma, for each matrix of H.273."""
+
+
+def coded(rgb: np.ndarray, matrix: int, range_: int, bits: int) -> list[np.ndarray]:
+    """Luma and chroma of RGB [h, w, 3] in [0, 1], not rounded, by the formulas of H.273."""
+    red, blue = LUMA[matrix]
+    luma = rgb @ [red, 1 - red - blue, blue]
+    chroma = [(rgb[..., 2] - luma) / (2 - 2 * blue), (rgb[..., 0] - luma) / (2 - 2 * red)]
+    unit = 2 ** (bits - 8)
+    if range_ == FULL_RANGE:
+        return [luma * (256 * unit - 1), *(one * (256 * unit - 1) + 128 * unit for one in chroma)]
+    return [(219 * luma + 16) * unit, *((224 * one + 128) * unit for one in chroma)]
+
+
+@pytest.mark.parametrize("matrix", LUMA)
+@pytest.mark.parametrize("range_", [LIMITED_RANGE, FULL_RANGE])
+@pytest.mark.parametrize("bits", [8, 10])
+@pytest.mark.parametrize(
+    ("chroma", "across", "down"), [("yuv444p", 1, 1), ("yuv422p", 2, 1), ("yuv420p", 2, 2)]
+)
+def test_neither_reading_nor_writing_shifts_the_colours(
+    chroma: str, across: int, down: int, bits: int, range_: int, matrix: int, tmp_path: Path
+) -> None:
+    kind, top = (chroma, 255) if bits == 8 else (f"{chroma}10le", 65535)
+    rgb = picture(48, 64, 3) / 255
+    luma, *rest = coded(rgb, matrix, range_, bits)
+    rest = [one.reshape(48 // down, down, 64 // across, across).mean((1, 3)) for one in rest]
+    own = [np.rint(one) for one in (luma, *rest)]
+    source = make_raw(tmp_path / "a.mkv", kind, own, range_, matrix)
+    shift = (frames(source)[0] / top - rgb).mean((0, 1))
+    assert np.abs(255 * shift).max() < 0.1
+    target = copy(source, tmp_path / "b.mkv", crf=0)
+    assert probe_video(target).pixel_format.replace("yuvj", "yuv") == kind
+    for before, after in zip(own, planes(target), strict=True):
+        assert abs((after - before).mean()) < (0.1 if bits == 8 else 0.25)  # 10 bits have a loss
+
+
+@pytest.mark.parametrize(
+    ("kind", "range_", "black", "white"),
+    [
+        ("yuv444p10le", LIMITED_RANGE, 64, 940),
+        ("yuv444p10le", FULL_RANGE, 0, 1023),
+        ("yuv420p12le", LIMITED_RANGE, 256, 3760),
+        ("yuv420p12le", FULL_RANGE, 0, 4095),
+        ("gray", LIMITED_RANGE, 16, 235),
+        ("gray", FULL_RANGE, 0, 255),
+        ("gray10le", LIMITED_RANGE, 64, 940),
+        ("gray10le", FULL_RANGE, 0, 1023),
+        ("gray10le", UNKNOWN_RANGE, 0, 1023),
+        ("gbrp10le", UNKNOWN_RANGE, 0, 1023),
+    ],
+)
+def test_black_and_white_are_the_ends_of_the_range(
+    kind: str, range_: int, black: int, white: int, tmp_path: Path
+) -> None:
+    """Grey and RGB of unknown range have the full one, and are written in the limited one."""
+    luma = np.full((48, 64), black)
+    luma[:, 32:] = white
+    neutral = np.full((24, 32) if "420" in kind else (48, 64), 128 << white.bit_length() - 8)
+    own = {"gr": [luma], "gb": [luma] * 3, "yu": [luma, neutral, neutral]}[kind[:2]]
+    source = make_raw(tmp_path / "a.mkv", kind, own, range_, 1)
+    (found,) = frames(source)
+    assert found[0, [0, 63]].tolist() == [[0] * 3, [np.iinfo(found.dtype).max] * 3]
+    after = planes(copy(source, tmp_path / "b.mkv", crf=0))[0]
+    unit, top = (1, 255) if white < 256 else (4, 1023)
+    ends = (0, top) if range_ == FULL_RANGE else (16 * unit, 235 * unit)
+    assert (after[0, 0], after[0, 63]) == ends
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "kind"),
+    [
+        ("a.mov", "qtrle", "rgb24"),
+        ("a.avi", "rawvideo", "bgr24"),
+        ("a.mkv", "ffv1", "bgr0"),
+        ("a.avi", "huffyuv", "rgb24"),
+        ("a.avi", "rawvideo", "pal8"),
+    ],
+)
+def test_rgb_becomes_bt709_and_is_marked_as_such(
+    name: str, codec: str, kind: str, tmp_path: Path
+) -> None:
+    source = tmp_path / name
+    if kind == "pal8":
+        palette = np.tile(np.uint8([255, 200, 60, 40]), (256, 1))
+        one = av.VideoFrame.from_ndarray((np.zeros((48, 64), np.uint8), palette), kind)
+    else:
+        rgb = np.tile(np.uint8([200, 60, 40]), (48, 64, 1))
+        one = av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(format=kind)
+    one.pts, one.time_base = 0, Fraction(1, 10)
+    with av.open(str(source), "w") as out:
+        stream = add_pictures(out, [one], Fraction(10), codec)
+        out.mux(stream.encode(one))
+        out.mux(stream.encode(None))
+    assert np.all(frames(source) == [200, 60, 40])
+    target = copy(source, tmp_path / "b.mkv", crf=0)
+    assert probe_video(target).colours.matrix == 1
+    assert [int(plane[20, 20]) for plane in planes(target)] == [92, 105, 190]
 
 
 @pytest.mark.parametrize(("matrix", "code"), [("ycgco", 8), ("bt2020c", 10), ("ictcp", 14)])
@@ -411,20 +516,12 @@ def test_the_main_video_stream_is_restored(name: str, tmp_path: Path) -> None:
 def test_tiny_videos_keep_their_colours(width: int, height: int, tmp_path: Path) -> None:
     """With blocks of 2 x 2 px in 4:2:0: red, green, blue above green, blue, red."""
     source, target = tmp_path / "a.mkv", tmp_path / "b.mkv"
-    picture = av.VideoFrame(width, height, "yuv420p")
     blocks = np.add.outer(np.arange(2), np.arange(3)) % 3
-    whole = blocks.repeat(2, axis=0).repeat(2, axis=1)
+    whole = blocks.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
+    blocks = blocks[: -(-height // 2), : -(-width // 2)]
     codes = [(whole, [81, 145, 41]), (blocks, [90, 54, 240]), (blocks, [240, 34, 110])]
-    for plane, (which, values) in zip(picture.planes, codes, strict=True):
-        samples = np.zeros((plane.height, plane.line_size), np.uint8)
-        samples[:, : plane.width] = np.array(values)[which][: plane.height, : plane.width]
-        plane.update(samples.tobytes())
-    picture.pts, picture.time_base = 0, Fraction(1, 10)
-    with av.open(str(source), "w") as out:
-        stream = add_pictures(out, [picture], Fraction(10), "ffv1", {"level": "1"})
-        out.mux(stream.encode(picture))
-        out.mux(stream.encode(None))
-    colours = np.array([[254, 0, 0], [0, 255, 0], [0, 0, 255]])[whole[:height, :width]]
+    make_raw(source, "yuv420p", [np.array(values)[which] for which, values in codes])
+    colours = np.array([[254, 0, 0], [0, 255, 0], [0, 0, 255]])[whole]
     assert np.abs(frames(source).astype(int) - colours).max() <= 3
     copy(source, target, crf=0)
     if width % 2 or height % 2:  # odd sides are written in 4:4:4, even ones in 4:2:0
