@@ -355,6 +355,18 @@ def output_pixel_format(info: VideoInfo, deep: bool) -> str:
     return f"{chroma}10le" if deep else chroma
 
 
+def keeps_10_bits(path: Path) -> bool:
+    """Whether the encoder for a file of this suffix has 10 bits; libvpx is often built without."""
+    import av
+
+    formats = av.Codec(_codec(MUXERS[path.suffix.lower()]), "w").video_formats or []
+    return any(one.name == "yuv420p10le" for one in formats)
+
+
+def _codec(muxer: str) -> str:
+    return "libvpx-vp9" if muxer == "webm" else "libx264"
+
+
 def _open_output(path: Path, muxer: str) -> OutputContainer:
     import av
 
@@ -376,11 +388,10 @@ def _add_encoder(
     from av.codec.context import Flags
 
     if muxer == "webm":
-        codec = "libvpx-vp9"
         options = {"crf": str(crf), "deadline": "good", "cpu-used": "4", "row-mt": "1"}
     else:
-        codec, options = "libx264", {"crf": str(crf), "preset": "medium"}
-    stream = cast("VideoStream", out.add_stream(codec, info.rate, options))
+        options = {"crf": str(crf), "preset": "medium"}
+    stream = cast("VideoStream", out.add_stream(_codec(muxer), info.rate, options))
     stream.width, stream.height = info.width, info.height
     stream.pix_fmt = output_pixel_format(info, deep)
     stream.time_base = _time_base(info, muxer)

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from c2fdft_cli.data.video.probe import VideoInfo
-from c2fdft_cli.data.video.stream import Frame, VideoReader, VideoWriter
+from c2fdft_cli.data.video.stream import Frame, VideoReader, VideoWriter, keeps_10_bits
 from c2fdft_cli.engine.restore.batch import Batch, Outcome, Wanted, refuse_not_finite
 from c2fdft_cli.engine.restore.inputs import Source
 from c2fdft_cli.engine.restore.outputs import Item, is_about_one_file
@@ -105,6 +105,9 @@ class _Work:
         """Run reader, network and writer concurrently, one batch apart from each other."""
         plan, info, output = self.plan, self.info, self.output
         deep = info.is_deep and plan.writing.bit_depth != 8
+        if deep and not keeps_10_bits(output):
+            self.notes.append(f"rounded to 8 bits: the encoder for {output.suffix} has no more")
+            deep = False
         size = plan.executor.batch_size(info.height, info.width)
         ensure_folder(output.parent)
         noise = self._shared_noise()

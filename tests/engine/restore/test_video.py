@@ -18,7 +18,7 @@ pytest.importorskip("av")
 from c2fdft_cli.core.diffusion import gaussian
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.video.probe import probe_video
-from c2fdft_cli.data.video.stream import Frame, VideoWriter
+from c2fdft_cli.data.video.stream import Frame, VideoWriter, keeps_10_bits
 from c2fdft_cli.engine.restore import video as restore_video
 from c2fdft_cli.engine.restore.job import restore
 from c2fdft_cli.engine.restore.result import FrameDone, VideoDone
@@ -98,6 +98,22 @@ def test_a_video_that_another_run_wrote_meanwhile_is_kept(
     assert run(options, crf=30).skipped[0].doubt == "made with other settings: crf 0, now 30"
     run(options, crf=30, overwrite=True)
     assert output.read_bytes() != made
+
+
+def test_10_bits_are_rounded_with_a_note_where_the_encoder_has_only_8(
+    options: Request, tmp_path: Path
+) -> None:
+    source = make_clip(tmp_path / "a.mkv", sound=False, filters="format=yuv420p10le")
+    for suffix in (".webm", ".mkv"):
+        output = tmp_path / f"out{suffix}"
+        result = run(options, identity=True, source=str(source), out=str(output))
+        deep = keeps_10_bits(output)
+        note = "rounded to 8 bits: the encoder for .webm has no more"
+        assert result.images[0].notes == ([] if deep else [note])
+        assert probe_video(output).is_deep == deep
+        scale = 257 if not deep else 1
+        assert np.abs(frames(output) * float(scale) - frames(source)).mean() < 257
+    assert deep  # libx264
 
 
 def test_there_is_an_event_for_each_frame(options: Request, clips: Path) -> None:
