@@ -601,19 +601,18 @@ def test_the_six_commands_run_in_sequence(pairs, tmp_path, shard_folder):
 def test_demo_runs_the_pipeline(tmp_path, monkeypatch):
     """All its commands run in this process, with one photo to train on and one held out."""
     pytest.importorskip("skimage")
+    from c2fdft_cli.cli.commands import demo as command
     from c2fdft_cli.engine.tools import demo
 
-    in_a_process, commands = subprocess.run, []
+    commands = []
 
-    def in_this_process(command, **options):
-        if command[:3] != [sys.executable, "-m", "c2fdft_cli"]:
-            return in_a_process(command, **options)
-        commands.append(command[3])
-        done = run(*command[3:])
+    def in_this_process(line, *_):
+        commands.append(line[3])
+        done = run(*line[3:])
         assert done.exit_code == 0, done.stderr
-        return subprocess.CompletedProcess(command, done.exit_code, done.stdout)
+        return done.exit_code, done.stdout.encode()
 
-    monkeypatch.setattr(subprocess, "run", in_this_process)
+    monkeypatch.setattr(command, "_finish", in_this_process)
     monkeypatch.setattr(demo, "TRAIN", demo.TRAIN[:1])
     monkeypatch.setattr(demo, "HELD_OUT", demo.HELD_OUT[1:])
     short = (*MINI, "train.validation_images=1", "coarse.iterations=2", "fine.iterations=2")
