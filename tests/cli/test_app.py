@@ -518,7 +518,19 @@ def test_recipes_are_listed_shown_and_copied(tmp_path):
     assert run("recipes", "copy", "tiny", target).exit_code == 0
     assert run("recipes", "validate", target).exit_code == 0
     refused("recipes", "copy", "tiny", target, code=2, says="exists")
+    refused("recipes", "copy", "tiyn", tmp_path / "new" / "a.yaml", code=2, says="mean tiny?")
+    assert not (tmp_path / "new").exists()
+    assert run("recipes", "copy", "tiny", tmp_path / "new" / "sub" / "a.yaml").exit_code == 0
+    assert (tmp_path / "new" / "sub" / "a.yaml").read_bytes() == target.read_bytes()
     assert run("recipes", "copy", "tiny", target, "--overwrite").exit_code == 0
+
+
+def test_an_empty_recipe_is_valid_but_noted(tmp_path):
+    for name, text, noted in (("a", "# nothing\n", True), ("b", "extends: tiny\n", False)):
+        (tmp_path / f"{name}.yaml").write_text(text)
+        said = run("recipes", "validate", tmp_path / f"{name}.yaml")
+        assert (said.exit_code, said.stdout) == (0, f"{tmp_path}/{name}.yaml: valid\n")
+        assert ("the file sets nothing" in said.stderr) == noted
 
 
 def test_doctor_reports_the_machine():
