@@ -3,6 +3,12 @@
 #
 #   recipes/scripts/bench.sh [RECIPE] [SHARDS] > table.md
 set -euo pipefail
+usage() {
+  sed -n '4s/^# *//p' "$0" >&2
+  exit 2
+}
+case ${1:-} in -*) usage ;; esac
+[ $# -le 2 ] || usage
 recipe=${1:-derain}
 shards=${2:-}
 

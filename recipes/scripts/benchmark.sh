@@ -4,8 +4,8 @@
 #   recipes/scripts/benchmark.sh WEIGHTS SET...
 #
 # A SET is a folder that holds degraded and clean images in a layout that `c2fdft prepare` knows, or
-# SIDD's blocks; its name is the column's heading (Rain100L, Test100, GoPro, SIDD ...). Settings,
-# from the environment:
+# SIDD's blocks; its name is the column's heading (Rain100L, Test100, GoPro, SIDD ...), so no two may
+# have the same. Settings, from the environment:
 #   PROTOCOL  derain (default), derain-matlab, deblur, denoise, rgb, y, levin
 #   OUT       folder of the results [benchmark]
 #   NAME      name of the weights' row in the table [the name of the file]
@@ -24,17 +24,32 @@ out=${OUT:-benchmark}
 name=${NAME:-$(basename "$weights")}
 python=${PYTHON:-python3}
 
+# Only an absolute path shows the name of `.` and of `..`.
+heading() {
+  if [ -d "$1" ]; then basename "$(CDPATH='' cd -- "$1" && pwd)"; else basename -- "$1"; fi
+}
+
+twice=$(for set in "$@"; do heading "$set"; done | sort | uniq -d | head -n 1)
+if [ -n "$twice" ]; then
+  echo "error: two sets have the name $twice, and would share the folder $out/$twice" >&2
+  echo "hint: score them separately, with another OUT, or make a link of another name to one" >&2
+  exit 2
+fi
+
 for set in "$@"; do
-  place=$out/$(basename "$set")
+  column=$(heading "$set")
+  place=$out/$column
   mkdir -p "$place"
   # shellcheck disable=SC2086  # EVAL holds several arguments
   c2fdft eval --weights "$weights" "$set" --protocol "$protocol" ${EVAL:-} --json > "$place/eval.json"
+  shift
+  set -- "$@" "$column"
 done
 
 "$python" - "$protocol" "$out" "$name" "$@" <<'PYTHON'
 import csv, json, pathlib, sys
 
-protocol, out, name, *sets = sys.argv[1:]
+protocol, out, name, *columns = sys.argv[1:]
 out = pathlib.Path(out)
 PUBLISHED = {
     "derain": {
@@ -75,7 +90,6 @@ def show(mean):
     return f"{psnr}/{mean['ssim']:.3f}".replace("/0.", "/.")
 
 
-columns = [pathlib.Path(one).name for one in sets]
 results = {c: json.loads((out / c / "eval.json").read_text()) for c in columns}
 rows = []
 for method, published in PUBLISHED.get(protocol, {}).items():

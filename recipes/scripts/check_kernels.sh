@@ -10,6 +10,7 @@
 # Settings, from the environment:
 #   PYTHON  the Python that c2fdft is installed in [python3]
 set -euo pipefail
+[ $# -eq 0 ] || { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}
 gcc=$(command -v gcc)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import hashlib
 import os
@@ -223,8 +224,20 @@ def digest(checkpoint: Path, name: str) -> str:
     return total.hexdigest()
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Run the checks; return 0 if all of them hold, else 1."""
+    parser = argparse.ArgumentParser(
+        description="The checks of check_training.sh, which makes the shards and starts them."
+    )
+    parser.add_argument("work", type=Path, help="folder that holds shards/, for the runs too")
+    parser.add_argument("kills", type=int, help="how often each run is killed")
+    parser.add_argument("iterations", type=int, help="length of the runs that are killed")
+    parser.add_argument("seed", type=int, help="seed of the moments at which they are killed")
+    given = parser.parse_args()
     # Exit by an exception, so that `finally` ends the training.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    kills, iterations, seed = map(int, sys.argv[2:5])
-    sys.exit(0 if Check(Path(sys.argv[1]), kills, iterations, seed).run() else 1)
+    return 0 if Check(given.work, given.kills, given.iterations, given.seed).run() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

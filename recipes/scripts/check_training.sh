@@ -14,6 +14,7 @@
 #   WORK        folder to work in, which is kept [a temporary folder]
 #   PYTHON      the Python that c2fdft is installed in [python3]
 set -euo pipefail
+[ $# -eq 0 ] || { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=${PYTHON:-python3}
 if [ -n "${WORK:-}" ]; then

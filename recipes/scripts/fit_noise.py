@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,8 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from c2fdft_cli.cli.app import report
 from c2fdft_cli.data.images.picture import list_images, read_rgb8
 from c2fdft_cli.data.synthesis.camera import LUMA, Camera, jpeg, photograph
+from c2fdft_cli.errors import C2fdftError, DataError
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float64]
@@ -136,6 +139,8 @@ def main() -> None:
         if flat.mean() > 0.1:
             real.append(statistics(noisy[place], mean[place], flat))
             means.append((mean[place], flat))
+    if not real:
+        raise DataError("no picture has enough flat pixels", where=given.folder / "real")
     wanted, part = medians(real), range(0, len(real), 3)
 
     def cost(values: Floats) -> float:
@@ -159,4 +164,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except C2fdftError as error:
+        sys.exit(report(error))

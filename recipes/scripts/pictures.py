@@ -11,6 +11,7 @@ that shakes during the exposure. `overview.jpg` shows one photograph of each.
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import tempfile
@@ -53,6 +54,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
+    # Exit by an exception, so that a running command is ended too.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     out.mkdir(parents=True, exist_ok=True)
     columns = {}
     for name in SHOWN:

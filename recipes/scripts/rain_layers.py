@@ -21,8 +21,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from c2fdft_cli.cli.app import report
 from c2fdft_cli.data.images.picture import read_rgb8
 from c2fdft_cli.data.layouts.pairs import find_pairs
+from c2fdft_cli.errors import C2fdftError
 from c2fdft_cli.vocabulary import many
 
 MOST_WHITE = 0.01
@@ -79,22 +81,31 @@ def main() -> int:
     )
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    pairs = [pair for split in find_pairs(given.pairs).splits.values() for pair in split]
     given.out.mkdir(parents=True, exist_ok=True)
     written = 0
-    for pair in (one for split in find_pairs(given.pairs).splits.values() for one in split):
+    for pair in pairs:
         rainy, clean = read_rgb8(pair.lq), read_rgb8(pair.gt)
-        layer, part = layer_of(rainy, clean), known_part(rainy.min(axis=2) == 255)
-        layer = layer[:0] if part is None else layer[part]
-        keep = layer.size > 0 and layer.mean() >= given.least
-        if keep:
-            # The pair's name includes its folder; file names alone may repeat.
-            cv2.imwrite(str(given.out / f"{pair.name.replace('/', '_')}.png"), layer)
-            written += 1
-        note = "" if keep else ", skipped"
-        log.info("%s: %d x %d px%s", pair.name, *layer.shape[::-1], note)
+        part = known_part(rainy.min(axis=2) == 255)
+        if part is None:
+            side = f"{LEAST_SIDE} x {LEAST_SIDE} px"
+            log.info("%s: skipped, no part of %s is free of white pixels", pair.name, side)
+            continue
+        layer = layer_of(rainy, clean)[part]
+        size = "{1} x {0} px".format(*layer.shape)
+        if layer.mean() < given.least:
+            log.info("%s: skipped, the mean of %s is %.1f", pair.name, size, layer.mean())
+            continue
+        # The pair's name includes its folder; file names alone may repeat.
+        cv2.imwrite(str(given.out / f"{pair.name.replace('/', '_')}.png"), layer)
+        written += 1
+        log.info("%s: %s", pair.name, size)
     log.info("%s in %s", many(written, "layer"), given.out)
     return 0 if written else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except C2fdftError as error:
+        sys.exit(report(error))

@@ -11,7 +11,9 @@ number of open files rises. Takes about ten minutes on two CPU cores.
 
 from __future__ import annotations
 
+import argparse
 import csv
+import signal
 import subprocess
 import sys
 import time
@@ -31,7 +33,19 @@ TINY = ("network.dim=8", "network.blocks=[1,1,1,1]", "coarse.patches=[16]", "coa
 Row = tuple[float, int, float, int]
 
 
-def main(out: Path, images: int, steps: int) -> int:
+def main() -> int:
+    """Run both, and return 0 if both stay flat, else 1."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("images", type=int, nargs="?", default=2000)
+    parser.add_argument("steps", type=int, nargs="?", default=5000)
+    given = parser.parse_args()
+    # Exit by an exception, so that `finally` ends the program.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    return soak(given.out, given.images, given.steps)
+
+
+def soak(out: Path, images: int, steps: int) -> int:
     """Run both, and return 0 if both stay flat, else 1."""
     out.mkdir(parents=True, exist_ok=True)
     pairs = out / "pairs"
@@ -75,14 +89,19 @@ def watch(process: subprocess.Popen[bytes], done: Callable[[], int]) -> list[Row
     """Return (seconds, done, resident MiB, open files) every half second until a process ends."""
     rows: list[Row] = []
     start, seen = time.monotonic(), psutil.Process(process.pid)
-    while process.poll() is None:
-        try:
-            resident, files = seen.memory_info().rss / 2**20, seen.num_fds()
-        except psutil.Error:  # the process has just ended
-            break
-        rows.append((round(time.monotonic() - start, 1), done(), round(resident, 1), files))
-        time.sleep(0.5)
-    if process.wait():
+    try:
+        while process.poll() is None:
+            try:
+                resident, files = seen.memory_info().rss / 2**20, seen.num_fds()
+            except psutil.Error:  # the process has just ended
+                break
+            rows.append((round(time.monotonic() - start, 1), done(), round(resident, 1), files))
+            time.sleep(0.5)
+        process.wait()
+    finally:  # if this script is stopped, the program may not keep running
+        process.terminate()
+        process.wait()
+    if process.returncode:
         raise SystemExit(f"the program ended with {process.returncode}")
     return rows
 
@@ -123,5 +142,4 @@ def draw(path: Path, curves: dict[str, tuple[list[Row], int]]) -> None:
 
 
 if __name__ == "__main__":
-    asked = [int(word) for word in sys.argv[2:]] or [2000, 5000]
-    sys.exit(main(Path(sys.argv[1]), *asked))
+    sys.exit(main())

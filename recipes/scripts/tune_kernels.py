@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -54,6 +55,8 @@ def main() -> int:
         "--quick", action="store_true", help="test the script itself: a few pixels, no GPU"
     )
     args = parser.parse_args()
+    # Exit by an exception, so that a running child process is ended too.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if args.compile:
         part, parts = map(int, args.compile.split("/"))
         compile_tiles(args.tables, args.width, part, parts, args.quick)

@@ -518,7 +518,19 @@ def test_recipes_are_listed_shown_and_copied(tmp_path):
     assert run("recipes", "copy", "tiny", target).exit_code == 0
     assert run("recipes", "validate", target).exit_code == 0
     refused("recipes", "copy", "tiny", target, code=2, says="exists")
+    refused("recipes", "copy", "tiyn", tmp_path / "new" / "a.yaml", code=2, says="mean tiny?")
+    assert not (tmp_path / "new").exists()
+    assert run("recipes", "copy", "tiny", tmp_path / "new" / "sub" / "a.yaml").exit_code == 0
+    assert (tmp_path / "new" / "sub" / "a.yaml").read_bytes() == target.read_bytes()
     assert run("recipes", "copy", "tiny", target, "--overwrite").exit_code == 0
+
+
+def test_an_empty_recipe_is_valid_but_noted(tmp_path):
+    for name, text, noted in (("a", "# nothing\n", True), ("b", "extends: tiny\n", False)):
+        (tmp_path / f"{name}.yaml").write_text(text)
+        said = run("recipes", "validate", tmp_path / f"{name}.yaml")
+        assert (said.exit_code, said.stdout) == (0, f"{tmp_path}/{name}.yaml: valid\n")
+        assert ("the file sets nothing" in said.stderr) == noted
 
 
 def test_doctor_reports_the_machine():
@@ -601,19 +613,18 @@ def test_the_six_commands_run_in_sequence(pairs, tmp_path, shard_folder):
 def test_demo_runs_the_pipeline(tmp_path, monkeypatch):
     """All its commands run in this process, with one photo to train on and one held out."""
     pytest.importorskip("skimage")
+    from c2fdft_cli.cli.commands import demo as command
     from c2fdft_cli.engine.tools import demo
 
-    in_a_process, commands = subprocess.run, []
+    commands = []
 
-    def in_this_process(command, **options):
-        if command[:3] != [sys.executable, "-m", "c2fdft_cli"]:
-            return in_a_process(command, **options)
-        commands.append(command[3])
-        done = run(*command[3:])
+    def in_this_process(line, *_):
+        commands.append(line[3])
+        done = run(*line[3:])
         assert done.exit_code == 0, done.stderr
-        return subprocess.CompletedProcess(command, done.exit_code, done.stdout)
+        return done.exit_code, done.stdout.encode()
 
-    monkeypatch.setattr(subprocess, "run", in_this_process)
+    monkeypatch.setattr(command, "_finish", in_this_process)
     monkeypatch.setattr(demo, "TRAIN", demo.TRAIN[:1])
     monkeypatch.setattr(demo, "HELD_OUT", demo.HELD_OUT[1:])
     short = (*MINI, "train.validation_images=1", "coarse.iterations=2", "fine.iterations=2")

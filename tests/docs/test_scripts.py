@@ -11,20 +11,25 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from c2fdft_cli.data.images.picture import save_rgb8
 from tests.kit.command import run
 from tests.kit.formula import picture
+from tests.kit.processes import python
 from tests.kit.restore import Picture, save
 from tests.kit.training import MINI
 
 ROOT = Path(__file__).parents[2]
 HOWTO = ROOT / "docs" / "howto"
-SCRIPTS = sorted((ROOT / "recipes" / "scripts").glob("*.py"))
+FOLDER = ROOT / "recipes" / "scripts"
+SCRIPTS = sorted(FOLDER.glob("*.py"))
 
 
 def blocks(page: Path) -> list[str]:
@@ -169,3 +174,94 @@ def _imported(name: str) -> ModuleType:
         if error.name == "triton":
             pytest.skip("Triton is not installed")
         raise
+
+
+@pytest.fixture
+def benchmark(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs benchmark.sh in a folder, with the same scores for any set."""
+    mean = {"psnr": 30.0, "ssim": 0.9}
+    document = json.dumps({"mean": mean, "degraded": {"mean": mean}, "images": [{}]})
+    program = tmp_path / "bin" / "c2fdft"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho '{document}'\n")
+    program.chmod(0o755)
+    path = f"{program.parent}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "PYTHON": sys.executable, "OUT": str(tmp_path / "out")}
+
+    def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+        line = ["sh", str(FOLDER / "benchmark.sh"), "weights.pt", *words]
+        return subprocess.run(
+            line, check=False, cwd=folder, env=env, capture_output=True, text=True
+        )
+
+    return call
+
+
+def test_the_columns_of_a_benchmark_are_the_names_of_the_sets(tmp_path, benchmark) -> None:
+    for name in ("Rain100L", "-my set"):
+        (tmp_path / name).mkdir()
+    done = benchmark(tmp_path / "Rain100L", ".", "../-my set/")
+    assert done.returncode == 0, done.stderr
+    header = done.stdout.splitlines()[0]
+    assert header == "| derain (PSNR/SSIM) | Rain100L (1) | -my set (1) | average |"
+    assert "| Restormer | 38.99/.978 | - | - |" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "out").glob("*/")) == ["-my set", "Rain100L"]
+
+
+def test_two_sets_of_one_name_are_refused_before_the_first_is_scored(tmp_path, benchmark) -> None:
+    for name in ("a/val", "b/val"):
+        (tmp_path / name).mkdir(parents=True)
+    for sets in (("a/val", "b/val"), ("a/val", "a/val/"), ("a/val", "b/../b/val/.")):
+        done = benchmark(tmp_path, *sets)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "error: two sets have the name val, and would share the folder" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("script", ["bench.sh", "check_training.sh", "check_kernels.sh"])
+def test_a_shell_script_answers_an_unknown_option_with_its_usage(script: str) -> None:
+    line = ["bash", str(FOLDER / script), "--help"]
+    # without the option it would run for minutes
+    env = {**os.environ, "PYTHON": "false"}
+    done = subprocess.run(line, check=False, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"recipes/scripts/{script}" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["soak.py", "check_training.py"])
+def test_a_script_without_its_arguments_prints_its_usage(script: str) -> None:
+    pytest.importorskip("matplotlib")
+    done = python(FOLDER / script)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"usage: {script}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("rain_layers.py", "out"), ("fit_noise.py",)])
+def test_a_wrong_path_is_an_error_in_one_line(tmp_path, words: tuple[str, ...]) -> None:
+    pytest.importorskip("scipy")
+    script, *more = words
+    done = python(FOLDER / script, tmp_path / "none", *(tmp_path / name for name in more))
+    assert (done.returncode, done.stdout) == (3, "")
+    assert re.fullmatch(r"error: .*none.*: no such folder\nhint: check the path\n", done.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_pairs_without_a_rain_layer_are_skipped_with_the_reason(tmp_path) -> None:
+    clean = np.full((120, 160, 3), 100, np.uint8)
+    rainy = {"rain": clean + 50, "dry": clean + 5, "white": np.full_like(clean, 255)}
+    for name, pixels in rainy.items():
+        for folder, image in (("rainy", pixels), ("clean", clean)):
+            (tmp_path / "set" / folder).mkdir(parents=True, exist_ok=True)
+            save_rgb8(tmp_path / "set" / folder / f"{name}.png", image)
+    done = python(FOLDER / "rain_layers.py", tmp_path / "set", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stderr.splitlines()) == [
+        f"1 layer in {tmp_path / 'out'}",
+        "dry: skipped, the mean of 160 x 120 px is 5.0",
+        "rain: 160 x 120 px",
+        "white: skipped, no part of 96 x 96 px is free of white pixels",
+    ]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["rain.png"]

@@ -25,12 +25,14 @@ def info(
     from c2fdft_cli.files import require_existing
 
     found = find_path(path)
-    require_existing(found)  # before torch is loaded
+    require_existing(found.path)  # before torch is loaded
+    for remark in [] if json else found.remarks:
+        console.remark(remark)
 
     with console.loading():
         from c2fdft_cli.engine.tools.info import describe
 
-    facts = describe(found)
+    facts = describe(found.path)
     if json:
         console.emit(facts)
         return

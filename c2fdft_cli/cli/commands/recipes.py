@@ -73,11 +73,13 @@ def copy(
     overwrite: Overwrite = False,
 ) -> None:
     """Copy a recipe in full to a file of your own, to be changed."""
-    from c2fdft_cli.files import atomic_write_text, require_new
+    from c2fdft_cli.files import atomic_write_text, ensure_folder, require_new
     from c2fdft_cli.recipe.files import load_recipe, write_recipe
 
     require_new(target, overwrite)
-    atomic_write_text(target, write_recipe(load_recipe(name)))
+    text = write_recipe(load_recipe(name))
+    ensure_folder(target.parent)
+    atomic_write_text(target, text)
     console.stdout().print(f"written: {target}")
     console.say_next(console.command("train-coarse", "--recipe", target, "--data", "SHARDS"))
 
@@ -91,7 +93,7 @@ def validate(name: Name, overrides: Overrides = None, json: Json = False) -> Non
         refuse_lost_image,
         timesteps_of_recipe,
     )
-    from c2fdft_cli.recipe.files import load_recipe
+    from c2fdft_cli.recipe.files import find_recipe, load_recipe, read_yaml
 
     recipe = load_recipe(name, overrides or [])
     if recipe.data.synthesize is not None:
@@ -101,5 +103,7 @@ def validate(name: Name, overrides: Overrides = None, json: Json = False) -> Non
     refuse_lost_image(grid, alpha_bar_of_recipe(recipe.diffusion))
     if json:
         console.emit({"recipe": name, "valid": True})
-    else:
-        console.stdout().print(f"{name}: valid")
+        return
+    console.stdout().print(f"{name}: valid")
+    if not read_yaml(find_recipe(name)):
+        console.remark("note: the file sets nothing, so every key has its default")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.command_list import Command, Group
-from c2fdft_cli.cli.options import Json, Overwrite, path_of
+from c2fdft_cli.cli.options import Json, Overwrite, path_of, weights_file
 from c2fdft_cli.vocabulary import many
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def average(
         typer.Option(
             "--shares",
             metavar="LIST",
-            help="Share of each checkpoint, such as 0.7,0.3 (default: equal).",
+            help="Share of each checkpoint, such as 0.7,0.3; each is divided by their sum "
+            "(default: equal).",
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -98,16 +100,18 @@ def average(
     Example: c2fdft weights average a/fine.pt b/fine.pt --out mean.pt
     """
     from c2fdft_cli.engine.weights import average as averaging
-    from c2fdft_cli.engine.weights.choose import find_path
 
     parts = None if shares is None else averaging.parse_shares(shares)
-    found = [find_path(spec) for spec in checkpoints]
+    found = [weights_file(spec, json) for spec in checkpoints]
     averaged = averaging.average(found, out, parts, overwrite=overwrite)
     size = out.stat().st_size
     following = console.command("eval", "--weights", out, "SET")
     if json:
         console.emit({"out": out, "sources": averaged, "bytes": size, "next": following})
         return
+    total = 1.0 if parts is None else sum(parts)
+    if not math.isclose(total, 1):
+        console.remark(f"note: --shares add up to {total:g}; each was divided by that")
     for source, part in averaged.items():
         console.stdout().print(f"{part:.3f} of {source}")
     console.stdout().print(f"written: {out} ({console.megabytes(size)})")

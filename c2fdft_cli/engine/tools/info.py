@@ -15,25 +15,44 @@ from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.files import require_existing
+from c2fdft_cli.vocabulary import for_shell
+
+_READ = "a checkpoint, shard folder or run folder"
+"""What `describe` reads, for messages."""
+_TEXTS = {".yaml": "a recipe", ".yml": "a recipe", ".json": "a JSON document", ".csv": "a table"}
+"""Kinds of files that the program reads or writes and `describe` does not read, by suffix."""
 
 
 def describe(path: Path) -> dict[str, Any]:
     """Return facts about a path, as plain values.
 
     Raises:
-        DataError: the path does not exist, or is a folder without shards or a run.
+        DataError: the path does not exist, is a folder without shards or a run, or is a file of
+            another kind that the program uses.
         CheckpointError: the file is not a checkpoint.
     """
     if path.is_file() and path.suffix == ".h5":
         return _shard(path)
     if path.is_file():
+        _refuse_text(path)
         return _run(path.parent) if path.name == "state.pt" else _checkpoint(path)
     if (path / "state.pt").is_file() or RunFolder(path).has_metrics():
         return _run(path)
     if any(any(path.glob(f"{split}-*.h5")) for split in SPLITS):
         return _shards(path)
     require_existing(path)
-    raise DataError("not a checkpoint, shard folder or run folder", where=path)
+    raise DataError(f"not {_READ}", where=path)
+
+
+def _refuse_text(path: Path) -> None:
+    """Raise DataError for a file that has the suffix of a recipe, a JSON document or a table."""
+    kind = _TEXTS.get(path.suffix.lower())
+    if kind is None:
+        return
+    hint = "give the folder of the run or of the shards, or a .pt file"
+    if kind == "a recipe":
+        hint = for_shell("c2fdft", "recipes", "show", str(path))
+    raise DataError(f"this looks like {kind}, not {_READ}", where=path, hint=hint)
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

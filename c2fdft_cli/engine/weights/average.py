@@ -23,7 +23,7 @@ from c2fdft_cli.engine.weights.checkpoint import (
     save_checkpoint,
 )
 from c2fdft_cli.errors import CheckpointError, UsageError
-from c2fdft_cli.files import ensure_folder, require_new
+from c2fdft_cli.files import ensure_folder, identity, require_new
 from c2fdft_cli.vocabulary import split_words
 
 
@@ -49,12 +49,15 @@ def average(
         The share of each source by its path, added up for one that is given twice; they sum to 1.
 
     Raises:
-        UsageError: there are fewer than two sources, the shares do not fit them, or `out` is an
-            ONNX file or already exists.
+        UsageError: there are fewer than two different sources, the shares do not fit them, or `out`
+            is an ONNX file, a source, or already exists.
         CheckpointError: a source cannot be read, or differs from the first.
         ResourceError: the file cannot be written.
     """
-    parts = _parts(len(sources), shares)
+    parts = _parts(sources, shares)
+    if identity(out) in map(identity, sources):
+        hint = "name another file with --out"
+        raise UsageError("this output would replace an input", where=out, hint=hint)
     if out.suffix.lower() == ".onnx":
         hint = "write a .pt, and convert that"
         raise UsageError("the mean is written as a checkpoint, not as ONNX", where=out, hint=hint)
@@ -84,10 +87,12 @@ def parse_shares(text: str) -> list[float]:
         raise UsageError(what, hint="for example --shares 0.7,0.3") from error
 
 
-def _parts(count: int, shares: Sequence[float] | None) -> list[float]:
+def _parts(sources: Sequence[Path], shares: Sequence[float] | None) -> list[float]:
     """Return the share of each source; the shares sum to 1."""
-    if count < 2:
-        raise UsageError(f"a mean needs two checkpoints or more, got {count}")
+    count, different = len(sources), len(set(map(identity, sources)))
+    if different < 2:
+        named = f", named {count} times" if count > 1 else ""
+        raise UsageError(f"a mean needs two checkpoints or more, got {different}{named}")
     given = [1.0] * count if shares is None else list(shares)
     if len(given) != count:
         what = f"--shares must be {count} numbers, one for each checkpoint, got {len(given)}"

@@ -57,19 +57,11 @@ def choose_weights(spec: str | None, task: str | None = None, steps: int | None 
         return _of_task(packaged, task, steps)
     entry = _find_entry(spec, packaged)
     if entry is not None:
-        remarks = []
-        if entry.name != spec:
-            remarks = [f"weights: {spec} is now named {entry.name}"]
-        elif os.path.isfile(spec):
-            remarks = [f"weights: {spec} is packaged; for the file of this name, give ./{spec}"]
-        return Found(checked_file(entry), remarks)
+        return _named_by(spec, entry, "file" if os.path.isfile(spec) else None)
     path = Path(spec)
     if os.path.exists(spec) or path.suffix.lower() in WEIGHTS_SUFFIXES:
         return Found(path)
-    raise CheckpointError(
-        f"there are no packaged weights {spec!r}",
-        hint=f"{_nearest(spec, packaged)} (or give a file)",
-    )
+    raise _no_such_weights(spec, f"{_nearest(spec, packaged)} (or give a file)")
 
 
 def packaged_file(name: str) -> Path:
@@ -77,21 +69,28 @@ def packaged_file(name: str) -> Path:
     packaged = read_catalogue()
     entry = _named(name, packaged)
     if entry is None:
-        hint = _nearest(name, packaged)
-        raise CheckpointError(f"there are no packaged weights {name!r}", hint=hint)
+        raise _no_such_weights(name, _nearest(name, packaged))
     return checked_file(entry)
 
 
-def find_path(spec: str) -> Path:
-    """Return the file of packaged weights if `spec` is their name, otherwise `spec` as a path.
+def find_path(spec: str) -> Found:
+    """Find the file of packaged weights if `spec` is their name, otherwise `spec` as a path.
 
     Raises:
         UsageError: `spec` is empty; `Path` would take it for the current folder.
+        CheckpointError: nothing has this name, and it is nearly that of packaged weights.
     """
     if not spec:
         raise UsageError("the path is empty", hint="name a file, a folder, or packaged weights")
-    entry = _find_entry(spec, read_catalogue())
-    return Path(spec) if entry is None else checked_file(entry)
+    packaged = read_catalogue()
+    entry, there = _find_entry(spec, packaged), os.path.exists(spec)
+    if entry is not None:
+        kind = "folder" if os.path.isdir(spec) else "file"
+        return _named_by(spec, entry, kind if there else None)
+    near = did_you_mean(spec, packaged)
+    if near is not None and not there and spec == Path(spec).stem:
+        raise _no_such_weights(spec, f"{near} (or give a path)")
+    return Found(Path(spec))
 
 
 def by_merit(entries: Sequence[Entry]) -> list[Entry]:
@@ -151,6 +150,23 @@ def _find_entry(spec: str, packaged: Mapping[str, Entry]) -> Entry | None:
     """Return the entry that `spec` names; an existing file has priority over former names only."""
     entry = _named(spec, packaged)
     return None if entry and entry.name != spec and os.path.exists(spec) else entry
+
+
+def _named_by(spec: str, entry: Entry, hidden: str | None) -> Found:
+    """Return the packaged weights that `spec` names.
+
+    hidden: "file" or "folder" if one in the current folder has this name too.
+    """
+    remarks = []
+    if entry.name != spec:
+        remarks = [f"weights: {spec} is now named {entry.name}"]
+    elif hidden is not None:
+        remarks = [f"weights: {spec} is packaged; for the {hidden} of this name, give ./{spec}"]
+    return Found(checked_file(entry), remarks)
+
+
+def _no_such_weights(name: str, hint: str) -> CheckpointError:
+    return CheckpointError(f"there are no packaged weights {name!r}", hint=hint)
 
 
 def _nothing_for(packaged: Mapping[str, Entry], task: str | None) -> CheckpointError:

@@ -10,6 +10,7 @@ from c2fdft_cli.errors import CheckpointError
 
 HEAD_BYTES = 1024
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
+_TEXT_SUFFIXES = (".yaml", ".yml", ".json", ".csv", ".txt", ".log", ".md", ".py")
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 
 SAVE_AGAIN = "its owner can save the tensors alone: torch.save(model.state_dict(), 'weights.pth')"
@@ -71,13 +72,14 @@ def refuse_other_files(path: Path, head: bytes) -> None:
 
 def unknown_file(path: Path, head: bytes) -> CheckpointError:
     """Make the error for a file whose kind cannot be recognised by its first bytes."""
+    hint = OTHER if path.suffix.lower() in _TEXT_SUFFIXES else GET_AGAIN
     if re.fullmatch(rb"[\x20-\x7e\s]+", head[:60]):
         quoted = " ".join(head[:60].decode("ascii").split())
-        return not_a_checkpoint(path, f"it is a text file that begins with {quoted!r}", GET_AGAIN)
+        return not_a_checkpoint(path, f"it is a text file that begins with {quoted!r}", hint)
     if not any(head):
         return not_a_checkpoint(path, "it begins with zeros: the download broke off", GET_AGAIN)
     return not_a_checkpoint(
-        path, "the file is damaged, or is neither a torch nor a safetensors file", GET_AGAIN
+        path, "the file is damaged, or is neither a torch nor a safetensors file", hint
     )
 
 

@@ -185,7 +185,9 @@ def test_a_file_of_the_same_name_does_not_shadow_packaged_weights(
         words = run(*command, "./derain")
         assert words.exit_code == 4, command
         assert "not a checkpoint" in words.stderr
-    assert json.loads(run("info", "derain", "--json").stdout)["kind"] == "checkpoint"
+    told = run("info", "derain", "--json")
+    assert (json.loads(told.stdout)["kind"], told.stderr) == ("checkpoint", "")
+    assert "for the file of this name, give ./derain" in run("info", "derain").stderr
     assert (two / "derain.pt").is_file()
 
 
@@ -336,6 +338,7 @@ def test_weights_are_averaged(two: Path, tiny_net: Callable[..., DFT], tmp_path:
     for word in ("0.750 of", "0.250 of", "written:", f"next: c2fdft eval --weights {out} SET"):
         assert word in text, word
     assert load_checkpoint(out).grid() == [500]
+    assert "note: --shares add up to 4; each was divided by that" in said.stderr
     again = run("weights", "average", "derain", other, "--out", out)
     assert again.exit_code == 2
     assert "already exists" in again.stderr
@@ -347,6 +350,11 @@ def test_weights_are_averaged(two: Path, tiny_net: Callable[..., DFT], tmp_path:
     wrong = run("weights", "average", "derain", "derain-4step", "--out", tmp_path / "no.pt")
     assert wrong.exit_code == 4
     assert "it differs in its timesteps from" in wrong.stderr
+    exact = ("--out", tmp_path / "exact.pt", "--shares", "0.7,0.2,0.1")
+    assert "note:" not in run("weights", "average", "derain", other, other, *exact).stderr
+    unknown = run("weights", "average", "derain", "derian", "--out", tmp_path / "no.pt")
+    assert unknown.exit_code == 4
+    assert "did you mean derain?" in unknown.stderr
 
 
 FINE = [word for word in MINI if word.startswith(("fine.p", "fine.b", "fine.ssim", "train.micro"))]

@@ -59,6 +59,21 @@ def test_a_path_that_is_neither_file_nor_folder_is_refused(tmp_path):
             describe(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "hint"),
+    [
+        ("mine.yaml", "a recipe", "c2fdft recipes show "),
+        ("sweep.json", "a JSON document", "give the folder of the run"),
+        ("metrics.CSV", "a table", "give the folder of the run"),
+    ],
+)
+def test_a_text_file_of_the_program_is_named(tmp_path, name, kind, hint):
+    (tmp_path / name).write_text("a: 1")
+    with pytest.raises(DataError, match=f"this looks like {kind}, not a checkpoint") as caught:
+        describe(tmp_path / name)
+    assert str(caught.value.hint).startswith(hint)
+
+
 def test_the_smallest_and_the_largest_image_are_chosen_by_area(tmp_path):
     sizes = [(40, 10), (20, 21), (9, 30)]
     entries = [Entry(f"{h}", h, w) for h, w in sizes]

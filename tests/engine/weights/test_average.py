@@ -125,15 +125,28 @@ def test_invalid_shares_are_refused(
 
 def test_a_file_is_replaced_only_if_requested(net: DFT, tmp_path: Path) -> None:
     files = [write(tmp_path / f"{k}.pt", net, k) for k in (1, 2)]
-    before = files[0].read_bytes()
+    other = write(tmp_path / "other.pt", net, 7)
+    before = other.read_bytes()
     with pytest.raises(UsageError, match="already exists") as error:
-        average(files, files[0])
+        average(files, other)
     assert error.value.hint == "use --overwrite to replace it"
-    assert files[0].read_bytes() == before
+    assert other.read_bytes() == before
     with pytest.raises(UsageError, match="is a folder"):
         average(files, tmp_path, overwrite=True)
-    average(files, files[0], overwrite=True)
-    assert load_checkpoint(files[0]).ema["output.weight"].unique().tolist() == [1.5]
+    average(files, other, overwrite=True)
+    assert load_checkpoint(other).ema["output.weight"].unique().tolist() == [1.5]
+
+
+def test_no_input_is_replaced(net: DFT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [write(tmp_path / f"{k}.pt", net, k) for k in (1, 2)]
+    before = [path.read_bytes() for path in files]
+    Path("link.pt").symlink_to("2.pt")
+    for out in ("1.pt", "link.pt", f"../{tmp_path.name}/2.pt"):
+        with pytest.raises(UsageError, match="this output would replace an input") as caught:
+            average(files, Path(out), overwrite=True)
+        assert caught.value.hint == "name another file with --out"
+    assert [path.read_bytes() for path in files] == before
 
 
 def test_a_mean_cannot_be_written_as_onnx(net: DFT, tmp_path: Path) -> None:
@@ -147,6 +160,9 @@ def test_one_checkpoint_or_a_missing_one_is_refused(net: DFT, tmp_path: Path) ->
     one = write(tmp_path / "1.pt", net, 1)
     with pytest.raises(UsageError, match="two checkpoints or more, got 1"):
         average([one], tmp_path / "mean.pt")
+    (tmp_path / "link.pt").symlink_to(one)
+    with pytest.raises(UsageError, match="two checkpoints or more, got 1, named 3 times"):
+        average([one, one, tmp_path / "link.pt"], tmp_path / "mean.pt")
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         average([one, tmp_path / "2.pt"], tmp_path / "mean.pt")
 

@@ -157,6 +157,19 @@ def test_files_that_are_not_checkpoints_are_refused(tmp_path, write, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"), [("a.pt", "download"), ("a", "download"), ("a.yaml", "give a .pt")]
+)
+@pytest.mark.parametrize("text", ["extends: tiny", "# für Regen: die Einstellungen"])
+def test_a_text_file_is_downloaded_again_only_if_it_is_named_like_weights(
+    tmp_path, name, hint, text
+):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(tmp_path / name)
+    assert str(caught.value.hint).startswith(hint)
+
+
 def test_a_truncated_file_is_refused(saved):
     path, _ = saved
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -9,7 +9,7 @@ import pytest
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
-from c2fdft_cli.engine.weights.choose import choose_weights, find_path, packaged_file
+from c2fdft_cli.engine.weights.choose import Found, choose_weights, find_path, packaged_file
 from c2fdft_cli.errors import CheckpointError, UsageError
 from tests.kit.weights import FACTS, package
 
@@ -89,10 +89,11 @@ def test_a_former_name_gives_a_notice(
     found = choose_weights("derain-fast")
     assert found.path == three / "derain.pt"
     assert found.remarks == ["weights: derain-fast is now named derain"]
-    assert packaged_file("derain-fast") == find_path("derain-fast") == three / "derain.pt"
+    assert packaged_file("derain-fast") == three / "derain.pt"
+    assert find_path("derain-fast") == found
     Path("derain-fast").write_bytes(b"x")  # the former name may be that of a file
     assert choose_weights("derain-fast").path == Path("derain-fast")
-    assert find_path("derain-fast") == Path("derain-fast")
+    assert find_path("derain-fast") == Found(Path("derain-fast"))
 
 
 @pytest.mark.parametrize(
@@ -170,9 +171,26 @@ def test_a_file_with_a_packaged_name_is_used_only_by_its_path(
         "weights: derain is packaged; for the file of this name, give ./derain"
     ]
     assert choose_weights("./derain").path == Path("derain")
-    assert find_path("derain") == three / "derain.pt"
-    assert find_path("./derain") == Path("derain")
-    assert find_path("other") == Path("other")
+    assert find_path("derain") == found
+    assert find_path("./derain") == Found(Path("derain"))
+    Path("derain-4step").mkdir()
+    (said,) = find_path("derain-4step").remarks
+    assert said.endswith("is packaged; for the folder of this name, give ./derain-4step")
+    assert choose_weights("derain-4step").remarks == []
+
+
+@pytest.mark.usefixtures("three")
+def test_a_path_may_be_nearly_a_packaged_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for spec in ("other", "./derian", "derian.pt", "runs/derian"):
+        assert find_path(spec) == Found(Path(spec))
+    with pytest.raises(CheckpointError, match="there are no packaged weights 'derian'") as caught:
+        find_path("derian")
+    assert caught.value.hint == "did you mean derain? (or give a path)"
+    Path("derian").mkdir()
+    assert find_path("derian") == Found(Path("derian"))
     with pytest.raises(UsageError, match="the path is empty"):
         find_path("")
 
