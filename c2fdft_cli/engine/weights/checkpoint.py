@@ -10,8 +10,9 @@ are converted to float32 when they are loaded. One of the two sets of weights is
 from __future__ import annotations
 
 import json
+import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -27,7 +28,7 @@ from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
 from c2fdft_cli.engine.weights.contents import plain_name, weights_in
 from c2fdft_cli.engine.weights.identify import not_a_checkpoint
 from c2fdft_cli.engine.weights.pickles import StoredTensor
-from c2fdft_cli.engine.weights.stored import METADATA, open_stored, values_in
+from c2fdft_cli.engine.weights.stored import METADATA, containers_of, enough_memory, open_stored
 from c2fdft_cli.engine.weights.tensors import OUR_KEYS, SUFFIX, save_safetensors, save_tensors
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.recipe.files import recipe_from_dict
@@ -137,14 +138,15 @@ def replace_meta(path: Path, meta: Meta, weights: Mapping[str, Tensor]) -> bool:
 
     Raises:
         CheckpointError: as `load_checkpoint`.
-        ResourceError: as `save_checkpoint`.
+        ResourceError: as `load_checkpoint` and `save_checkpoint`.
     """
     with open_stored(path) as file:
         sets, _ = weights_in(file)
         loaded: dict[WeightSet, StateDict] = file.load(sets)
     last, held = list(loaded.items())[-1]
-    if not same_tensors(plain(full_precision(held, path)), weights):
-        return False
+    with enough_memory(path):
+        if not same_tensors(plain(full_precision(held, path)), weights):
+            return False
     meta.versions = versions()
     if file.is_safetensors:  # this program writes one set to this format
         save_safetensors(path, plain(held), meta.to_json(), last)
@@ -180,10 +182,16 @@ def besides_weights(path: Path) -> list[str]:
             about = about if isinstance(about, dict) else {}
             names = [name for name in about if name not in OUR_KEYS]
         kept = {tensor for state in states for tensor in state.values()}
+
+        def is_kept(value: Any) -> bool:
+            return isinstance(value, StoredTensor) and value in kept
+
+        of_kept = containers_of(content, is_kept)
+        of_others = containers_of(content, lambda value: not is_kept(value))
         for name, value in content.items():
             is_meta = name == "meta" and isinstance(value, str)
-            held = [isinstance(one, StoredTensor) and one in kept for one in values_in(value)]
-            if not is_meta and not (held and all(held)):
+            holds = id(value) in of_kept and id(value) not in of_others
+            if not (is_meta or is_kept(value) or holds):
                 names.append(str(name))
         return names
 
@@ -208,11 +216,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: the file is missing, damaged, not a checkpoint, or of a newer format.
+        UnreadableError: the system does not read it.
+        ResourceError: out of memory.
     """
     with open_stored(path) as file:
         sets, about = weights_in(file)
         loaded = file.load(sets)
-    states = [plain(full_precision(state, path)) for state in loaded.values()]
+    with enough_memory(path):
+        states = [plain(full_precision(state, path)) for state in loaded.values()]
     params, ema = states[0], states[-1]  # the same set if there is only one
     meta = Meta(infer_network(ema, path)) if about is None else read_meta(about, path)
     return Checkpoint(path, params, ema, meta)
@@ -261,7 +272,7 @@ def infer_network(state: Mapping[str, Tensor], path: Path) -> Network:
     Source: docs/paper.md, "State-dict contract".
 
     The feed-forward factor is the largest ratio hidden / C over the levels, because the hidden
-    width is rounded down.
+    width is rounded down, or the next larger number if this one, itself rounded, gives less.
 
     Raises:
         CheckpointError: these are not the weights of a DFT.
@@ -279,7 +290,7 @@ def infer_network(state: Mapping[str, Tensor], path: Path) -> Network:
             "dim": dim,
             "blocks": blocks,
             "heads": heads,
-            "ffn_factor": max(out / width for out, width in hidden),
+            "ffn_factor": _ffn_factor(hidden),
             "bias": "encoder_level1.0.attn.qkv.bias" in state,
             "norm": "with_bias" if "encoder_level1.0.norm1.body.bias" in state else "bias_free",
             "dual_pixel": "skip_conv.weight" in state,
@@ -287,3 +298,14 @@ def infer_network(state: Mapping[str, Tensor], path: Path) -> Network:
         return validate(Network, values)
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise not_a_checkpoint(path, f"these are not the weights of a DFT ({error})") from error
+
+
+def _ffn_factor(hidden: Sequence[Sequence[int]]) -> float:
+    """Return a factor f with `int(width * f)` = out for each level's (out, width), if there is one.
+
+    The widths are one width times powers of two, for which the products are rounded alike.
+    """
+    factor = max(out / width for out, width in hidden)
+    while any(int(width * factor) < out for out, width in hidden):
+        factor = math.nextafter(factor, math.inf)
+    return factor

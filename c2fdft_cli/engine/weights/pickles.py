@@ -344,19 +344,31 @@ def _dictionary(items: Any = None, *_: Any) -> Any:
     return items if isinstance(items, dict) else Opaque("collections.OrderedDict")
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> StoredTensor | Opaque:
-    if not isinstance(storage, _Storage):
+def _tensor(
+    storage: Any, offset: Any, shape: Any, stride: Any, *more: Any
+) -> StoredTensor | Opaque:
+    if not isinstance(storage, _Storage) or _is_lazy(more):
         return Opaque("torch.Tensor")
     return _view(storage, storage.dtype, offset, shape, stride)
 
 
 def _tensor_v3(
-    storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any
+    storage: Any, offset: Any, shape: Any, stride: Any, _: Any, hooks: Any, dtype: Any, *more: Any
 ) -> StoredTensor | Opaque:
     known = _DTYPES.get(dtype.name) if isinstance(dtype, Opaque) else None
-    if known is None or not isinstance(storage, _Storage):
+    if known is None or not isinstance(storage, _Storage) or _is_lazy((hooks, *more)):
         return Opaque("torch.Tensor")
     return _view(storage, known, offset, shape, stride)
+
+
+def _is_lazy(arguments: tuple[Any, ...]) -> bool:
+    """Whether torch's metadata of a tensor say that its stored values lack a negation.
+
+    torch negates and conjugates some views only when they are used, and stores them as they are:
+    `torch.complex(a, b).conj().imag` as b, with the bit "neg".
+    """
+    about = (one for one in arguments if isinstance(one, dict))
+    return any(one.get("neg") or one.get("conj") for one in about)
 
 
 def _view(

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import stat
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -37,7 +39,8 @@ from c2fdft_cli.engine.weights.identify import (
     unknown_file,
 )
 from c2fdft_cli.engine.weights.pickles import Opaque, StoredTensor, UnusableError, read_pickle
-from c2fdft_cli.errors import CheckpointError
+from c2fdft_cli.errors import C2fdftError, CheckpointError, ResourceError
+from c2fdft_cli.execution.memory import is_out_of_memory
 
 MAX_FILE_BYTES = 8 << 30
 MAX_HEADER_BYTES = 32 << 20
@@ -45,6 +48,8 @@ MAX_DIRECTORY_BYTES = 64 << 20
 _MAX_END_BYTES = 22 + 65535
 """The last record of a zip archive with the longest comment that it can have."""
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+MAX_PLACES = 1 << 60
+"""Limit of a shape's product with zeros counted as ones; torch computes strides from it."""
 METADATA = "__metadata__"
 _DTYPES = {
     "F64": torch.float64,
@@ -60,6 +65,10 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+
+class UnreadableError(CheckpointError):
+    """The system does not read a file; what the file holds is unknown, and may be intact."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,8 @@ class StoredFile:
 
         Raises:
             CheckpointError: tensors reach beyond their bytes or are larger than the file.
+            UnreadableError: as `open_stored`.
+            ResourceError: out of memory.
         """
         with _explained(self.path):
             _check_claims(tree, max_unpacked_bytes(self.path))
@@ -145,11 +156,6 @@ def _flat(data: bytes, dtype: torch.dtype, big_endian: bool) -> Tensor:
 
 def tensors_in(tree: Any) -> Iterator[StoredTensor | Opaque]:
     """Yield every tensor and opaque object in nested containers, shared ones once."""
-    return (value for value in values_in(tree) if isinstance(value, StoredTensor | Opaque))
-
-
-def values_in(tree: Any) -> Iterator[Any]:
-    """Yield every value in nested containers that is not a container, shared ones once."""
     # No recursion, and each container only once: it may contain itself, or be nested to any depth.
     waiting, seen = [tree], set()
     while waiting:
@@ -161,8 +167,32 @@ def values_in(tree: Any) -> Iterator[Any]:
             waiting.extend(value.values())
         elif isinstance(value, list | tuple):
             waiting.extend(value)
-        else:
+        elif isinstance(value, StoredTensor | Opaque):
             yield value
+
+
+def containers_of(tree: Any, test: Callable[[Any], bool]) -> set[int]:
+    """Return the ids of the containers that hold, at any depth, a value for which `test` is true.
+
+    Takes linear time: a container that is in many others is looked at once.
+    """
+    waiting, inside, found = [tree], dict[int, list[int]](), list[int]()
+    while waiting:
+        outer = waiting.pop()
+        for value in outer.values() if isinstance(outer, dict) else outer:
+            if isinstance(value, dict | list | tuple):
+                if id(value) not in inside:
+                    waiting.append(value)
+                inside.setdefault(id(value), []).append(id(outer))
+            elif test(value):
+                found.append(id(outer))
+    reached = set[int]()
+    while found:
+        number = found.pop()
+        if number not in reached:
+            reached.add(number)
+            found += inside.get(number, [])
+    return reached
 
 
 def _check_claims(tree: Any, limit: int) -> None:
@@ -172,6 +202,9 @@ def _check_claims(tree: Any, limit: int) -> None:
     for tensor in tensors_in(tree):
         if isinstance(tensor, Opaque):
             continue
+        # A shape with a 0 has no elements, but its strides can be too large for torch.
+        if math.prod(max(size, 1) for size in tensor.shape) > MAX_PLACES:
+            raise UnusableError("a tensor in it has an impossible shape")
         # An expanded tensor (stride 0) of a few bytes could unpack to any size.
         unpacked += tensor.nbytes()
         claimed = storages.get(tensor.storage, 0)
@@ -199,6 +232,9 @@ def open_stored(path: Path) -> Iterator[StoredFile]:
     Raises:
         CheckpointError: the file is missing, damaged, truncated or something else; the message
             says which, and the hint what to try.
+        UnreadableError: the system does not read it: no permission, an error of the disk, or too
+            many open files.
+        ResourceError: out of memory.
     """
     refuse_missing(path)
     with ExitStack() as stack:
@@ -226,23 +262,44 @@ def _open(path: Path, file: IO[bytes]) -> StoredFile:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn any error that the bytes of a file cause into a CheckpointError that explains it."""
+    """Turn any error while reading a file into one of those that `open_stored` raises."""
     try:
-        yield
-    except (CheckpointError, MemoryError):
+        with enough_memory(path):
+            yield
+    except C2fdftError:
         raise
     except UnusableError as error:
         raise not_a_checkpoint(path, str(error)) from error
     except EOFError as error:
         raise cut_short(path) from error
     except zipfile.BadZipFile as error:
+        # zipfile reports an error of the disk in the table of contents as one of the archive.
+        if isinstance(error.__context__, OSError):
+            raise _unreadable(path, error.__context__) from error
         raise not_a_checkpoint(path, f"the archive is damaged ({error})", GET_AGAIN) from error
     except OSError as error:
-        raise CheckpointError(
-            f"the file cannot be read: {error.strerror or error}", where=path
-        ) from error
+        raise _unreadable(path, error) from error
     except Exception as error:
         raise not_a_checkpoint(path, "the file is damaged", GET_AGAIN) from error
+
+
+@contextmanager
+def enough_memory(path: Path) -> Iterator[None]:
+    """Turn an out-of-memory error about the content of a file into a ResourceError."""
+    try:
+        yield
+    except C2fdftError:
+        raise
+    except Exception as error:  # torch reports it with several classes of errors
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            "out of memory reading the file", where=path, hint="close other programs"
+        ) from error
+
+
+def _unreadable(path: Path, error: OSError) -> UnreadableError:
+    return UnreadableError(f"the file cannot be read: {error.strerror or error}", where=path)
 
 
 def _open_zip(path: Path, file: IO[bytes]) -> StoredFile:
@@ -268,7 +325,7 @@ def _open_zip(path: Path, file: IO[bytes]) -> StoredFile:
             raise UnusableError("the archive is compressed, and unpacks to far more than its size")
         # torch can write records without a checksum (as 0); zipfile would compare with it and
         # refuse them.
-        return archive.read(entry) if entry.CRC else _unchecked(file, entry)
+        return _checked(archive, entry) if entry.CRC else _unchecked(file, entry)
 
     def read(key: str, size: int) -> bytes:
         data = record(f"data/{key}")
@@ -279,6 +336,18 @@ def _open_zip(path: Path, file: IO[bytes]) -> StoredFile:
     order = record("byteorder") if f"{root}byteorder" in names else b"little"
     content = read_pickle(io.BytesIO(record("data.pkl")))
     return StoredFile(path, content, False, read, big_endian=order == b"big")
+
+
+def _checked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """Read a record and compare its checksum, without unpacking more than the size that it states.
+
+    `ZipFile.read` unpacks up to a gigabyte first. Other methods than deflate cannot be limited at
+    all: 800 bytes of bzip2 unpack to a gigabyte.
+    """
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise UnusableError("the archive is compressed by another method than deflate")
+    with archive.open(entry) as record:
+        return record.read(entry.file_size)
 
 
 def _unchecked(file: IO[bytes], entry: zipfile.ZipInfo) -> bytes:
@@ -401,22 +470,26 @@ def _exactly(file: IO[bytes], size: int) -> bytes:
 
 
 def refuse_missing(path: Path) -> None:
-    """Raise CheckpointError unless the path is a readable file of at most `MAX_FILE_BYTES`."""
+    """Raise CheckpointError unless the path is a file of at most `MAX_FILE_BYTES`.
+
+    It is an UnreadableError if the system does not tell.
+    """
+    # Not `Path.is_file`: whether an error of the disk means False depends on Python's version.
     try:
-        if path.is_dir():
-            inside = next((p for p in (path / "fine.pt", path / "coarse.pt") if p.is_file()), None)
-            raise CheckpointError(
-                "this is a folder, not a checkpoint",
-                where=path,
-                hint=OTHER if inside is None else f"give {inside}",
-            )
-        if not path.is_file():
-            what = "there is no such checkpoint"
-            if path.exists():
-                what = "this is a pipe or a device, not a checkpoint"
-            raise CheckpointError(what, where=path, hint=OTHER)
-        size = path.stat().st_size
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise CheckpointError("there is no such checkpoint", where=path, hint=OTHER) from error
     except OSError as error:
-        raise CheckpointError(f"the file cannot be read: {error.strerror}", where=path) from error
-    if size > MAX_FILE_BYTES:
+        raise _unreadable(path, error) from error
+    if stat.S_ISDIR(status.st_mode):
+        inside = next((p for p in (path / "fine.pt", path / "coarse.pt") if p.is_file()), None)
+        raise CheckpointError(
+            "this is a folder, not a checkpoint",
+            where=path,
+            hint=OTHER if inside is None else f"give {inside}",
+        )
+    if not stat.S_ISREG(status.st_mode):
+        what = "this is a pipe or a device, not a checkpoint"
+        raise CheckpointError(what, where=path, hint=OTHER)
+    if status.st_size > MAX_FILE_BYTES:
         raise CheckpointError(f"the file is larger than {MAX_FILE_BYTES >> 30} GiB", where=path)

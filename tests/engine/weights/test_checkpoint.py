@@ -5,29 +5,34 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import (
     Checkpoint,
     Meta,
+    besides_weights,
     infer_network,
     load_checkpoint,
     plain,
     read_meta,
     save_checkpoint,
 )
-from c2fdft_cli.errors import CheckpointError, RecipeError
+from c2fdft_cli.errors import CheckpointError, RecipeError, ResourceError
 from c2fdft_cli.recipe.files import load_recipe
 from c2fdft_cli.recipe.schema import Network
 from tests.kit.documents import odd_documents
 from tests.kit.formula import relative, wave
 
 SMALL = Network(dim=8, blocks=[1, 1, 1, 1])
+STAGES = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
 
 
 @pytest.fixture
@@ -98,6 +103,25 @@ def test_the_network_is_inferred_from_names_and_shapes(network, tmp_path):
     assert inferred == network
 
 
+@given(dim=st.integers(2, 48).map(lambda half: 2 * half), factor=st.floats(0.25, 8))
+def test_an_inferred_network_has_the_hidden_channels_of_the_weights(dim, factor):
+    """The quotient hidden / width is rounded, and width times it may be less than hidden."""
+    widths = [(dim << level, int((dim << level) * factor)) for level in range(4)]
+    heads, state = torch.ones(1), {"patch_embed.proj.weight": torch.empty(dim, 0)}
+    for stage, (width, hidden) in zip(STAGES, widths, strict=True):
+        state[f"{stage}.0.attn.temperature"] = heads
+        state[f"{stage}.0.ffn.project_in.weight"] = torch.empty(hidden, width, 0)
+    found = infer_network(state, Path("x.pth"))
+    assert [(width, int(width * found.ffn_factor)) for width, _ in widths] == widths
+
+
+def test_weights_whose_quotient_of_widths_is_rounded_down_are_read(tmp_path):
+    network = Network(dim=14, blocks=[1, 1, 1, 1], heads=[1, 1, 1, 1], ffn_factor=2.06)
+    state = make_network(network).state_dict()
+    torch.save(state, tmp_path / "x.pth")
+    assert load_checkpoint(tmp_path / "x.pth").network().state_dict().keys() == state.keys()
+
+
 def test_a_file_without_meta_is_an_official_checkpoint(saved):
     path, _ = saved
     rewrite(path, meta=None)
@@ -117,6 +141,39 @@ def test_a_bare_state_dict_is_sufficient(saved, tmp_path):
     bare = tmp_path / "bare.pth"
     torch.save(saved[1].state_dict(), bare)
     assert load_checkpoint(bare).meta.network.dim == 8
+
+
+def test_what_a_checkpoint_holds_besides_weights_is_listed(saved):
+    path, net = saved
+    state, loop = net.state_dict(), []
+    loop.append(loop)
+    some = next(iter(state.values()))
+    own = {"params": state, "params_ema": state, "state_dict": [state], "one": some}
+    others = {"optimizer": {"lr": 1}, "none": {}, "mixed": [some, 3], "deep": [[state, [4]]]}
+    rewrite(path, **own)
+    assert besides_weights(path) == []
+    rewrite(path, **own, **others, loop=loop, step=3)
+    assert besides_weights(path) == [*others, "loop", "step"]
+
+
+def test_a_list_that_is_in_a_file_many_times_is_looked_at_once(saved):
+    path, net = saved
+    state = net.state_dict()
+    many = {f"{number}": [state, [0] * 3] for number in range(9)}
+    large = [0] * 40_000
+    rewrite(path, params=state, **many, **{f"k{number}": large for number in range(2000)})
+    began = time.process_time()
+    assert len(besides_weights(path)) == 2009
+    assert time.process_time() - began < 3
+
+
+def test_weights_without_memory_to_convert_them_are_not_damaged(saved, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch.Tensor, "float", fail)
+    with pytest.raises(ResourceError, match="out of memory"):
+        load_checkpoint(saved[0])
 
 
 def test_prefixes_are_dropped():
@@ -278,8 +335,6 @@ def test_a_failed_save_keeps_the_old_file(saved, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    from c2fdft_cli.errors import ResourceError
-
     with pytest.raises(ResourceError, match="the disk is full"):
         save_checkpoint(path, net.state_dict(), net.state_dict(), Meta(SMALL))
     assert path.read_bytes() == before

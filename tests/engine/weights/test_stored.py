@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import pickle
+import struct
+import subprocess
+import sys
+import textwrap
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
 from c2fdft_cli.engine.weights import stored
-from c2fdft_cli.engine.weights.stored import open_stored
+from c2fdft_cli.engine.weights.stored import UnreadableError, containers_of, open_stored
 from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
 from c2fdft_cli.errors import CheckpointError, ResourceError
 
@@ -178,6 +185,7 @@ def claims(**changes):
         ({"numel": 7}, "fewer bytes than its shape needs"),
         ({"numel": -6}, "contains Python objects (torch.Tensor)"),
         ({"shape": f"I0\nL{1 << 59}L\n", "stride": f"L{1 << 59}L\nI1\n"}, None),
+        ({"shape": f"I0\nL{1 << 59}L\nL{1 << 59}L\n", "stride": "I1\n" * 3}, "impossible shape"),
     ],
 )
 def test_claims_are_checked_before_anything_is_allocated(tmp_path, changes, says):
@@ -282,12 +290,137 @@ def test_extreme_nesting_is_refused(tmp_path):
     assert "damaged" in refused(path)
 
 
-def test_a_file_without_read_permission_is_named(saved, monkeypatch):
-    def denied(*_, **__):
-        raise PermissionError(13, "Permission denied")
+def failing(code):
+    def fail(*_, **__):
+        raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(type(saved), "is_dir", denied)
-    assert "the file cannot be read: Permission denied" in refused(saved)
+    return fail
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EMFILE, errno.ESTALE])
+@pytest.mark.parametrize("call", ["stat", "open"])
+def test_a_file_that_the_system_does_not_read_is_not_damaged(saved, monkeypatch, call, code):
+    monkeypatch.setattr(Path, call, failing(code))
+    with pytest.raises(UnreadableError, match=f"cannot be read: {os.strerror(code)}"):
+        load_tensors(saved)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_disk_that_fails_while_a_tensor_is_read_is_no_damage(tmp_path, monkeypatch, old):
+    path = tmp_path / "x.pt"
+    torch.save({"a": torch.ones(9)}, path, _use_new_zipfile_serialization=not old)
+    with open_stored(path) as file:
+        broken = stored.StoredFile(path, file.content, False, failing(errno.EIO))
+        with pytest.raises(UnreadableError, match="Input/output error"):
+            broken.load(file.content)
+
+
+def test_a_disk_that_fails_in_the_table_of_contents_is_no_damage(saved, monkeypatch):
+    monkeypatch.setattr(zipfile, "_EndRecData", failing(errno.EIO))
+    with pytest.raises(UnreadableError, match="Input/output error"):
+        load_tensors(saved)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate"),
+    ],
+    ids=["Python", "torch"],
+)
+def test_a_lack_of_memory_is_no_damage(saved, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(stored, "_flat", fail)
+    with pytest.raises(ResourceError, match=r"x\.pt: out of memory"):
+        load_tensors(saved)
+
+
+@pytest.mark.slow
+def test_a_limit_of_memory_is_no_damage(tmp_path):
+    """Whichever of the allocations of 64 MiB fails."""
+    pytest.importorskip("resource")
+    torch.save({"a": torch.zeros(16 << 20)}, tmp_path / "large.pt")
+    torch.save({"a": torch.zeros(9)}, tmp_path / "small.pt")
+    program = """
+        import resource, sys
+        from pathlib import Path
+        from c2fdft_cli.engine.weights.tensors import load_tensors
+        from c2fdft_cli.errors import ResourceError
+
+        load_tensors(Path("small.pt"))
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        for more in (32, 96, 160):
+            resource.setrlimit(resource.RLIMIT_AS, (used + (more << 20), -1))
+            try:
+                load_tensors(Path("large.pt"))
+            except ResourceError as error:
+                print(error)
+    """
+    code = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(code, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "large.pt: out of memory reading the file\n" * 3, done.stderr
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_records_whose_unpacking_cannot_be_limited_are_refused(tmp_path, method):
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("x/data.pkl", claims())
+        archive.writestr("x/data/0", bytes(24))
+    assert "compressed by another method than deflate" in refused(path)
+
+
+def test_a_record_is_not_unpacked_beyond_the_size_that_it_states(tmp_path):
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", claims())
+        archive.writestr("x/data/0", bytes(64 << 20), zipfile.ZIP_DEFLATED)
+    data, size = path.read_bytes(), struct.pack("<L", 64 << 20)
+    path.write_bytes(data.replace(size, struct.pack("<L", 24)))
+    tracemalloc.start()
+    assert "the archive is damaged (Bad CRC-32" in refused(path)
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+def test_tensors_that_torch_negates_when_they_are_used_are_refused(tmp_path):
+    """The stored values have the other sign."""
+    z = torch.complex(torch.ones(3), torch.ones(3))
+    path = tmp_path / "x.pt"
+    for lazy in (z.conj().imag, z.conj()):
+        for new in (False, True):
+            torch.save({"a": lazy}, path, _use_new_zipfile_serialization=new)
+            assert "contains Python objects (torch.Tensor)" in refused(path)
+
+
+@pytest.mark.parametrize(("metadata", "is_read"), [("(S'neg'\nI01\nd", False), ("", True)])
+def test_a_tensor_of_version_3_may_be_negated_too(tmp_path, metadata, is_read):
+    text = claims().decode().replace("_v2", "_v3").replace("Float", "Untyped")
+    text = text.replace("torch\nUntyped", "torch.storage\nUntyped").replace("L6L", "L24L")
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", text.replace("NtRd.", f"Nctorch\nuint32\n{metadata}tRd."))
+        archive.writestr("x/data/0", bytes(24))
+    if is_read:
+        assert load_tensors(path)["a"].dtype == torch.uint32
+    else:
+        assert "contains Python objects (torch.Tensor)" in refused(path)
+
+
+def test_the_containers_of_a_value_are_found_at_any_depth():
+    loop = []
+    tree = {"a": [1, (2, {"b": 3})], "c": [loop], "d": 3}
+    loop += [loop, tree["a"]]
+    found = containers_of(tree, lambda value: value == 3)
+    a = tree["a"]
+    assert found == {id(one) for one in (tree, a, a[1], a[1][1], tree["c"], loop)}
+    assert containers_of(tree, lambda value: value == 1) == {
+        id(one) for one in (tree, a, tree["c"], loop)
+    }
+    assert containers_of(tree, lambda value: value == 4) == set()
 
 
 def test_a_compressed_archive_of_modest_size_is_read(tmp_path):
