@@ -309,6 +309,23 @@ def path_hint(path: str | Path) -> str:
     return f"replace {name} with a path of your own" if name in STAND_INS else "check the path"
 
 
+def is_file(path: Path) -> bool:
+    """Whether a path is a regular file.
+
+    `Path.is_file` is also False if the system does not tell (no permission, an error of the disk),
+    with some versions of Python.
+
+    Raises:
+        DataError: the system does not tell.
+    """
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise read_error(error, path) from error
+
+
 def read_error(error: OSError, path: str | Path) -> DataError:
     """Make the error to report for an OSError that occurred while reading `path`."""
     if error.errno == errno.ENOENT:

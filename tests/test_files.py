@@ -27,6 +27,7 @@ from c2fdft_cli.files import (
     check_folder,
     ensure_folder,
     hold_folder,
+    is_file,
     private_cache_folder,
     read_at,
     read_error,
@@ -259,6 +260,17 @@ def test_bytes_of_another_encoding_are_kept_if_requested(tmp_path):
     file = tmp_path / "list.txt"
     file.write_bytes(b"caf\xe9.png")
     assert os.fsencode(read_text(file, errors="surrogateescape")) == b"caf\xe9.png"
+
+
+def test_a_file_is_absent_only_if_the_system_says_so(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"")
+    assert is_file(tmp_path / "a")
+    assert not is_file(tmp_path)
+    assert not is_file(tmp_path / "b")
+    assert not is_file(tmp_path / "a" / "b")
+    monkeypatch.setattr(Path, "stat", failing(errno.EIO))
+    with pytest.raises(DataError, match="a: cannot read: Input/output error"):
+        is_file(tmp_path / "a")
 
 
 def test_a_missing_text_is_a_data_error(tmp_path):

@@ -25,6 +25,7 @@ from c2fdft_cli.files import (
     atomic_write_text,
     ensure_folder,
     hold_folder,
+    is_file,
     read_error,
     unfinished,
     write_error,
@@ -162,15 +163,25 @@ class RunFolder:
             yield
 
     def has_state(self) -> bool:
-        """Whether the run can be resumed: it has a state, even if only the previous one."""
-        return self.state.is_file() or self.previous_state.is_file()
+        """Whether the run can be resumed: it has a state, even if only the previous one.
+
+        Raises:
+            DataError: the system does not tell.
+        """
+        return is_file(self.state) or is_file(self.previous_state)
 
     def state_stamp(self) -> tuple[int, int] | None:
-        """Return a value that changes with each save of the state; None if there is no state."""
+        """Return a value that changes with each save of the state; None if there is no state.
+
+        Raises:
+            DataError: the system does not tell.
+        """
         try:
             status = self.state.stat()
-        except OSError:
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            raise read_error(error, self.state) from error
         # Neither is enough alone: a clock may stand still or run backwards, and a later save may
         # reuse an inode number.
         return status.st_ino, status.st_mtime_ns

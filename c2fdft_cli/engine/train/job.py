@@ -39,6 +39,7 @@ from c2fdft_cli.engine.train.step.objective import make_objective
 from c2fdft_cli.engine.train.step.stepper import CALMER, Stepper, StepResult
 from c2fdft_cli.engine.train.tensorboard import TensorBoard
 from c2fdft_cli.engine.train.validator import Validator, scorable_validation
+from c2fdft_cli.engine.weights.stored import enough_memory
 from c2fdft_cli.errors import CheckpointError, Interrupted, ResourceError, UsageError
 from c2fdft_cli.execution.distributed import all_reduce_min, any_rank, barrier
 from c2fdft_cli.execution.memory import give_back_freed_memory, peak_bytes
@@ -147,10 +148,11 @@ class _Training:
         loaded = load_state(path)
         self._refuse_other_images(loaded)
         try:
-            self.stepper.load(loaded.stepper)
+            with enough_memory(path):
+                self.stepper.load(loaded.stepper)
             self.window = validate(_Window, loaded.window)
-        # torch raises any of these if the optimiser's state has other shapes or types, or is not
-        # an optimiser's state at all
+        # Any of these is raised if the weights or the optimiser's state have other shapes or types,
+        # or if it is not an optimiser's state at all.
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             what = f"a damaged training state: {str(error).splitlines()[0]}"
             raise CheckpointError(what, where=path) from error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.train.folder import RunFolder, link
@@ -21,14 +22,21 @@ from c2fdft_cli.engine.weights.checkpoint import (
     same_tensors,
     save_checkpoint,
 )
-from c2fdft_cli.engine.weights.stored import refuse_missing
+from c2fdft_cli.engine.weights.stored import UnreadableError, refuse_missing
 from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.files import is_file
 from c2fdft_cli.recipe.schema import Count
 from c2fdft_cli.validation import NotBool, validate
 
 STATE_VERSION = 1
+
+
+def _is_comparable(score: float) -> float:
+    if math.isnan(score):  # no later score would be better
+        raise ValueError("must not be NaN")
+    return score
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class LoadedState:
     stepper: dict[str, Any]
     micro: dict[Count, Count]
     window: dict[str, Any]
-    best_psnr: float | None
+    best_psnr: Annotated[float, AfterValidator(_is_comparable)] | None
     fingerprint: str
     meta: Meta
     micro_batch: int | str = "auto"
@@ -164,10 +172,12 @@ class RunState:
 def _swept(path: Path, ema: StateDict) -> Meta | None:
     """Return the metadata of `path` if it has these weights and a sweep's timesteps, or None."""
     # Needed because a finished run writes its final checkpoint again whenever it is resumed.
-    if not path.is_file():
+    if not is_file(path):
         return None
     try:
         found = load_checkpoint(path)
+    except UnreadableError:  # it may be intact, and its timesteps would be lost
+        raise
     except CheckpointError:  # damaged: it is simply replaced
         return None
     swept = found.meta.grid_from == "sweep" and same_tensors(found.ema, plain(ema))
@@ -186,15 +196,20 @@ class DamagedStateError(CheckpointError):
 def load_newest(run: RunFolder) -> tuple[Path, LoadedState, tuple[str, ...]]:
     """Load the state of a run, or its previous state if the newest is missing or damaged.
 
+    If the newest cannot be read for another reason, that is an error: the steps since the previous
+    one are not given up for a missing permission or a lack of memory.
+
     Returns:
         The file, its content, and notices for the user.
 
     Raises:
         CheckpointError: neither state can be used.
+        UnreadableError, DataError: the system does not read the newest.
+        ResourceError: out of memory.
     """
-    has_previous = run.previous_state.is_file()
+    has_previous = is_file(run.previous_state)
     try:
-        if run.state.is_file() or not has_previous:
+        if is_file(run.state) or not has_previous:
             return run.state, load_state(run.state), ()
         problem = f"{run.state} is missing"
     except DamagedStateError as error:
@@ -207,10 +222,19 @@ def load_newest(run: RunFolder) -> tuple[Path, LoadedState, tuple[str, ...]]:
 
 
 def load_state(path: Path) -> LoadedState:
-    """Read a state; raise DamagedStateError if it is damaged, CheckpointError if unusable."""
+    """Read a state.
+
+    Raises:
+        DamagedStateError: its bytes are not those that were written.
+        CheckpointError: it is missing, or its content cannot be used.
+        UnreadableError: the system does not read it.
+        ResourceError: out of memory.
+    """
     refuse_missing(path)
     try:
         content = load_tensors(path)
+    except UnreadableError:
+        raise
     except CheckpointError as error:
         hint = f"start a new run from its newest weights: --init {path.parent}/checkpoints/last.pt"
         what = f"the training state is damaged ({error.what})"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,9 +24,18 @@ from c2fdft_cli.engine.train.job import train
 from c2fdft_cli.engine.train.request import TrainRequest
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.train.state import DamagedStateError, load_newest, load_state
+from c2fdft_cli.engine.train.step.stepper import Stepper
+from c2fdft_cli.engine.weights import stored
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
+from c2fdft_cli.engine.weights.stored import UnreadableError
 from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
-from c2fdft_cli.errors import CheckpointError, DataError, ResourceError, UsageError
+from c2fdft_cli.errors import (
+    C2fdftError,
+    CheckpointError,
+    DataError,
+    ResourceError,
+    UsageError,
+)
 from c2fdft_cli.files import unfinished
 from tests.kit.command import run as command
 from tests.kit.formula import picture
@@ -586,6 +597,52 @@ def test_a_damaged_state_is_noticed_and_the_one_before_it_taken(stopped, coarse_
     assert losses(stopped) == losses(coarse_run)
 
 
+def refuse_reading(monkeypatch, path, call, code):
+    """Let a method of `Path` fail for one file."""
+    original = getattr(Path, call)
+
+    def read(self, *args, **more):
+        if self == path:
+            raise OSError(code, os.strerror(code), str(self))
+        return original(self, *args, **more)
+
+    monkeypatch.setattr(Path, call, read)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EMFILE, errno.ESTALE])
+@pytest.mark.parametrize("call", ["stat", "open"])
+def test_a_state_that_the_system_does_not_read_is_not_given_up(stopped, monkeypatch, call, code):
+    refuse_reading(monkeypatch, stopped / "state.pt", call, code)
+    with pytest.raises(C2fdftError, match=f"state.pt: .*cannot .*{os.strerror(code)}") as caught:
+        resume("coarse", stopped)
+    assert isinstance(caught.value, UnreadableError if call == "open" else DataError)
+    monkeypatch.undo()
+    assert load_newest(RunFolder(stopped))[1].step == 6
+
+
+@pytest.mark.parametrize("place", [(stored, "_flat"), (Stepper, "load")], ids=["file", "optimiser"])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")], ids=["Python", "CUDA"]
+)
+def test_a_state_is_not_given_up_for_a_lack_of_memory(stopped, monkeypatch, place, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(*place, fail)
+    with pytest.raises(ResourceError, match=r"state\.pt: out of memory"):
+        resume("coarse", stopped)
+
+
+def test_a_swept_checkpoint_that_the_system_does_not_read_is_not_replaced(finished, monkeypatch):
+    path = finished / "coarse.pt"
+    before = path.read_bytes()
+    refuse_reading(monkeypatch, path, "open", errno.EIO)
+    with pytest.raises(UnreadableError, match=r"coarse\.pt: the file cannot be read"):
+        resume("coarse", finished)
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+
+
 def test_a_missing_state_is_noticed_and_the_one_before_it_taken(tmp_path, stopped, coarse_run):
     (stopped / "state.pt").unlink()
     assert find_run(None, None, "coarse", tmp_path).path == stopped
@@ -633,7 +690,8 @@ def test_a_state_exists_at_each_moment_of_setting_it_aside(stopped, monkeypatch)
     [
         {"step": float("inf")}, {"step": True}, {"step": -1}, {"step": "x"}, {"micro": [1]},
         {"micro": {16: 0}}, {"micro_batch": [1]}, {"machine": 3}, {"unscored": "x"},
-        {"best_psnr": "x"}, {"best_psnr": [1.0]}, {"window": 3}, {"window": {"loss": "x"}},
+        {"best_psnr": "x"}, {"best_psnr": [1.0]}, {"best_psnr": float("nan")},
+        {"window": 3}, {"window": {"loss": "x"}},
         {"stepper": []}, {"stepper": {}}, {"stepper": {"params": 3}},
         {"meta": 3}, {"fingerprint": [1]},
     ],
@@ -650,6 +708,21 @@ def test_an_edited_state_is_refused_in_one_line(stopped, changes):
 def test_an_optimiser_state_that_does_not_fit_is_refused_in_one_line(stopped, key):
     content = load_tensors(stopped / "state.pt")
     content["stepper"]["optimizer"][key] = []
+    save_tensors(stopped / "state.pt", content)
+    with pytest.raises(CheckpointError, match=r"state\.pt: a damaged training state"):
+        resume("coarse", stopped)
+
+
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq", "step"])
+@pytest.mark.parametrize("change", ["short", "flat", "missing", "text"])
+def test_moments_that_do_not_fit_are_refused_in_one_line(stopped, name, change):
+    """The fused AdamW would read and write beyond their memory."""
+    content = load_tensors(stopped / "state.pt")
+    moments = content["stepper"]["optimizer"]["state"][0]
+    flat = moments["exp_avg"].flatten()
+    changed = {"short": torch.zeros(2), "flat": flat, "missing": None, "text": "x"}[change]
+    save = {**moments, name: changed}
+    content["stepper"]["optimizer"]["state"][0] = {k: v for k, v in save.items() if v is not None}
     save_tensors(stopped / "state.pt", content)
     with pytest.raises(CheckpointError, match=r"state\.pt: a damaged training state"):
         resume("coarse", stopped)

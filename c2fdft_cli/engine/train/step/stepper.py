@@ -253,7 +253,12 @@ class Stepper:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned."""
+        """Restore what `state` returned.
+
+        Raises:
+            ValueError: the optimiser's moments have other shapes than the weights.
+            Exception: arbitrary values can cause any error (KeyError, RuntimeError, ...).
+        """
         self.net.load_state_dict(state["params"])
         self.ema.load_state_dict(state["params_ema"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -263,12 +268,21 @@ class Stepper:
         self.updates, self.bad_steps = int(state["updates"]), int(state["bad_steps"])
 
     def _arrange_moments(self) -> None:
-        """Convert the optimiser's moments to the memory layout of their parameters.
+        """Check the optimiser's moments, and convert them to the layout of their parameters.
 
-        The fused AdamW pairs their values by position in memory, and a state that was saved on
-        another device may have another layout.
+        The fused AdamW pairs their values by position in memory, without comparing sizes. A state
+        that was saved on another device may have another layout.
+
+        Raises:
+            ValueError: a moment has another shape than its parameter.
         """
         for parameter, moments in self.optimizer.state.items():
-            for name, moment in moments.items():
-                if moment.shape == parameter.shape and moment.stride() != parameter.stride():
+            for name in ("exp_avg", "exp_avg_sq"):
+                moment = moments[name]
+                if moment.shape != parameter.shape:
+                    shapes = f"{list(parameter.shape)}, got {list(moment.shape)}"
+                    raise ValueError(f"{name} of a weight must have the shape {shapes}")
+                if moment.stride() != parameter.stride():
                     moments[name] = torch.empty_like(parameter).copy_(moment)
+            if moments["step"].numel() != 1:
+                raise ValueError("the optimiser's step of a weight must be one number")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -321,6 +322,17 @@ def test_a_state_of_another_memory_layout_can_be_loaded(
     move(second)
     for a, b in zip(second.net.parameters(), expected.net.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_moments_of_other_shapes_are_refused() -> None:
+    stepper = make_stepper()
+    move(stepper)
+    state = stepper.state()
+    moments = state["optimizer"]["state"][1]
+    shape = list(moments["exp_avg"].shape)
+    moments["exp_avg"] = torch.zeros(2)
+    with pytest.raises(ValueError, match=re.escape(f"must have the shape {shape}, got [2]")):
+        make_stepper().load(state)
 
 
 def test_a_state_of_another_precision_can_be_loaded() -> None:
