@@ -20,6 +20,7 @@ from c2fdft_cli.errors import (
     C2fdftError,
     DataError,
     Interrupted,
+    ResourceError,
     gpu_failure,
     lost_process,
     no_more_threads,
@@ -174,10 +175,21 @@ def _known(error: Exception, words: Sequence[str]) -> C2fdftError | None:
     if known is None and _is_awaited():
         known = lost_process(error)
     if known is None:
-        known = gpu_failure(error) or no_more_threads(error)
+        known = gpu_failure(error) or no_more_threads(error) or _out_of_memory(error)
     if known is None and isinstance(error, OSError) and is_disk_full(error):
         known = write_error(error, Path(error.filename or "standard output"))
     return known
+
+
+def _out_of_memory(error: Exception) -> ResourceError | None:
+    """Recognise that memory ran out where nothing else can be tried."""
+    # Only torch raises other classes than MemoryError. Without it, it is not imported for this.
+    known = isinstance(error, MemoryError)
+    if not known and "torch" in sys.modules:
+        from c2fdft_cli.execution.memory import is_out_of_memory
+
+        known = is_out_of_memory(error)
+    return ResourceError("out of memory", hint="close other programs") if known else None
 
 
 app = typer.Typer(

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from c2fdft_cli.execution.memory import is_out_of_memory
+
 
 @dataclass(frozen=True)
 class ImageMetric:
@@ -143,6 +145,8 @@ def _load_network(function: str) -> Any:
     try:
         return getattr(load_piq(), function)()
     except (OSError, RuntimeError, EOFError) as error:
+        if is_out_of_memory(error):
+            raise
         return error
 
 

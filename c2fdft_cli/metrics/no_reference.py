@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from c2fdft_cli.errors import ResourceError
+from c2fdft_cli.execution.memory import is_out_of_memory
 from c2fdft_cli.metrics.full_reference import ImageMetric, load_piq, not_loaded
 from c2fdft_cli.metrics.protocols import MAX_VALUE
 
@@ -92,6 +93,8 @@ def brisque(image: Tensor) -> float:
     except AssertionError:  # raised by piq if the image has no variance
         return math.nan
     except (OSError, RuntimeError, EOFError) as error:
+        if is_out_of_memory(error):
+            raise
         raise not_loaded("brisque", error) from error
 
 

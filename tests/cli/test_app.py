@@ -280,13 +280,15 @@ def test_a_bug_is_a_json_document_too(monkeypatch, capsys):
             "error: the GPU failed: CUDA error: an illegal memory access was enc",
         ),
         ("can't start new thread", "error: the system starts no more threads"),
+        ("DefaultCPUAllocator: can't allocate memory", "error: out of memory\nhint: close other"),
+        (MemoryError(), "error: out of memory\nhint: close other programs"),
     ],
 )
 def test_a_fault_of_the_machine_is_an_error_without_a_traceback(monkeypatch, capsys, fault, says):
     from c2fdft_cli.engine.tools import doctor
 
     def broken():
-        raise RuntimeError(fault)
+        raise RuntimeError(fault) if isinstance(fault, str) else fault
 
     monkeypatch.setattr(doctor, "examine", broken)
     with pytest.raises(SystemExit) as end:

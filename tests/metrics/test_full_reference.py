@@ -165,6 +165,19 @@ with ThreadPoolExecutor(4) as pool:
     assert done.stdout.split() == ["piq"] * 4, done.stderr
 
 
+def test_a_lack_of_memory_is_not_remembered_as_missing_weights(
+    gt: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lpips() -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(load_piq(), "LPIPS", lpips)
+    full_reference._load_network.cache_clear()
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        piq_metric("lpips", gt, gt)
+    assert full_reference._load_network.cache_info().currsize == 0
+
+
 def test_weights_that_cannot_be_downloaded_are_requested_once(
     gt: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,3 +116,6 @@ def test_brisque_gets_images_from_0_to_1_and_reports_missing_weights(
     piq.answer = OSError("no route to host")
     with pytest.raises(ValueError, match="weights of brisque cannot be loaded: no route to host"):
         no_reference_metric("brisque", image)
+    piq.answer = RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        no_reference_metric("brisque", image)

@@ -15,14 +15,14 @@ from pydantic import ConfigDict, StrictFloat, StrictInt, StrictStr
 from c2fdft_cli.engine.sampling.scoring import Scored
 from c2fdft_cli.engine.sweep.options import Timesteps
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.files import atomic_write_text
+from c2fdft_cli.files import atomic_write_text, read_error
 from c2fdft_cli.validation import adapter
 from c2fdft_cli.vocabulary import finite_or_none
 
 FORMAT = "c2fdft-sweep"
 FORMAT_VERSION = 1
-_NOT_OURS = (OSError, ValueError, KeyError, TypeError, RecursionError)
-"""What reading a file raises that this program did not write, or that was edited."""
+_NOT_OURS = (ValueError, KeyError, TypeError, RecursionError)
+"""What parsing a file raises that this program did not write, or that was edited."""
 
 
 class Trial(NamedTuple):
@@ -43,7 +43,8 @@ class SweepLog:
         overwrite: discard the file's scores if it has other settings or is not a sweep.
 
     Raises:
-        DataError: the file is not a sweep, or has other settings, and `overwrite` is off.
+        DataError: the file is not a sweep, or has other settings, and `overwrite` is off; or it
+            cannot be read.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
@@ -57,6 +58,8 @@ class SweepLog:
         hint = "use --overwrite, or --out for another folder"
         try:
             settings, scores = _read(self.path)
+        except OSError as error:  # its scores may be intact
+            raise read_error(error, self.path) from error
         except _NOT_OURS as error:
             if overwrite:
                 return
@@ -88,7 +91,7 @@ def is_of_other_weights(path: Path, digest: str) -> bool:
     """Whether a file is a sweep by this program over other weights than those of this digest."""
     try:
         settings, _ = _read(path)
-    except _NOT_OURS:
+    except (OSError, *_NOT_OURS):
         return False
     return settings.get("weights") != digest
 
@@ -123,7 +126,7 @@ def _as_row(trial: Trial, scored: Scored) -> _Row:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[Trial, Scored]]:
-    """Read settings and scores; raises one of `_NOT_OURS` for a file that `save` did not write."""
+    """Read settings and scores; OSError, or one of `_NOT_OURS` if `save` did not write the file."""
     content = json.loads(path.read_text(encoding="utf-8"))
     if content["format"] != FORMAT or content["format_version"] != FORMAT_VERSION:
         raise ValueError("another format")

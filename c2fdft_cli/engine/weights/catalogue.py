@@ -100,7 +100,7 @@ def read_catalogue(folder: Path | None = None) -> dict[str, Entry]:
     `folder` is None for the installed one.
 
     Raises:
-        CheckpointError: the catalogue is damaged.
+        CheckpointError: the catalogue is damaged, or cannot be read.
     """
     path = (folder or weights_folder()) / CATALOGUE
     if not path.is_file():
@@ -108,7 +108,9 @@ def read_catalogue(folder: Path | None = None) -> dict[str, Entry]:
     try:
         text = path.read_text(encoding="utf-8")
         return _parse(json.loads(text)) if text.strip() else {}
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
 
 
@@ -131,16 +133,19 @@ def checked_file(entry: Entry) -> Path:
     """Return the file of packaged weights, after checking its size and SHA-256.
 
     Raises:
-        CheckpointError: the file is missing, or does not match the catalogue.
+        CheckpointError: the file is missing, cannot be read, or does not match the catalogue.
     """
     path = weights_folder() / entry.file
-    if not path.is_file():
-        raise _damaged(path, "the file is missing")
-    size = path.stat().st_size
-    if size != entry.bytes:
-        raise _damaged(path, f"the file has {size} bytes, the catalogue says {entry.bytes}")
-    if sha256_of(path) != entry.sha256:
-        raise _damaged(path, "its SHA-256 is not that of the catalogue")
+    try:
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise _damaged(path, f"the file has {size} bytes, the catalogue says {entry.bytes}")
+        if sha256_of(path) != entry.sha256:
+            raise _damaged(path, "its SHA-256 is not that of the catalogue")
+    except FileNotFoundError as error:
+        raise _damaged(path, "the file is missing") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
     return path
 
 
@@ -172,6 +177,10 @@ def _parse(content: Any) -> dict[str, Entry]:
     if not isinstance(weights, dict):
         raise ValueError("the catalogue has no list of weights")
     return {name: make_entry(name, values) for name, values in weights.items()}
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"the file cannot be read: {error.strerror or error}", where=path)
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:

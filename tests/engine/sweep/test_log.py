@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from pathlib import Path
@@ -64,6 +65,20 @@ def test_a_file_with_deep_nesting_or_a_huge_number_is_refused(tmp_path, text):
     with pytest.raises(DataError, match="not a sweep of this program"):
         SweepLog(path, SETTINGS, overwrite=False)
     assert SweepLog(path, SETTINGS, overwrite=True).scores == {}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_scores_that_the_system_does_not_read_are_not_given_up(tmp_path, monkeypatch, overwrite):
+    path = tmp_path / "sweep.json"
+    written(path)
+
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(DataError, match=r"sweep\.json: cannot read: Input/output error"):
+        SweepLog(path, SETTINGS, overwrite=overwrite)
+    assert not is_of_other_weights(path, "b")
 
 
 @pytest.mark.parametrize("key", ["format", "format_version"])

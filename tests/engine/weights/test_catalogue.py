@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -129,6 +130,22 @@ def test_damaged_files_are_refused(derain: Path) -> None:
     with pytest.raises(CheckpointError, match=r"damaged.*missing"):
         checked_file(entry)
     assert read_catalogue()["derain"] == entry  # listing the weights opens none of their files
+
+
+def test_files_that_the_system_does_not_read_are_not_damaged(
+    derain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = read_catalogue()["derain"]
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(CheckpointError, match=f"{CATALOGUE}: the file cannot be read: Too many"):
+        read_catalogue()
+    with pytest.raises(CheckpointError, match=f"{derain.name}: the file cannot be read: Too many"):
+        checked_file(entry)
 
 
 def test_every_packaged_file_is_in_the_catalogue() -> None:
