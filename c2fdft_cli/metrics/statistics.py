@@ -61,8 +61,12 @@ def summarise(values: Sequence[float]) -> Summary:
 
 
 def worst(names: Sequence[str], values: Sequence[float]) -> list[str]:
-    """Return the names of the `WORST` images with the lowest scores, lowest first."""
-    order = sorted(range(len(names)), key=lambda i: (values[i], names[i]))
+    """Return the names of the `WORST` images with the lowest scores, lowest first.
+
+    Images without a score (NaN), whose pixels are not finite, come before all others.
+    """
+    lowest = [-math.inf if math.isnan(value) else value for value in values]
+    order = sorted(range(len(names)), key=lambda i: (lowest[i], names[i]))
     return [names[i] for i in order[:WORST]]
 
 

@@ -19,6 +19,7 @@ def test_statistics_of_scores() -> None:
     assert (infinite.mean, infinite.median, infinite.std) == (math.inf, 2.0, None)
     assert summarise([1.0, math.nan]).mean is None
     assert worst([*"abcdefg"], [3, 1, 2, 9, 8, 7, 1]) == [*"bgcaf"]
+    assert worst([*"abcdefg"], [3, 1, math.nan, 9, math.inf, 7, 2]) == [*"cbgaf"]
 
 
 def test_comparison_of_two_results() -> None:

@@ -102,8 +102,12 @@ def in_words(comparison: dict[str, Comparison | None]) -> list[str]:
         digits, unit = (2, " dB") if key == "psnr" else (4, "")
         low, mean, high = (f"{x:+.{digits}f}" for x in (one.low, one.mean, one.high))
         interval = f"[{low}, {high}] (95 %)" if one.images > 1 else "(one image: no interval)"
-        lines.append(
+        line = (
             f"{key.upper()}: A - B = {mean}{unit} {interval}, "
             f"A wins {one.wins}, B {one.losses}, ties {one.ties}"
         )
+        scored = one.wins + one.losses + one.ties
+        if one.images < scored:
+            line += f"; mean over {one.images} of {scored} images (the others have infinite scores)"
+        lines.append(line)
     return lines

@@ -31,7 +31,7 @@ def describe(path: Path) -> dict[str, Any]:
             another kind that the program uses.
         CheckpointError: the file is not a checkpoint.
     """
-    if path.is_file() and path.suffix == ".h5":
+    if path.is_file() and path.suffix.lower() == ".h5":
         return _shard(path)
     if path.is_file():
         _refuse_text(path)

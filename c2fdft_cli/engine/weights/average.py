@@ -22,6 +22,7 @@ from c2fdft_cli.engine.weights.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from c2fdft_cli.engine.weights.convert_options import ONNX, SUFFIXES
 from c2fdft_cli.errors import CheckpointError, UsageError
 from c2fdft_cli.files import ensure_folder, identity, require_new
 from c2fdft_cli.vocabulary import split_words
@@ -39,8 +40,8 @@ def average(
     The metadata are those of the first source, without its scores: the mean has none yet.
 
     Args:
-        sources: two or more checkpoints with the same stage, network, noise schedule, task and
-            timesteps.
+        sources: two or more checkpoints with the same stage, network, noise schedule, task,
+            timesteps and `sampling.eta`.
         out: the file to write.
         shares: the share of each source, positive; divided by their sum. None for equal shares.
         overwrite: replace an existing file.
@@ -50,7 +51,7 @@ def average(
 
     Raises:
         UsageError: there are fewer than two different sources, the shares do not fit them, or `out`
-            is an ONNX file, a source, or already exists.
+            is a source, already exists, or does not have the suffix of a checkpoint.
         CheckpointError: a source cannot be read, or differs from the first.
         ResourceError: the file cannot be written.
     """
@@ -58,10 +59,8 @@ def average(
     if identity(out) in map(identity, sources):
         hint = "name another file with --out"
         raise UsageError("this output would replace an input", where=out, hint=hint)
-    if out.suffix.lower() == ".onnx":
-        hint = "write a .pt, and convert that"
-        raise UsageError("the mean is written as a checkpoint, not as ONNX", where=out, hint=hint)
     require_new(out, overwrite)
+    _require_checkpoint(out)
     first = load_checkpoint(sources[0])
     total = {name: tensor.double() * parts[0] for name, tensor in first.ema.items()}
     for path, part in zip(sources[1:], parts[1:], strict=True):
@@ -105,6 +104,17 @@ def _parts(sources: Sequence[Path], shares: Sequence[float] | None) -> list[floa
     return [share / sum(scaled) for share in scaled]
 
 
+def _require_checkpoint(out: Path) -> None:
+    """Raise UsageError unless `convert` too would write a checkpoint to a file of this name."""
+    form = SUFFIXES.get(out.suffix.lower())
+    if form == ONNX:
+        hint = "write a .pt, and convert that"
+        raise UsageError("the mean is written as a checkpoint, not as ONNX", where=out, hint=hint)
+    if form is None:
+        hint = f"use {', '.join(suffix for suffix in SUFFIXES if SUFFIXES[suffix] != ONNX)}"
+        raise UsageError("the suffix is not that of a checkpoint", where=out, hint=hint)
+
+
 def _require_alike(first: Checkpoint, other: Checkpoint) -> None:
     """Raise CheckpointError if the two checkpoints cannot be averaged."""
     for what, ours, theirs in (
@@ -112,6 +122,7 @@ def _require_alike(first: Checkpoint, other: Checkpoint) -> None:
         ("network", first.meta.network, other.meta.network),
         ("noise schedule", first.meta.diffusion, other.meta.diffusion),
         ("timesteps", first.grid(), other.grid()),
+        ("sampling.eta", first.eta(), other.eta()),
         ("task", first.task(), other.task()),
         ("tensors", _shapes(first), _shapes(other)),
     ):

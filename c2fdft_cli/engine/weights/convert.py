@@ -70,6 +70,7 @@ def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
     for state in (checkpoint.params, checkpoint.ema):
         # raises an error if the weights do not fit
         make_network(checkpoint.meta.network, state, source)
+    left_out = _left_out(form, checkpoint)
     checkpoint.meta.versions = checkpoint.meta.versions or versions()
     ensure_folder(out.parent)
     error = _write(checkpoint, out, form, options)
@@ -83,7 +84,7 @@ def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
         bytes=out.stat().st_size,
         grid=checkpoint.grid(),
         onnx_error=error,
-        left_out=_left_out(form, checkpoint),
+        left_out=left_out,
     )
 
 
@@ -147,6 +148,8 @@ def _left_out(form: str, checkpoint: Checkpoint) -> list[str]:
         "step": meta.step or None,
         "recipe": meta.recipe and (meta.recipe_name or "unnamed"),
         "metrics": ", ".join(meta.metrics) or None,
+        "data": meta.data,
+        "versions": ", ".join(f"{name} {one}" for name, one in meta.versions.items()) or None,
     }
     return [f"{key} {value}" for key, value in known.items() if value]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from c2fdft_cli.engine.evaluate.compare import (
     paired_comparison,
 )
 from c2fdft_cli.errors import DataError
+from c2fdft_cli.metrics.statistics import compare
 from tests.kit.evaluate import degraded, run, save
 from tests.kit.formula import photo
 
@@ -43,6 +45,16 @@ def test_results_are_compared_by_name(folders: tuple[Path, Path], tmp_path: Path
     other = run(x, y)
     with pytest.raises(DataError, match="no image in common"):
         paired_comparison(a, other)
+
+
+def test_a_mean_over_fewer_images_than_were_compared_says_so() -> None:
+    infinite = compare([math.inf, 31.0, 30.0], [30.0, 30.0, 29.0])
+    (line,) = in_words({"psnr": infinite})
+    assert line.endswith(
+        "A wins 3, B 0, ties 0; mean over 2 of 3 images (the others have infinite scores)"
+    )
+    (line,) = in_words({"psnr": compare([31.0, 30.0], [30.0, 29.0])})
+    assert line.endswith("A wins 2, B 0, ties 0")
 
 
 def test_results_of_other_names_are_compared_by_target(

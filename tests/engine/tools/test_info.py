@@ -38,6 +38,11 @@ def test_another_hdf5_file_is_not_a_shard(tmp_path, shard, name):
             describe(folder / name)
 
 
+def test_a_shard_with_a_suffix_in_upper_case_is_a_shard(shard):
+    renamed = shard.rename(shard.with_suffix(".H5"))
+    assert describe(renamed)["kind"] == "shards"
+
+
 def test_a_folder_of_other_hdf5_files_holds_nothing(tmp_path):
     with h5py.File(tmp_path / "my-data.h5", "w") as file:
         file["a"] = [1, 2, 3]

@@ -81,6 +81,7 @@ def test_rounding_errors_do_not_accumulate(net: DFT, tmp_path: Path) -> None:
         ({"grid": [400]}, "timesteps"),
         ({"diffusion": Diffusion(timesteps=2000)}, "noise schedule"),
         ({"recipe": Recipe(task="deblur").to_dict()}, "task"),
+        ({"recipe": {"sampling": {"eta": 0.5}}}, "sampling.eta"),
         ({"network": Network(dim=8, blocks=[1, 1, 1, 1], ffn_factor=2.5)}, "network"),
     ],
 )
@@ -154,6 +155,15 @@ def test_a_mean_cannot_be_written_as_onnx(net: DFT, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not as ONNX"):
         average(files, tmp_path / "mean.onnx")
     assert not (tmp_path / "mean.onnx").exists()
+
+
+@pytest.mark.parametrize("name", ["mean.png", "mean", "mean.pt.bak"])
+def test_a_mean_has_the_suffix_of_a_checkpoint(name: str, net: DFT, tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{one}.pt", net, 1) for one in "ab"]
+    with pytest.raises(UsageError, match="the suffix is not that of a checkpoint") as caught:
+        average(files, tmp_path / name)
+    assert caught.value.hint == "use .pt, .ckpt, .pth, .safetensors"
+    assert average(files, tmp_path / "mean.PT")
 
 
 def test_one_checkpoint_or_a_missing_one_is_refused(net: DFT, tmp_path: Path) -> None:

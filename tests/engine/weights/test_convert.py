@@ -10,7 +10,12 @@ import torch
 
 from c2fdft_cli.engine.tools.info import describe
 from c2fdft_cli.engine.weights.build import make_network
-from c2fdft_cli.engine.weights.checkpoint import Meta, load_checkpoint, save_checkpoint
+from c2fdft_cli.engine.weights.checkpoint import (
+    Meta,
+    load_checkpoint,
+    save_checkpoint,
+    versions,
+)
 from c2fdft_cli.engine.weights.convert import convert
 from c2fdft_cli.engine.weights.convert_options import ConvertOptions
 from c2fdft_cli.errors import CheckpointError, ResourceError, UsageError
@@ -28,7 +33,7 @@ def ema():
 @pytest.fixture
 def ours(tmp_path, ema):
     raw = {name: 0.9 * tensor for name, tensor in ema.items()}
-    meta = Meta(SMALL, stage="fine", step=9, grid=[999, 500])
+    meta = Meta(SMALL, stage="fine", step=9, grid=[999, 500], data="sets/rain")
     meta.recipe = Recipe(network=SMALL).to_dict()
     save_checkpoint(tmp_path / "ours.pt", raw, ema, meta)
     return tmp_path / "ours.pt"
@@ -66,8 +71,20 @@ def test_official_files_with_one_set_of_weights(tmp_path, ema, keys):
 
 def test_losses_in_the_official_format_are_noted(ours):
     done = convert(ours, ours.with_name("a.pth"), ConvertOptions())
-    assert any("grid [999, 500]" in words for words in done.left_out)
+    assert done.left_out == [
+        "grid [999, 500]",
+        "stage fine",
+        "step 9",
+        "recipe unnamed",
+        "data sets/rain",
+        f"versions {', '.join(f'{name} {one}' for name, one in versions().items())}",
+    ]
     assert done.grid == [999, 500]
+
+
+def test_an_official_checkpoint_loses_nothing_in_its_own_format(ours):
+    released = made(ours, "a.pth")
+    assert convert(released, ours.with_name("b.pth"), ConvertOptions()).left_out == []
 
 
 def test_a_noise_schedule_lost_in_the_official_format_is_noted(tmp_path, ema):
@@ -76,7 +93,7 @@ def test_a_noise_schedule_lost_in_the_official_format_is_noted(tmp_path, ema):
     save_checkpoint(tmp_path / "ours.pt", ema, ema, meta)
     done = convert(tmp_path / "ours.pt", tmp_path / "a.pth", ConvertOptions())
     said = "noise schedule sigmoid, 500 timesteps, beta from 0.0001 to 0.02"
-    assert done.left_out == [said]
+    assert said in done.left_out
     assert load_checkpoint(done.out).meta.diffusion == Diffusion()
 
 
