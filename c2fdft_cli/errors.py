@@ -4,7 +4,7 @@
     +-- UsageError       2   a command line or a value that cannot be used
     |   +-- RecipeError  2   a recipe that is missing, malformed or inconsistent
     +-- DataError        3   a missing path, no usable pair, an unreadable image, a damaged shard
-    +-- CheckpointError  4   a checkpoint that is missing or damaged, or a file that is not one
+    +-- CheckpointError  4   a checkpoint that is missing, damaged or unreadable, or no checkpoint
     +-- ResourceError    5   no such device, out of memory, disk full, output not writable
     +-- PartialFailure   6   finished, but some inputs failed
     +-- Interrupted      130 Ctrl-C; 143 for SIGTERM and the other signals that end a command
@@ -77,7 +77,7 @@ class DataError(C2fdftError):
 
 
 class CheckpointError(C2fdftError):
-    """A checkpoint that is missing or damaged, or a file that is not one."""
+    """A checkpoint that is missing, damaged or unreadable, or a file that is not one."""
 
     exit_code = 4
 
