@@ -474,23 +474,17 @@ def require_new(path: Path, overwrite: bool) -> None:
 
 def is_disk_full(error: OSError) -> bool:
     """Whether the error is a full disk or an exceeded quota."""
-    return _code(error) in _FULL
+    return error.errno in _FULL
 
 
 def write_error(error: OSError, path: Path) -> ResourceError:
     """Make the error to report for an OSError that occurred while writing `path`."""
-    code = _code(error)
     if is_disk_full(error):
         hint = "free some space or choose another disk"
         return ResourceError("the disk is full", where=path, hint=hint)
+    code = error.errno or 0
     reason = os.strerror(code) if code else str(error)
     return ResourceError("cannot write the file", where=path, hint=_HINTS.get(code, reason))
-
-
-def _code(error: OSError) -> int:
-    """Return the errno of an error; for errors of HDF5 it is found in the message."""
-    hidden = re.search(r"errno = (\d+)", str(error))
-    return error.errno or (int(hidden[1]) if hidden else 0)
 
 
 def _is_about(error: OSError, temporary: Path, target: Path) -> bool:

@@ -133,12 +133,6 @@ def test_a_file_system_that_cannot_sync_is_written_to(tmp_path, monkeypatch, cod
     assert (tmp_path / "a.txt").read_bytes() == b"data"
 
 
-def test_a_full_disk_is_found_in_the_text_of_an_hdf5_error(tmp_path):
-    hidden = "Can't write data (file write failed: errno = 28, error message = 'No space left')"
-    with pytest.raises(ResourceError, match="the disk is full"), atomic_path(tmp_path / "a.h5"):
-        raise OSError(hidden)
-
-
 @pytest.mark.parametrize(
     ("code", "hint"),
     [

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,22 @@ def test_a_disk_that_fills_up_is_named(world: World, tmp_path, small_disk, name)
     (disk / "filler").unlink()
     again = run((*case.words, *(case.again if case.out.exists() else ())), folder)
     assert again == 0, running.said
+    case.content(case.out)
+
+
+@pytest.mark.parametrize(("name", "limit"), [("prepare", 20_000)])
+def test_a_file_that_cannot_grow_is_named(world: World, tmp_path, name, limit):
+    """As on a disk that fails; the process also ends without a crash."""
+    resource = pytest.importorskip("resource")
+    case = world.case(name, tmp_path)
+    limits = (resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    running = Running(case.words, tmp_path, partial(resource.setrlimit, *limits))
+    assert running.end() == 5, running.said
+    assert re.search(r"error: .+: cannot write the file\n", running.said), running.said
+    assert str(case.out) in running.said
+    assert "Traceback" not in running.said
+    assert not hidden(tmp_path), running.said
+    assert run(case.words, tmp_path) == 0
     case.content(case.out)
 
 
