@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -22,8 +23,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.execution.kernels import is_traced
-from c2fdft_cli.files import private_cache_folder
+from c2fdft_cli.files import atomic_path, private_cache_folder
 from c2fdft_cli.vocabulary import check_choice
 
 SWITCH = "C2FDFT_NATIVE"
@@ -73,7 +75,8 @@ class Kernels:
     """The compiled functions in one precision, on as many threads as torch uses.
 
     Raises:
-        OSError: the library cannot be loaded, or torch's threads cannot be used.
+        OSError: the library cannot be loaded or lacks a function, or torch's threads cannot be
+            used.
     """
 
     def __init__(self, path: Path, dtype: torch.dtype) -> None:
@@ -82,7 +85,10 @@ class Kernels:
         self._parallel = _torch_threads()
         training = _TRAINING_SIGNATURES if dtype == torch.float32 else {}
         for name, (result, arguments) in {**_SIGNATURES, **training}.items():
-            function = getattr(self._library, name)
+            try:
+                function = getattr(self._library, name)
+            except AttributeError as error:
+                raise OSError(f"{path} has no function {name}") from error
             function.restype = _KINDS[result]
             function.argtypes = [_KINDS[kind] for kind in arguments.replace(" ", "")]
 
@@ -146,16 +152,11 @@ def kernels_or_reason(dtype: torch.dtype) -> tuple[Kernels | None, str]:
         if sys.platform == "darwin" and compiler.startswith("/usr/bin/"):
             # Without the command line tools these are stubs that open a dialog when they run.
             _run("xcode-select", "-p")
-        # The name contains a hash of everything that the code depends on, so an existing library
-        # needs no other check.
-        words = [str(_FOLDER / word) if word.endswith(".c") else word for word in _BUILT[dtype]]
-        path = private_cache_folder() / f"kernels-{_fingerprint(compiler, _BUILT[dtype])}.so"
-        if not path.exists():
-            _build(compiler, words, path)
+        path = _find_or_build(compiler, dtype)
         return Kernels(path, dtype), str(path)
     except subprocess.SubprocessError:
         return None, f"{compiler} cannot build them"
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+    except (OSError, RuntimeError, ResourceError) as error:  # RuntimeError: no home folder
         return None, str(error)
 
 
@@ -186,7 +187,7 @@ def _fingerprint(compiler: str, words: Sequence[str]) -> str:
     sources = [path.read_bytes() for path in sorted(_FOLDER.glob("*.[ch]"))]
     flags = " ".join((*_FLAGS, *words)).encode()
     parts = (*sources, _run(compiler, "--version"), flags, _processor().encode())
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
+    return _hash(b"\0".join(parts))
 
 
 def _processor() -> str:
@@ -199,18 +200,49 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.split("\t")[0].strip() in names}))
 
 
-def _build(compiler: str, words: Sequence[str], path: Path) -> None:
-    """Compile the sources among the words into `path`, completely or not at all.
+def _find_or_build(compiler: str, dtype: torch.dtype) -> Path:
+    """Return the path of a library for this machine.
+
+    Its name contains a hash of everything that the code depends on, and one of its content. So a
+    damaged library is not loaded (if truncated, it would end the process by SIGBUS), and building
+    it again replaces it.
 
     Raises:
+        OSError, ResourceError: it cannot be stored.
+        RuntimeError: the user has no home folder.
         subprocess.SubprocessError: the compiler failed.
     """
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        built = Path(folder) / path.name
+    folder, begin = private_cache_folder(), f"kernels-{_fingerprint(compiler, _BUILT[dtype])}-"
+    found = next(filter(_is_intact, folder.glob(f"{begin}*.so")), None)
+    if found is not None:
+        return found
+    words = [str(_FOLDER / word) if word.endswith(".c") else word for word in _BUILT[dtype]]
+    # Not in the cache, where the folder would stay for ever if the process were killed.
+    with tempfile.TemporaryDirectory() as build:
+        built = Path(build) / "kernels.so"
         _run(compiler, *_FLAGS, *words, "-o", str(built))
-        # Renamed in one step: processes that start together each build a library, and none of them
-        # loads half a file.
-        built.replace(path)
+        content = built.read_bytes()
+    path = folder / f"{begin}{_hash(content)}.so"
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+        temporary.chmod(0o600)  # the umask may let others write to it
+    return path
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether a library is what the compiler made, and only this user can write to it."""
+    try:
+        found = path.lstat()
+        private = stat.S_ISREG(found.st_mode) and not found.st_mode & 0o022
+        if sys.platform != "win32":  # which has no owners
+            private = private and found.st_uid == os.getuid()
+        return private and path.stem.endswith(f"-{_hash(path.read_bytes())}")
+    except OSError:
+        return False
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:20]
 
 
 def _run(*command: str) -> bytes:

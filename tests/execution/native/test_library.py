@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,29 @@ def compiler(folder: Path, script: str) -> Path:
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     return path
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, 8192)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def let_others_write(path: Path) -> None:
+    path.chmod(0o620)
+
+
+def link(path: Path) -> None:
+    path.rename(path.with_suffix(".elsewhere"))
+    path.symlink_to(path.with_suffix(".elsewhere"))
 
 
 def test_kernels_are_built_once_in_a_folder_of_the_user(cache: Path) -> None:
@@ -100,6 +124,75 @@ def test_a_compiler_that_writes_no_library_is_reported(
     built, reason = kernels_or_reason(torch.float32)
     assert built is None
     assert str(cache) in reason
+
+
+def test_a_library_without_the_functions_is_reported(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.c").touch()
+    monkeypatch.setitem(library._BUILT, torch.float32, (str(tmp_path / "empty.c"),))
+    built, reason = kernels_or_reason(torch.float32)
+    assert built is None
+    assert reason.endswith(".so has no function packed_floats")
+
+
+def test_a_full_disk_is_reported(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    built, reason = kernels_or_reason(torch.float32)
+    assert built is None
+    assert reason.endswith(".so: the disk is full")
+    assert list(cache.iterdir()) == []
+
+
+@pytest.fixture
+def builds(cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The libraries that a compiler has written; they contain no functions."""
+    written: list[str] = []
+
+    def run(*command: str) -> bytes:
+        if "-o" in command:
+            written.append(command[-1])
+            Path(command[-1]).write_bytes(bytes(range(256)) * 64)
+        return b"compiler 1.0"
+
+    monkeypatch.setattr(library, "_run", run)
+    return written
+
+
+@pytest.mark.parametrize("harm", [truncate, empty, flip, let_others_write, link])
+def test_a_library_that_was_damaged_is_built_again(
+    builds: list[str], harm: Callable[[Path], None]
+) -> None:
+    """Loading a truncated one would end the process."""
+    path = library._find_or_build("cc", torch.float32)
+    good = path.read_bytes()
+    assert library._find_or_build("cc", torch.float32) == path
+    assert len(builds) == 1
+    harm(path)
+    assert library._find_or_build("cc", torch.float32) == path
+    assert len(builds) == 2
+    assert path.read_bytes() == good
+    assert not path.is_symlink()
+    assert not path.stat().st_mode & 0o022
+
+
+def test_others_cannot_write_to_a_library_whatever_the_umask(builds: list[str]) -> None:
+    before = os.umask(0)
+    try:
+        path = library._find_or_build("cc", torch.float32)
+    finally:
+        os.umask(before)
+    assert not path.stat().st_mode & 0o022
+    assert library._find_or_build("cc", torch.float32) == path
+    assert len(builds) == 1
+
+
+def test_a_killed_build_leaves_nothing_in_the_cache(builds: list[str], cache: Path) -> None:
+    library._find_or_build("cc", torch.float32)
+    assert cache not in Path(builds[0]).parents
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707])
