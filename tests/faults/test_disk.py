@@ -81,7 +81,7 @@ def test_a_disk_that_fills_up_is_named(world: World, tmp_path, small_disk, name)
     case.content(case.out)
 
 
-@pytest.mark.parametrize(("name", "limit"), [("prepare", 20_000)])
+@pytest.mark.parametrize(("name", "limit"), [("prepare", 20_000), ("restore-video", 6_000)])
 def test_a_file_that_cannot_grow_is_named(world: World, tmp_path, name, limit):
     """As on a disk that fails; the process also ends without a crash."""
     resource = pytest.importorskip("resource")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from c2fdft_cli.data.images.samples import MAX_PIXELS
-from c2fdft_cli.errors import DataError, ResourceError
+from c2fdft_cli.errors import DataError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -213,7 +212,6 @@ def library_errors(path: Path, what: str) -> Iterator[None]:
 
     Raises:
         DataError: `what` failed, or PyAV is not installed.
-        ResourceError: the disk is full.
     """
     try:
         import av
@@ -227,9 +225,6 @@ def library_errors(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except av.FFmpegError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = "free some space or choose another disk"
-            raise ResourceError("disk full", where=path, hint=hint) from error
         raise DataError(f"{what}: {error.strerror}", where=path) from error
 
 

@@ -114,7 +114,10 @@ class Copier:
         import av
 
         # No packet follows damage from which the demuxer cannot recover; the reader counts it.
-        with suppress(av.error.InvalidDataError):
+        with (
+            library_errors(self._info.path, "cannot read the video"),
+            suppress(av.error.InvalidDataError),
+        ):
             for packet in demuxed(self._source):
                 if not packet.size:
                     continue

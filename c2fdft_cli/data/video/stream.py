@@ -32,6 +32,7 @@ from c2fdft_cli.data.video.probe import (
 )
 from c2fdft_cli.data.video.remux import Copier, copy_texts
 from c2fdft_cli.errors import DataError
+from c2fdft_cli.files import write_error
 
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
@@ -223,7 +224,7 @@ class VideoWriter:
 
     Raises:
         DataError: the container cannot hold the sound, or the source cannot be read.
-        ResourceError: the disk is full.
+        ResourceError: the file cannot be written.
     """
 
     def __init__(self, path: Path, info: VideoInfo, deep: bool, crf: int, name: Path) -> None:
@@ -235,7 +236,7 @@ class VideoWriter:
         self._lock = threading.Lock()
         self._finished = False
         self._rates = _ConstantRate(info) if self._muxer == "avi" else None
-        with contextlib.ExitStack() as stack, library_errors(name, "cannot encode the video"):
+        with contextlib.ExitStack() as stack, _writing(name):
             source = stack.enter_context(open_video(info.path))
             self._out = _open_output(path, self._muxer)
             # Registered before anything is written: the file is removed if anything below fails.
@@ -251,10 +252,10 @@ class VideoWriter:
         """Encode a frame, and copy the other streams up to its time.
 
         Raises:
-            DataError: FFmpeg cannot encode it.
-            ResourceError: the disk is full.
+            DataError: FFmpeg cannot encode it, or the source cannot be read.
+            ResourceError: the file cannot be written.
         """
-        with self._lock, library_errors(self._name, "cannot encode the video"):
+        with self._lock, _writing(self._name):
             if self._finished:
                 return
             for one in [frame] if self._rates is None else self._rates.add(frame):
@@ -264,8 +265,8 @@ class VideoWriter:
             self._copier.copy_until(frame.pts * self._info.time_base)
 
     def finish(self) -> None:
-        """Write everything that remains; afterwards the file is complete."""
-        with self._lock, library_errors(self._name, "cannot encode the video"):
+        """Write everything that remains; afterwards the file is complete. Errors as in `write`."""
+        with self._lock, _writing(self._name):
             for one in [] if self._rates is None else self._rates.rest():
                 self._encode(one)
             self._out.mux(self._stream.encode(None))
@@ -365,6 +366,21 @@ def keeps_10_bits(path: Path) -> bool:
 
 def _codec(muxer: str) -> str:
     return "libvpx-vp9" if muxer == "webm" else "libx264"
+
+
+@contextlib.contextmanager
+def _writing(name: Path) -> Iterator[None]:
+    """Turn FFmpeg's exceptions while a video is written into errors that name the file.
+
+    Raises:
+        DataError: FFmpeg cannot encode the video.
+        ResourceError: the file cannot be written.
+    """
+    with library_errors(name, "cannot encode the video"):
+        try:
+            yield
+        except OSError as error:  # of PyAV's errors these are the system's
+            raise write_error(error, name) from error
 
 
 def _open_output(path: Path, muxer: str) -> OutputContainer:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import struct
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ from c2fdft_cli.data.video.probe import (
     LIMITED_RANGE,
     UNKNOWN_RANGE,
     VideoInfo,
+    demuxed,
     origin,
     probe_video,
 )
@@ -836,8 +839,45 @@ def test_a_full_disk_is_a_resource_error(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mkv")
     target = tmp_path / "b.mkv"
     target.symlink_to("/dev/full")
-    with pytest.raises(ResourceError, match="disk full"):
+    with pytest.raises(ResourceError, match=r"b\.mkv: the disk is full"):
         copy(source, target)
+
+
+def test_a_disk_that_fails_is_a_resource_error(tmp_path: Path) -> None:
+    """At any moment: while the file is opened, written or closed."""
+    resource = pytest.importorskip("resource")
+    source, target = make_clip(tmp_path / "a.mkv"), tmp_path / "b.mkv"
+    copy(source, target)
+    before, size = resource.getrlimit(resource.RLIMIT_FSIZE), target.stat().st_size
+    for limit in (0, size // 2, size - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(ResourceError, match=r"b\.mkv: cannot write the file") as caught:
+                copy(source, target)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert caught.value.hint == "the file is larger than the file system allows"
+    missing = tmp_path / "nowhere" / "b.mkv"
+    with pytest.raises(ResourceError, match=r"b\.mkv: cannot write the file") as caught:
+        copy(source, missing)
+    assert caught.value.hint == "the folder does not exist"
+
+
+def test_a_source_that_cannot_be_read_on_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_clip(tmp_path / "a.mkv")
+    calls = []
+
+    def fail_later(*words: Any) -> Iterator[Any]:
+        calls.append(words)
+        if len(calls) > 1:  # the first packets are read before, and on their own
+            av.error.err_check(-errno.EIO)
+        yield from demuxed(*words)
+
+    monkeypatch.setattr("c2fdft_cli.data.video.remux.demuxed", fail_later)
+    with pytest.raises(DataError, match=r"a\.mkv: cannot read the video: Input/output error"):
+        copy(source, tmp_path / "b.mkv")
 
 
 def test_leaving_early_closes_all_files(tmp_path: Path) -> None:
