@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from c2fdft_cli.data.pixels import Pixels
-from c2fdft_cli.errors import ResourceError, UsageError
+from c2fdft_cli.errors import UsageError
+from c2fdft_cli.files import write_error
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -65,6 +67,7 @@ class TensorBoard:
             return
         from torch.utils.tensorboard import SummaryWriter
 
+        _silence_writer_threads()
         with self._writing():
             purge = step + 1 if self.folder.is_dir() else None
             self._writer = SummaryWriter(str(self.folder), purge_step=purge)
@@ -103,7 +106,24 @@ class TensorBoard:
         try:
             yield
         except OSError as error:
-            raise ResourceError(f"cannot be written: {error}", where=self.folder) from error
+            raise write_error(error, self.folder) from error
+
+
+def _silence_writer_threads() -> None:
+    """Let threads of TensorBoard end without a traceback, in this process from now on.
+
+    What ends them is raised in the main thread too. At that time the thread may still be about to
+    print its traceback, so the hook is not removed.
+    """
+    before = threading.excepthook
+    if getattr(before, "__module__", None) == __name__:
+        return
+
+    def hook(lost: threading.ExceptHookArgs) -> None:
+        if not type(lost.thread).__module__.startswith("tensorboard."):
+            before(lost)
+
+    threading.excepthook = hook
 
 
 def _is_utf8(text: str) -> bool:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -100,8 +101,34 @@ def test_tensorboard_that_is_requested_must_be_installed(tmp_path, shard_folder,
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     pytest.importorskip("tensorboard")
     (tmp_path / "file").touch()
-    with pytest.raises(ResourceError, match="cannot be written"):
+    with pytest.raises(ResourceError, match="board: cannot write the file") as caught:
         TensorBoard(tmp_path / "file" / "board", "true").open(0)
+    assert caught.value.hint == "a part of this path is a regular file; choose another folder"
+
+
+def test_a_disk_that_fails_is_one_error_without_a_traceback(tmp_path, monkeypatch):
+    """TensorBoard writes in a thread; what ends it is raised in the main thread too."""
+    pytest.importorskip("tensorboard")
+    resource = pytest.importorskip("resource")
+    said = []
+    monkeypatch.setattr(threading, "excepthook", said.append)
+    board = TensorBoard(tmp_path / "board", "true")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(ResourceError, match="board: cannot write the file") as caught:
+            board.open(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.hint == "the file is larger than the file system allows"
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("tensorboard."):
+            thread.join()
+    assert said == []
+    other = threading.Thread(target=lambda: 1 / 0)
+    other.start()
+    other.join()
+    assert [one.exc_type for one in said] == [ZeroDivisionError]
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="every name is UTF-8 there")
