@@ -37,6 +37,11 @@ _OF_SYSTEMS = {
 """Folders in which storage devices and systems keep thumbnails, deleted files and snapshots."""
 _CACHES = {"darwin": "Library/Caches", "win32": "AppData/Local"}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_FAILED = {errno.EIO, *_FULL}
+"""The errors of a disk, and never those of a file system that lacks an operation.
+
+Those are many: each system has others for a folder that cannot be synced or a missing hard link.
+"""
 _READ_BYTES = 1 << 30
 """The most to read in one call: for more than 2 GiB Linux reads less and macOS fails."""
 _one_reader = threading.Lock()
@@ -77,8 +82,8 @@ def atomic_path(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
 
     The temporary name starts with a dot (a listing of images skips it) and keeps the suffix. On
     success the file is synced and renamed over `path`, and its folder is synced; on any error it is
-    removed and `path` stays unchanged. Without `replace`, a file that exists at `path` at the end
-    of the block is not replaced either.
+    removed and `path` stays unchanged, unless the disk fails while the folder is synced. Without
+    `replace`, a file that exists at `path` at the end of the block is not replaced either.
 
     Raises:
         TakenError: without `replace`, `path` exists at the end of the block.
@@ -140,6 +145,8 @@ def _rename_to_new(temporary: Path, target: Path) -> None:
     except OSError as error:
         if os.path.exists(target):
             raise TakenError(target) from error
+        if error.errno in _FAILED:
+            raise
         # The file system has no hard links, or the target is a broken symbolic link.
         os.replace(temporary, target)
 
@@ -503,10 +510,15 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable, if the file system can sync a folder."""
-    with contextlib.suppress(OSError):
+    """Make a rename durable, if the file system can sync a folder; OSError if the disk fails."""
+    try:
         handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    except OSError:  # Windows opens no folders, and this one may be writable but not readable
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno in _FAILED:
+            raise
+    finally:
+        os.close(handle)

@@ -85,6 +85,16 @@ def test_a_file_that_must_be_new_replaces_nothing(tmp_path, monkeypatch, links):
     assert not (tmp_path / "link").is_symlink()
 
 
+def test_a_disk_that_fails_at_the_rename_replaces_nothing(tmp_path, monkeypatch):
+    """Without a hard link the rename would replace a file that appears at this moment."""
+    monkeypatch.setattr(os, "link", failing(errno.EIO))
+    monkeypatch.setattr(os, "replace", failing(errno.EPERM))
+    with pytest.raises(ResourceError, match=r"a\.txt: cannot write the file") as caught:
+        atomic_write_bytes(tmp_path / "a.txt", b"new", replace=False)
+    assert "input/output error" in caught.value.hint
+    assert names(tmp_path) == []
+
+
 def write_half(target, error):
     with atomic_path(target) as temporary:
         temporary.write_text("half")
@@ -131,6 +141,23 @@ def test_a_file_system_that_cannot_sync_is_written_to(tmp_path, monkeypatch, cod
     monkeypatch.setattr(os, "fsync", failing(code))
     atomic_write_bytes(tmp_path / "a.txt", b"data")
     assert (tmp_path / "a.txt").read_bytes() == b"data"
+
+
+@pytest.mark.parametrize(
+    ("code", "fails"),
+    [(errno.EIO, True), (errno.ENOSPC, True), (errno.EINVAL, False), (errno.EBADF, False)],
+)
+def test_a_disk_that_fails_while_the_folder_is_synced(tmp_path, monkeypatch, code, fails):
+    """A file system that cannot sync folders is written to all the same."""
+
+    def sync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with pytest.raises(ResourceError, match=r"a\.txt: ") if fails else contextlib.nullcontext():
+        atomic_write_bytes(tmp_path / "a.txt", b"data")
+    assert names(tmp_path) == ["a.txt"]
 
 
 @pytest.mark.parametrize(

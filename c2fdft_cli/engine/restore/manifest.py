@@ -111,11 +111,15 @@ class Manifest:
             **more,
         }
         path = self._folder / MANIFEST_NAME
-        line = json.dumps(entry, ensure_ascii=True) + "\n"
-        try:  # A single write to a file opened for appending keeps lines of processes apart.
-            handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _AS_IT_IS, 0o666)
+        line = (json.dumps(entry, ensure_ascii=True) + "\n").encode("ascii")
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _AS_IT_IS, 0o666)
             try:
-                os.write(handle, line.encode("ascii"))
+                rest = line if _is_at_new_line(handle) else b"\n" + line
+                # A single write to a file opened for appending keeps lines of processes apart. Only
+                # a disk that becomes full writes less, and then writing the rest fails.
+                while rest:
+                    rest = rest[os.write(handle, rest) :]
             finally:
                 os.close(handle)
         except OSError as error:
@@ -207,6 +211,15 @@ def _read(path: Path) -> dict[str, tuple[dict[str, Any], ...]]:
             before = known.get(name, ()) if "replaces" in entry else ()
             known[name] = (entry, *before)[:_MAX_BEGUN]
     return known
+
+
+def _is_at_new_line(handle: int) -> bool:
+    """Whether a file is empty or ends with a line break; a full disk may have cut its last line."""
+    size = os.lseek(handle, 0, os.SEEK_END)
+    if not size:
+        return True
+    os.lseek(handle, size - 1, os.SEEK_SET)
+    return os.read(handle, 1) == b"\n"
 
 
 def _size_and_time(path: Path) -> list[int] | None:

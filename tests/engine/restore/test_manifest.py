@@ -169,6 +169,29 @@ def test_a_manifest_that_cannot_be_written_is_an_error(tmp_path: Path, source: P
         Manifest(tmp_path, SETTINGS).add(tmp_path / "a.png", source)
 
 
+def test_a_full_disk_costs_no_other_record(tmp_path: Path, source: Path) -> None:
+    """A line of which only a part could be written does not swallow the next one."""
+    resource = pytest.importorskip("resource")
+    made = Manifest(tmp_path, SETTINGS)
+    made.add(tmp_path / "a.png", source)
+    size = (tmp_path / MANIFEST_NAME).stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, before[1]))
+    try:
+        with pytest.raises(ResourceError, match=rf"{MANIFEST_NAME}: cannot write the file"):
+            made.add(tmp_path / "b.png", source)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / MANIFEST_NAME).stat().st_size == size + 50
+    made.add(tmp_path / "c.png", source)
+    known = Manifest(tmp_path, SETTINGS)
+    assert [known.has(tmp_path / name) for name in ("a.png", "b.png", "c.png")] == [
+        True,
+        False,
+        True,
+    ]
+
+
 def test_a_pipe_in_place_of_the_manifest_does_not_block(tmp_path: Path, source: Path) -> None:
     os.mkfifo(tmp_path / MANIFEST_NAME)
     manifest = Manifest(tmp_path, SETTINGS)
