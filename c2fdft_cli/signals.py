@@ -5,7 +5,8 @@ All commands use one mechanism. `install` sets it up before anything else is imp
 * while nothing is being written, a signal ends the process at once;
 * within `unwinding` a signal raises `SignalReceived`, so that unfinished work is cleaned up;
 * within `graceful_stop` a signal sets a request that a loop checks; a Ctrl-C a second later raises;
-* while the process is already ending, further signals are ignored;
+* while the process is already ending, further signals are ignored, and so are all of them once
+  Python only tears itself down;
 * if Python drops the exception, because it was raised in a destructor, it is raised again a moment
   later.
 
@@ -15,6 +16,7 @@ process started (`nohup`, a background job of a shell script) stays ignored.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import stat
@@ -93,10 +95,16 @@ def install() -> None:
     for number in _handled():
         signal.signal(number, _handle)
     sys.unraisablehook = _raise_later
+    # The first function that is registered is called last, when all threads and processes have been
+    # waited for. After it Python gives signals their default effect, which has no message.
+    atexit.register(ignore)
 
 
 def ignore() -> None:
-    """Ignore all signals; the parent process handles them, as it is in the same process group."""
+    """Ignore all signals.
+
+    For a process that ends anyway, or whose parent, in the same process group, handles them.
+    """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

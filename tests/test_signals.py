@@ -65,6 +65,22 @@ def test_outside_of_a_block_a_signal_ends_the_program_at_once(number):
     assert "Traceback" not in said
 
 
+ENDS = """
+class Last:
+    def __del__(self, kill=os.kill, pid=os.getpid(), number={number}):
+        kill(pid, number)
+os.last = Last()
+ready()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_while_python_tears_itself_down_changes_nothing(number):
+    code, _, said = script(ENDS.format(number=int(number)))
+    assert (code, said) == (0, "")
+
+
 DESTROYS = """
 import weakref
 class Thing: pass
