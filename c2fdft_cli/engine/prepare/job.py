@@ -36,7 +36,7 @@ from c2fdft_cli.engine.prepare.plan import (
 from c2fdft_cli.engine.prepare.source import DecodedImages, Found, PairReader, find
 from c2fdft_cli.engine.prepare.split import SplitGuard, choose_val, content_keys
 from c2fdft_cli.errors import DataError, PartialFailure, UsageError
-from c2fdft_cli.files import free_disk_bytes, hold_folder
+from c2fdft_cli.files import free_disk_bytes, hold_folder, write_error
 from c2fdft_cli.pipeline import in_order
 from c2fdft_cli.progress import Job
 from c2fdft_cli.version import __version__
@@ -218,9 +218,17 @@ def _write(
     return replace(
         _counted(found, guard.notices),
         shards=paths,
-        bytes=sum(path.stat().st_size for path in paths),
+        bytes=sum(map(_size_of, paths)),
         up_to_date=not new,
     )
+
+
+def _size_of(shard: Path) -> int:
+    """Return the bytes of a shard; ResourceError if it was taken away after it had been written."""
+    try:
+        return shard.stat().st_size
+    except OSError as error:
+        raise write_error(error, shard) from error
 
 
 def _remove(shards: Iterable[PlannedShard]) -> None:

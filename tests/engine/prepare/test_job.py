@@ -586,6 +586,19 @@ def test_a_disk_that_is_too_small_is_reported_first(
     assert files(out) == before  # existing shards are not deleted for a set that does not fit
 
 
+def test_shards_that_are_taken_away_at_the_end_are_an_error(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remarks(pairs: object) -> list[str]:
+        shutil.rmtree(tmp_path / "out")
+        return []
+
+    monkeypatch.setattr("c2fdft_cli.engine.prepare.job.remarks_on_pairs", remarks)
+    with pytest.raises(ResourceError, match=r"00\.h5: cannot write the file") as caught:
+        run(source=source, out=tmp_path / "out")
+    assert caught.value.hint == "the folder does not exist"
+
+
 def test_an_output_folder_inside_a_file_is_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="a part of the output path is a regular file"):
