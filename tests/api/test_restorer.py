@@ -392,7 +392,8 @@ def test_timesteps_chosen_by_a_sweep_give_no_warning(tmp_path, tiny_net, average
     metrics = {"sweep": {"trained_grid": [500], "psnr": 30.0}}
     swept = write_checkpoint(tmp_path / "fine.pt", tiny_net(), **said, metrics=metrics)
     if averaged:
-        average([swept, swept], tmp_path / "mean.pt")
+        other = shutil.copy(swept, tmp_path / "other.pt")
+        average([swept, other], tmp_path / "mean.pt")
         swept = tmp_path / "mean.pt"
         assert load_checkpoint(swept).meta.metrics == {"sweep": {"trained_grid": [500]}}
     save(tmp_path / "a.png", random_picture(8, 8))
