@@ -25,6 +25,7 @@ from c2fdft_cli.data.shards.format import (
     is_clean,
 )
 from c2fdft_cli.errors import DataError
+from c2fdft_cli.files import is_file, read_error
 from c2fdft_cli.validation import InvalidValuesError, validate
 
 MAX_ATTRIBUTE_BYTES = 65_536
@@ -39,10 +40,14 @@ def read_index(path: Path) -> ShardIndex:
 
     Raises:
         DataError: the file is not HDF5, not a shard, of a newer format version, truncated, or its
-            index does not fit its data.
+            index does not fit its data; or the system does not read it.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise DataError("there is no such shard", where=path)
+    try:
+        path.open("rb").close()
+    except OSError as error:  # of the system, not of the content
+        raise read_error(error, path) from error
     try:
         # By default HDF5 locks a file even to read it, which fails on file systems without locks.
         with h5py.File(path, "r", locking=False) as file:

@@ -52,6 +52,18 @@ def test_identical_input_gives_identical_bytes(shard: Path) -> None:
     assert shard.read_bytes() == before
 
 
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EMFILE])
+def test_a_shard_that_the_system_does_not_read_is_not_called_damaged(
+    shard: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(path: Path, *_mode: str) -> None:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(DataError, match=f"cannot read: {os.strerror(code)}"):
+        ShardSet.open(shard.parent)
+
+
 def test_shards_may_hold_only_clean_images(tmp_path: Path) -> None:
     path = tmp_path / "val-00000.h5"
     header = replace(HEADER, split="val", degradation='{"kind": "rain"}')
