@@ -187,6 +187,11 @@ def graceful_stop() -> Iterator[StopRequest]:
     try:
         yield request
     finally:
+        if request.signal_number is not None and _process.pid and _process.received is None:
+            # The process is ending: `_handle` ignores what arrives again, such as a Ctrl-C that the
+            # terminal and the parent process send to this one.
+            _process.received = SignalReceived(request.signal_number)
+            _process.received_at = time.monotonic()
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -196,6 +196,22 @@ def test_the_first_signal_is_a_request(number):
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_after_the_loop_has_stopped_the_same_signal_changes_nothing(number):
+    """A terminal and a parent process may both send it."""
+    body = """
+with graceful_stop() as stop:
+    ready()
+    while not stop: time.sleep(0.01)
+with unwinding():
+    ready()
+    time.sleep(0.5)
+print("reported"); sys.exit(130)
+"""
+    assert script(body, number, number, answers=True) == (130, "reported\n", "")
+
+
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_what_comes_with_the_first_signal_belongs_to_it(first, monkeypatch):
     """A launcher forwards the Ctrl-C that the terminal has sent to all processes already."""
