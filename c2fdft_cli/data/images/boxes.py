@@ -33,8 +33,8 @@ from c2fdft_cli.data.images.samples import (
 
 _ENUMERATED, _ICC = 1, {2, 3}
 """How a JPEG 2000 file states its colours: by a code, or by a profile."""
-_CMYK, _SYCC, _PLAIN = 12, 18, {0, 16, 17}
-"""The codes; the last are RGB and grey, and that for a file without a code."""
+_CMYK, _SYCC, _PLAIN = 12, 18, {0, 15, 16, 17}
+"""The codes; the last are those of a file without a code, black and white, RGB, and grey."""
 _XMP_UUID = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 _IPTC_UUID = bytes.fromhex("33c7a4d2b81d4723a0baf1a3e097ad38")
 _EXIF_UUID = b"JpgTiffExif->JP2"
@@ -161,6 +161,8 @@ def _jpeg2000_metadata(data: bytes) -> tuple[int, int, Metadata]:
             icc = data[at + 3 : end]
         elif method == _ENUMERATED:
             (colours,) = struct.unpack_from(">I", data, at + 3)
+        if icc or colours:  # the first one counts
+            break
     blocks = _jpeg2000_blocks(io.BytesIO(data))
     orientation, exif = upright_exif(blocks.get(_EXIF_UUID))
     with quiet_pillow(), contextlib.suppress(Exception):  # only the density is read here

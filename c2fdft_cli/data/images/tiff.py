@@ -246,7 +246,7 @@ def _rgb_from_ycbcr(samples: Array, page: tifffile.TiffPage) -> Array:
 
 
 def _fractions(page: tifffile.TiffPage, tag: int, usual: tuple[float, ...]) -> tuple[float, ...]:
-    """Return a tag's fractions, which are stored as pairs of integers; `usual` if there is none.
+    """Return the numbers of a tag: fractions, or of any other type; `usual` without the tag.
 
     Raises:
         ValueError: their number is another than that of `usual`, or a denominator is 0.
@@ -254,7 +254,10 @@ def _fractions(page: tifffile.TiffPage, tag: int, usual: tuple[float, ...]) -> t
     stored = page.tags.valueof(tag, default=None)
     if stored is None:
         return usual
-    above, below = stored[::2], stored[1::2]
+    stored = stored if isinstance(stored, tuple) else (stored,)
+    if len(stored) == len(usual):
+        return tuple(map(float, stored))
+    above, below = stored[::2], stored[1::2]  # tifffile returns fractions as pairs of integers
     if len(stored) != 2 * len(usual) or not all(below):
         raise ValueError("its description of the colours is damaged")
     return tuple(a / b for a, b in zip(above, below, strict=True))

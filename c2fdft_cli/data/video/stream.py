@@ -150,9 +150,8 @@ class VideoReader:
         # The size at the start: the stream reports another one once its pictures change their size.
         own_width, own_height = stream.width, stream.height
         width, height = _whole_chroma(own_width, own_height, info.pixel_format)
-        kind = "rgb48le" if self._deep else "rgb24"
-        scaled = f"scale={width}:{height}:{_SCALING}:out_range=pc,format={kind}"
-        convert = _Converter(lambda frame: scaled + _stretching(frame, self._deep))
+        scaled = f"scale={width}:{height}:{_SCALING}:out_range=pc"
+        convert = _Converter(lambda frame: scaled + _to_rgb(frame, self._deep))
         step = round(1 / (info.rate * info.time_base))
         has_one_time = container.format.name in ONE_TIME
         pts = 0
@@ -480,16 +479,25 @@ def _with_whole_chroma(frame: VideoFrame) -> VideoFrame:
     return whole
 
 
-def _stretching(frame: VideoFrame, deep: bool) -> str:
-    """Return the filter that moves black and white to the ends of RGB after the scale filter.
+def _to_rgb(frame: VideoFrame, deep: bool) -> str:
+    """Return the filters after the scale filter: to RGB with black and white at its ends."""
+    bits = max(part.bits for part in frame.format.components)
+    if deep or bits <= 8:
+        return f",format={'rgb48le' if deep else 'rgb24'}{_stretching(frame, bits, deep)}"
+    # In 8 bits the scale filter would clip white, or dither, before it is moved.
+    wide = f",format=rgb48le{_stretching(frame, bits, deep=True)}"
+    return f"{wide},scale={_SCALING}:sws_dither=none,format=rgb24"
 
-    It is "" if they are there. The scale filter shifts samples of more than 8 bits to 16 instead of
-    multiplying them, so that white is less than 65535, and takes all grey for full range.
+
+def _stretching(frame: VideoFrame, bits: int, deep: bool) -> str:
+    """Return the filter that moves black and white to the ends of RGB, "" if they are there.
+
+    The scale filter shifts samples of more than 8 bits to 16 instead of multiplying them, so that
+    white is less than 65535, and takes all grey for full range.
     """
     kind = frame.format
     if kind.is_rgb:
         return ""
-    bits = max(part.bits for part in kind.components)
     is_grey = kind.name.startswith(GREY_FORMATS)
     black, white = 0.0, 255.0  # in units of 8 bits
     if is_grey and frame.color_range == LIMITED_RANGE:

@@ -233,9 +233,9 @@ def _is_intact(path: Path) -> bool:
     """Whether a library is what the compiler made, and only this user can write to it."""
     try:
         found = path.lstat()
-        private = stat.S_ISREG(found.st_mode) and not found.st_mode & 0o022
-        if sys.platform != "win32":  # which has no owners
-            private = private and found.st_uid == os.getuid()
+        private = stat.S_ISREG(found.st_mode)
+        if sys.platform != "win32":  # which has neither owners nor these bits
+            private = private and found.st_uid == os.getuid() and not found.st_mode & 0o022
         return private and path.stem.endswith(f"-{_hash(path.read_bytes())}")
     except OSError:
         return False

@@ -180,6 +180,15 @@ def test_jpeg2000_in_other_colours_is_refused(channels, code, says):
         read_picture(cmyk_jpeg2000(ramp(channels=channels, dtype=np.uint8), code))
 
 
+def test_the_first_description_of_the_colours_of_a_jpeg2000_counts():
+    data = jpeg2000(RGB)
+    at, head = data.index(b"colr") + 11, data.index(b"jp2h") - 4
+    (total,) = struct.unpack_from(">I", data, head)
+    other = struct.pack(">I4s3BI", 15, b"colr", 1, 0, 0, 14)
+    grown = struct.pack(">I", total + len(other)) + data[head + 4 : at] + other + data[at:]
+    np.testing.assert_array_equal(read_picture(data[:head] + grown).pixels, RGB)
+
+
 @pytest.mark.parametrize("colours", ["RGB", "YCbCr"])
 def test_the_orientation_of_a_jpeg2000_is_applied(tmp_path, colours):
     image = Image.fromarray(np.tile(RGB, (4, 4, 1)))

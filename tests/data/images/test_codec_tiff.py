@@ -220,9 +220,17 @@ def test_ycbcr_has_the_range_and_coefficients_of_its_tags(values, tags, expected
     assert np.abs(got.pixels[0, 0].astype(int) - expected).max() <= 1
 
 
+def test_the_range_of_ycbcr_may_be_stored_as_integers():
+    extra = [(532, 4, 6, STUDIO[::2], True)]
+    values = np.array([[[235, 128, 128]]], np.uint8)
+    got = read_picture(tiff_bytes(values, photometric="ycbcr", extratags=extra))
+    assert got.pixels.tolist() == [[[255, 255, 255]]]
+
+
 @pytest.mark.parametrize(
     "tag",
     [
+        (532, (16, 1)),
         (532, (16, 1, 235, 1)),
         (532, (16, 0, *STUDIO[2:])),
         (532, (235, 1, 16, 1, *STUDIO[4:])),

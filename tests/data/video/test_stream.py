@@ -269,6 +269,9 @@ def test_black_and_white_are_the_ends_of_the_range(
     source = make_raw(tmp_path / "a.mkv", kind, own, range_, 1)
     (found,) = frames(source)
     assert found[0, [0, 63]].tolist() == [[0] * 3, [np.iinfo(found.dtype).max] * 3]
+    with VideoReader(probe_video(source), deep=False) as reader:
+        rounded = next(iter(reader)).pixels
+    assert rounded[0, [0, 63]].tolist() == [[0] * 3, [255] * 3]
     after = planes(copy(source, tmp_path / "b.mkv", crf=0))[0]
     unit, top = (1, 255) if white < 256 else (4, 1023)
     ends = (0, top) if range_ == FULL_RANGE else (16 * unit, 235 * unit)
