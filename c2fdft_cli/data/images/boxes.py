@@ -54,12 +54,16 @@ def decode_avif(data: bytes, frame: int) -> Decoded:
     flags = 0 if at < 0 else data[at + 6]
     metadata = _with_colour_codes(found.metadata, data)
     properties = _boxes_in(io.BytesIO(data), b"meta", b"iprp", b"ipco")
+    lost = []
     if any(kind == b"clap" for kind, _, _ in properties):
-        metadata = replace(metadata, lost="the crop that an AVIF file states (clean aperture)")
-    if not flags & _DEEP:
+        lost.append("the crop that an AVIF file states (clean aperture)")
+    is_animated = b"avis" in data[8:64]
+    if flags & _DEEP and is_animated:
+        lost.append("more than 8 bits of an animation")
+    metadata = replace(metadata, lost=" and ".join(lost) or None)
+    # imagecodecs writes out of bounds for animations
+    if is_animated or not flags & _DEEP:
         return found._replace(metadata=metadata)
-    if b"avis" in data[8:64]:  # imagecodecs writes out of bounds for animations
-        return found._replace(metadata=replace(metadata, lost="more than 8 bits of an animation"))
     samples = imagecodecs.avif_decode(data)
     return _decoded(samples, 12 if flags & _12_BITS else 10, found.orientation, metadata)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
+from c2fdft_cli.data.images.samples import to_8bit
 from c2fdft_cli.data.video.parts import make_continuous
 from c2fdft_cli.data.video.probe import (
     FULL_RANGE,
@@ -162,6 +163,7 @@ class VideoReader:
             pts = pts if stamp is None else stamp - zero
             whole = convert(_with_whole_chroma(frame)).to_ndarray()
             pixels = whole[:own_height, :own_width]
+            pixels = pixels if self._deep else to_8bit(pixels)
             yield Frame(pts, frame.duration, _upright(frame, pixels))
             pts += frame.duration or step
 
@@ -480,35 +482,28 @@ def _with_whole_chroma(frame: VideoFrame) -> VideoFrame:
 
 
 def _to_rgb(frame: VideoFrame, deep: bool) -> str:
-    """Return the filters after the scale filter: to RGB with black and white at its ends."""
-    bits = max(part.bits for part in frame.format.components)
-    if deep or bits <= 8:
-        return f",format={'rgb48le' if deep else 'rgb24'}{_stretching(frame, bits, deep)}"
-    # In 8 bits the scale filter would clip white, or dither, before it is moved.
-    wide = f",format=rgb48le{_stretching(frame, bits, deep=True)}"
-    return f"{wide},scale={_SCALING}:sws_dither=none,format=rgb24"
+    """Return the filters after the scale filter: to RGB with black and white at its ends.
 
-
-def _stretching(frame: VideoFrame, bits: int, deep: bool) -> str:
-    """Return the filter that moves black and white to the ends of RGB, "" if they are there.
-
-    The scale filter shifts samples of more than 8 bits to 16 instead of multiplying them, so that
-    white is less than 65535, and takes all grey for full range.
+    Frames of more than 8 bits become 16 bits, even if not `deep`: FFmpeg's step to 8 bits does not
+    round to the nearest.
     """
     kind = frame.format
+    bits = max(part.bits for part in kind.components)
+    unit, top, rgb = (256, 65535, "rgb48le") if deep or bits > 8 else (1, 255, "rgb24")
     if kind.is_rgb:
-        return ""
+        return f",format={rgb}"
+    # The scale filter shifts samples of more than 8 bits to 16 instead of multiplying them, so that
+    # white is less than 65535, and takes all grey for full range.
     is_grey = kind.name.startswith(GREY_FORMATS)
     black, white = 0.0, 255.0  # in units of 8 bits
     if is_grey and frame.color_range == LIMITED_RANGE:
         black, white = 16.0, 235.0
     elif bits > 8 and (is_grey or frame.color_range == FULL_RANGE):
         white = 256 - 2.0 ** (8 - bits)
-    unit, top = (256, 65535) if deep else (1, 255)
     if (black * unit, white * unit) == (0, top):
-        return ""
+        return f",format={rgb}"
     value = f"round((val-{black * unit})*{top / ((white - black) * unit)})"
-    return f",lutrgb={value}:{value}:{value}"
+    return f",format={rgb},lutrgb={value}:{value}:{value}"
 
 
 def _output_range(info: VideoInfo, muxer: str) -> int:

@@ -279,6 +279,31 @@ def test_black_and_white_are_the_ends_of_the_range(
 
 
 @pytest.mark.parametrize(
+    ("kind", "range_", "black", "white"),
+    [
+        ("yuv444p10le", LIMITED_RANGE, 64, 940),
+        ("yuv444p10le", FULL_RANGE, 0, 1023),
+        ("gray10le", LIMITED_RANGE, 64, 940),
+        ("gray10le", FULL_RANGE, 0, 1023),
+        ("gbrp10le", UNKNOWN_RANGE, 0, 1023),
+    ],
+)
+def test_10_bits_are_rounded_to_the_nearest_of_8(
+    kind: str, range_: int, black: int, white: int, tmp_path: Path
+) -> None:
+    luma = np.random.default_rng(0).integers(black, white + 1, (48, 64))
+    neutral = np.full((48, 64), 512)
+    own = {"gr": [luma], "gb": [luma] * 3, "yu": [luma, neutral, neutral]}[kind[:2]]
+    source = make_raw(tmp_path / "a.mkv", kind, own, range_, 1)
+    with VideoReader(probe_video(source), deep=False) as reader:
+        found = next(iter(reader)).pixels
+    error = found - (luma[..., None] - black) * (255 / (white - black))
+    assert found.dtype == np.uint8
+    assert abs(error.mean()) < 0.02
+    assert np.abs(error).max() < 0.52
+
+
+@pytest.mark.parametrize(
     ("name", "codec", "kind"),
     [
         ("a.mov", "qtrle", "rgb24"),
