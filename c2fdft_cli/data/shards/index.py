@@ -24,7 +24,7 @@ from c2fdft_cli.data.shards.format import (
     index_digest,
     is_clean,
 )
-from c2fdft_cli.errors import DataError
+from c2fdft_cli.errors import DataError, ResourceError
 from c2fdft_cli.files import is_file, read_error
 from c2fdft_cli.validation import InvalidValuesError, validate
 
@@ -32,7 +32,7 @@ MAX_ATTRIBUTE_BYTES = 65_536
 MAX_COLUMN_BYTES = 1 << 30
 _DIGEST = re.compile("[0-9a-f]{64}")
 # Exceptions that h5py raises for damaged files, depending on which part of the file is damaged.
-_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
+_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError)
 
 
 def read_index(path: Path) -> ShardIndex:
@@ -41,6 +41,7 @@ def read_index(path: Path) -> ShardIndex:
     Raises:
         DataError: the file is not HDF5, not a shard, of a newer format version, truncated, or its
             index does not fit its data; or the system does not read it.
+        ResourceError: there is no memory for the index.
     """
     if not is_file(path):
         raise DataError("there is no such shard", where=path)
@@ -54,6 +55,10 @@ def read_index(path: Path) -> ShardIndex:
             return _Reader(file, path).index()
     except DataError:
         raise
+    except MemoryError as error:  # the sizes that a file claims are checked against its bytes first
+        raise ResourceError(
+            "out of memory reading the shard's index", where=path, hint="close other programs"
+        ) from error
     except _DAMAGE as error:
         reason = " ".join(str(error).split())[:160]
         raise DataError(

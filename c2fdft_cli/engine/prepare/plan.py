@@ -24,7 +24,7 @@ from c2fdft_cli.data.shards.format import (
 from c2fdft_cli.data.shards.index import read_index
 from c2fdft_cli.engine.prepare.source import Splits
 from c2fdft_cli.errors import DataError, UsageError
-from c2fdft_cli.files import atomic_write_text, check_space, unfinished, write_error
+from c2fdft_cli.files import atomic_write_text, check_space, read_error, unfinished, write_error
 from c2fdft_cli.pipeline import in_order
 from c2fdft_cli.validation import InvalidValuesError, validate
 
@@ -301,10 +301,16 @@ def _manifest(plan: Plan, choice: ValChoice | None) -> str:
 
 
 def _read_manifest(out: Path) -> dict[str, Any]:
-    """Read the manifest of the folder; empty if there is none or it cannot be read."""
+    """Read the manifest of the folder; empty if there is none or it is damaged.
+
+    Raises:
+        DataError: the system does not read it.
+    """
     path = out / MANIFEST
     try:
         values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return {}
+    except OSError as error:  # it may hold the validation pairs, which must not be chosen anew
+        raise read_error(error, path) from error
     return values if isinstance(values, dict) else {}

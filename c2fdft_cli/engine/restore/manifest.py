@@ -19,7 +19,7 @@ from typing import Any
 
 from c2fdft_cli.data.images.formats import JPEG_SUFFIXES
 from c2fdft_cli.data.video.probe import VIDEO_SUFFIXES
-from c2fdft_cli.files import ensure_folder, write_error
+from c2fdft_cli.files import ensure_folder, read_error, write_error
 
 MANIFEST_NAME = ".c2fdft-restore.jsonl"
 MAX_MANIFEST_BYTES = 256 << 20
@@ -192,6 +192,9 @@ def _read(path: Path) -> dict[str, tuple[dict[str, Any], ...]]:
     """Read the newest lines of each output, newest first, back to that of its last finished file.
 
     Damaged lines are skipped.
+
+    Raises:
+        DataError: the system does not read the file.
     """
     known: dict[str, tuple[dict[str, Any], ...]] = {}
     try:
@@ -200,8 +203,10 @@ def _read(path: Path) -> dict[str, tuple[dict[str, Any], ...]]:
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_MANIFEST_BYTES:
             return known
         lines = path.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:  # no manifest
+    except (FileNotFoundError, NotADirectoryError):
         return known
+    except OSError as error:  # it may say that all outputs are done
+        raise read_error(error, path) from error
     for line in lines:
         try:
             entry = json.loads(line)

@@ -64,6 +64,17 @@ def test_a_shard_that_the_system_does_not_read_is_not_called_damaged(
         ShardSet.open(shard.parent)
 
 
+def test_a_lack_of_memory_is_not_called_damage(
+    shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("c2fdft_cli.data.shards.index.h5py.File", fail)
+    with pytest.raises(ResourceError, match="out of memory reading the shard's index"):
+        ShardSet.open(shard.parent)
+
+
 def test_shards_may_hold_only_clean_images(tmp_path: Path) -> None:
     path = tmp_path / "val-00000.h5"
     header = replace(HEADER, split="val", degradation='{"kind": "rain"}')

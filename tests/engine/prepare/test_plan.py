@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import asdict
@@ -57,6 +58,17 @@ def test_without_a_manifest_there_is_no_stored_split(tmp_path: Path) -> None:
     assert remembered_choice(tmp_path, "abc") is None
     (tmp_path / MANIFEST).write_bytes(b"\xff")
     assert remembered_choice(tmp_path, "abc") is None
+
+
+def test_a_manifest_that_the_system_does_not_read_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, *_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(DataError, match=rf"{MANIFEST}: cannot read: {os.strerror(errno.EIO)}"):
+        remembered_choice(tmp_path, "abc")
 
 
 def test_inputs_are_identified_by_names_sizes_times_and_the_number(pairs: list[FilePair]) -> None:

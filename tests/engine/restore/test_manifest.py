@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from c2fdft_cli.engine.restore.manifest import MANIFEST_NAME, Manifest, settings_digest
-from c2fdft_cli.errors import ResourceError
+from c2fdft_cli.errors import DataError, ResourceError
 
 OTHER_INPUT = "its input has changed since, or it was made from another one"
 SETTINGS: dict[str, Any] = {
@@ -241,3 +242,15 @@ def test_a_file_of_the_user_stays_unknown(tmp_path: Path, source: Path) -> None:
     output.write_text("somebody's")
     Manifest(tmp_path, SETTINGS).begin(output, source)
     assert not Manifest(tmp_path, SETTINGS).has(output)
+
+
+def test_a_manifest_that_the_system_does_not_read_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    (tmp_path / MANIFEST_NAME).write_text("")
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(DataError, match=f"cannot read: {os.strerror(errno.EIO)}"):
+        Manifest(tmp_path, SETTINGS)
