@@ -114,6 +114,19 @@ def q_sample(gt: Tensor, t: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     return a.sqrt() * gt + (1 - a).sqrt() * noise
 
 
+def ddim_step(x: Tensor, eps_hat: Tensor, a_t: float, a_next: float, c1: float = 0.0) -> Tensor:
+    """Return x at the next timestep, before noise of strength c1 is added: eqs. (13) to (15).
+
+    Args:
+        x: x_t, `[n, 3, h, w]` float32.
+        eps_hat: the network's estimate of its noise, of the same shape.
+        a_t, a_next: alpha_bar at the two timesteps.
+        c1: strength of the noise that the sampler adds afterwards.
+    """
+    x_0 = (x - math.sqrt(1 - a_t) * eps_hat) / math.sqrt(a_t)
+    return math.sqrt(a_next) * x_0 + math.sqrt(max(1 - a_next - c1**2, 0.0)) * eps_hat
+
+
 def ddim_sample(
     predict_noise: PredictNoise,
     x_T: Tensor,
@@ -121,6 +134,7 @@ def ddim_sample(
     alpha_bar: Tensor,
     eta: float = 0.0,
     generators: Sequence[torch.Generator] | None = None,
+    step: Callable[[Tensor, Tensor, float, float, float], Tensor] = ddim_step,
 ) -> Tensor:
     """Implicit sampler, one network call per timestep: docs/paper.md, eqs. (13) to (15).
 
@@ -134,6 +148,7 @@ def ddim_sample(
         alpha_bar: `[T]`; if it is not on the CPU, reading it waits for its device.
         eta: 0 is deterministic given x_T; 1 adds the noise of an ancestral sampler.
         generators: sources of that noise, one per image; required if eta > 0.
+        step: `ddim_step`, or a function that computes the same in another way.
 
     Returns:
         x_0, `[n, 3, h, w]` float32, about [-1, 1] and not clamped.
@@ -153,12 +168,12 @@ def ddim_sample(
     for i, t in enumerate(times):
         a_t, a_next = a[i], a[i + 1]
         # Expanded, not filled: the network recognises by stride 0 that the batch shares one time.
-        eps_hat = predict_noise(x, x.new_full((1,), t).expand(len(x))).float()
-        x_0 = (x - math.sqrt(1 - a_t) * eps_hat) / math.sqrt(a_t)
+        time = x.new_full((1,), t).expand(len(x))
         # If a_t rounds to 1, there is no noise to replace.
         share = (1 - a_t / a_next) * (1 - a_next) / (1 - a_t) if a_t < 1 else 0.0
         c1 = eta * math.sqrt(share)
-        x = math.sqrt(a_next) * x_0 + math.sqrt(max(1 - a_next - c1**2, 0.0)) * eps_hat
+        # No name for eps_hat: it would stay in memory during the next network call.
+        x = step(x, predict_noise(x, time).float(), a_t, a_next, c1)
         if c1 > 0 and generators is not None:
             x = x + c1 * gaussian(x.shape, generators, x.device)
     return x

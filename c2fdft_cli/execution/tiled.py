@@ -43,7 +43,7 @@ class Tiled:
             eps_hat = self.net(x[..., rows, columns].contiguous(), t)
             total[..., rows, columns] += eps_hat * weight
             weights[rows, columns] += weight
-        return total / weights
+        return total.div_(weights)
 
 
 def tiles(height: int, width: int, side: int) -> int:

@@ -31,7 +31,7 @@ from c2fdft_cli.engine.restore.outputs import Item, is_about_one_file
 from c2fdft_cli.engine.restore.plan import RestorePlan
 from c2fdft_cli.engine.restore.result import ImageDone, failed, not_overwritten
 from c2fdft_cli.errors import C2fdftError, CheckpointError, ResourceError, UsageError
-from c2fdft_cli.execution.cuda.transfer import batches_in_flight
+from c2fdft_cli.execution.cuda.transfer import batches_in_flight, overlaps
 from c2fdft_cli.execution.memory import peak_bytes
 from c2fdft_cli.files import TakenError, ensure_folder
 from c2fdft_cli.pipeline import InOrder, cores, in_order
@@ -84,7 +84,14 @@ def restore_pictures(
     parts = [(one.source.path, one.source.frame) for one in items]
     frames = FrameCache([(path, i) for path, i in parts if i is not None], 2 * reader_count())
     loaded = in_order(
-        partial(_load, plan.manifest, plan.executor.start_noise, frames),
+        # A device that the CPU does not wait for would wait for the CPU to sample the noise. On a
+        # CPU it would only take memory.
+        partial(
+            _load,
+            plan.manifest,
+            plan.executor.start_noise if overlaps(plan.runtime.device) else None,
+            frames,
+        ),
         items,
         workers=reader_count(),
         cost=lambda item: item.source.height * item.source.width * _LOADED_BYTES,
@@ -120,7 +127,7 @@ def _by_size(items: Iterable[Item]) -> list[Item]:
 
 def _load(
     manifest: Manifest,
-    start_noise: Callable[[str, int, int], Tensor | None],
+    start_noise: Callable[[str, int, int], Tensor | None] | None,
     frames: FrameCache,
     item: Item,
 ) -> Loaded:
@@ -132,6 +139,8 @@ def _load(
         picture = item.source.read(frames)
     except C2fdftError as error:
         return Loaded(item, error)
+    if start_noise is None:
+        return Loaded(item, picture)
     return Loaded(item, picture, start_noise(item.source.stem, *picture.pixels.shape[:2]))
 
 

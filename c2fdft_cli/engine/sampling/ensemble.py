@@ -53,15 +53,25 @@ def mean_and_deviation(
         image = undo_transform(restore(transform(lq, k), number), k)
         if count == 1:
             mean, squares = image, torch.zeros_like(image)
-            continue
-        # Welford's running mean and sum of squared deviations: the difference between the mean of
-        # the squares and the squared mean would cancel in float32 if the samples hardly differ.
-        change = image - mean
-        mean = mean + change / count
-        squares = squares + change * (image - mean)
+        else:
+            mean, squares = _with_one_more(mean, squares, image, count)
+        del image  # not kept during the next run
     if len(runs) == 1:
         return mean, None
     return mean, (squares / (len(runs) - 1)).mean(1, keepdim=True).sqrt()
+
+
+def _with_one_more(
+    mean: Tensor, squares: Tensor, image: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """Return Welford's running mean and sum of squared deviations after the image number `count`.
+
+    The difference between the mean of the squares and the squared mean would cancel in float32 if
+    the samples hardly differ.
+    """
+    change = image - mean
+    mean = mean + change / count
+    return mean, squares + change * (image - mean)
 
 
 def transform(x: Tensor, number: int) -> Tensor:
@@ -77,4 +87,5 @@ def undo_transform(x: Tensor, number: int) -> Tensor:
 def _transformed(x: Tensor, symmetry: int) -> Tensor:
     transpose, rows, columns = SYMMETRIES[symmetry]
     x = x.mT if transpose else x
-    return x.flip([dim for dim, flip in ((-2, rows), (-1, columns)) if flip])
+    flipped = [dim for dim, flip in ((-2, rows), (-1, columns)) if flip]
+    return x.flip(flipped) if flipped else x  # without axes, `flip` copies

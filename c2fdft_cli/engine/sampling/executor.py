@@ -26,11 +26,12 @@ SUGGESTED_TILE = 512
 """Size of tiles that messages suggest, in px."""
 MIN_ROWS = 8
 """Strips of at most so many rows are not narrowed further when memory runs out."""
-# A run of the sampler, apart from the network, holds at most 24 values per pixel, or 29 with tiles
-# (counted by `LiveBytes`); the rest is for the given image and for results.
-SAMPLER_BYTES = 4 * 42
-"""Bytes per pixel outside the network: its input, the condition, x_t, blended tiles, and results
-that wait to be written."""
+# Float32 values as counted by `LiveBytes`; the other bytes are integers: this image, the next one,
+# and results that wait to be written.
+SAMPLER_BYTES = 4 * 21 + 24
+"""Bytes per pixel outside the network: the image, the network's input, x_t, x_T, a result."""
+MEAN_BYTES = 4 * 9
+"""Bytes per pixel that a mean of several runs adds: the transformed image, mean and squares."""
 SMALL_PIXELS = 1 << 16
 """Images with more pixels keep a CPU busy on their own, so they are not batched there."""
 MAX_BATCH, BATCH_PIXELS = 16, 1 << 18
@@ -344,7 +345,7 @@ class Executor:
     ) -> int:
         """Return the planned rows per strip; ValueError if not even one row fits the budget."""
         if budget is not None:
-            budget -= _outside(height, width, count)
+            budget -= self._outside(height, width, count)
         inner = _inner(height, width, self._tile)
         return rows_that_fit(self._strips, *inner, count, budget, offload)
 
@@ -368,7 +369,12 @@ class Executor:
         """
         offload = self._runtime.device.type == "cuda"
         inside = strip_bytes(self._strips, *_inner(height, width, tile), count, 1, offload)
-        return inside + _outside(height, width, count)
+        return inside + self._outside(height, width, count)
+
+    def _outside(self, height: int, width: int, count: int) -> int:
+        """Return the bytes that a batch needs outside the network."""
+        each = SAMPLER_BYTES + (MEAN_BYTES if self.runs > 1 else 0)
+        return each * padded_side(height) * padded_side(width) * count
 
     def _describe(self, rows: int, height: int, width: int) -> str:
         if self._tile is not None and max(padded_side(height), padded_side(width)) > self._tile:
@@ -388,8 +394,3 @@ def _inner(height: int, width: int, tile: int | None) -> tuple[int, int]:
     """Return the size of the network's input: that of the padded image, or of a tile."""
     tall, wide = padded_side(height), padded_side(width)
     return (tall, wide) if tile is None else (min(tall, tile), min(wide, tile))
-
-
-def _outside(height: int, width: int, count: int) -> int:
-    """Return the bytes that a batch needs outside the network."""
-    return SAMPLER_BYTES * padded_side(height) * padded_side(width) * count

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from c2fdft_cli.core.diffusion import PredictNoise, conditioned, ddim_sample, gaussian, to_image
+from c2fdft_cli.core.diffusion import (
+    PredictNoise,
+    ddim_sample,
+    ddim_step,
+    gaussian,
+    to_image,
+)
 from c2fdft_cli.core.network import pad_to_multiple, padded_side
 from c2fdft_cli.engine.weights.build import refuse_lost_image
 from c2fdft_cli.execution.cuda.transfer import upload
 from c2fdft_cli.execution.device import Runtime
+
+SLICE_VALUES = 1 << 22
+"""Arithmetic outside the network works on about so many values of a large image at a time, so that
+its temporary tensors are small (16 MiB each)."""
 
 
 def noise_generator(seed: int, name: str, sample: int = 0) -> torch.Generator:
@@ -88,25 +98,20 @@ class Restorer:
             result is not finite.
         """
         height, width = lq.shape[-2:]
-        lq = pad_to_multiple(lq.to(self.runtime.device, torch.float32))
+        padded = pad_to_multiple(lq.to(self.runtime.device, torch.float32))
+        predict_noise = _conditioned(self.predict_noise, padded)
         if noise is None:
-            x_T, sources = self._start(names, sample, lq.shape)
+            x_T, sources = self._start(names, sample, padded.shape)
         else:
             # No sources are needed: `start_noise` returns noise only if eta is 0.
             is_uploaded = noise.device.type != "cpu"
             x_T, sources = noise if is_uploaded else upload(noise, self.runtime.device), []
+        del padded  # `predict_noise` holds what it needs of it
         with self.runtime.autocast():
             x_0 = ddim_sample(
-                conditioned(self.predict_noise, lq),
-                x_T,
-                self.grid,
-                self.alpha_bar,
-                self.eta,
-                sources,
+                predict_noise, x_T, self.grid, self.alpha_bar, self.eta, sources, _step_in_slices
             )
-        # The clamp would turn infinite values into white or black, which would hide the overflow.
-        image = torch.where(x_0.isfinite(), to_image(x_0), torch.nan)
-        return image[..., :height, :width]
+        return _in_slices(_to_finite_image, x_0)[..., :height, :width]
 
     def start_noise(self, name: str, height: int, width: int) -> Tensor | None:
         """Sample the start noise of the first sample of an image; any thread may call this.
@@ -133,3 +138,40 @@ class Restorer:
         source = noise_generator(self.seed, names[0], sample)
         drawn = upload(gaussian((1, *shape[1:]), [source]), self.runtime.device)
         return drawn.expand(shape), []
+
+
+def _conditioned(net: PredictNoise, lq: Tensor) -> PredictNoise:
+    """As `conditioned`, with one input of the network for all sampling steps.
+
+    Two thirds of the memory; but no result may depend on an earlier input, as gradients do.
+    """
+    both = lq.new_empty((len(lq), 2 * lq.shape[1], *lq.shape[2:]))
+    condition, x = both.chunk(2, dim=1)
+    torch.mul(lq, 2, out=condition).sub_(1)
+
+    def predict_noise(x_t: Tensor, t: Tensor) -> Tensor:
+        x.copy_(x_t)
+        return net(both, t)
+
+    return predict_noise
+
+
+def _step_in_slices(x: Tensor, eps_hat: Tensor, *coefficients: float) -> Tensor:
+    return _in_slices(lambda x, eps_hat: ddim_step(x, eps_hat, *coefficients), x, eps_hat)
+
+
+def _to_finite_image(x_0: Tensor) -> Tensor:
+    # The clamp would turn infinite values into white or black, which would hide the overflow.
+    return torch.where(x_0.isfinite(), to_image(x_0), torch.nan)
+
+
+def _in_slices(function: Callable[..., Tensor], *images: Tensor) -> Tensor:
+    """Compute a function of each pixel of the images, some rows at a time."""
+    first = images[0]
+    rows = max(1, SLICE_VALUES // max(1, first[..., 0, :].numel()))
+    if rows >= first.shape[-2]:
+        return function(*images)
+    out = torch.empty_like(first)
+    for top in range(0, first.shape[-2], rows):
+        out[..., top : top + rows, :] = function(*(one[..., top : top + rows, :] for one in images))
+    return out

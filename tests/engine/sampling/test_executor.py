@@ -10,15 +10,23 @@ import torch
 from torch import Tensor
 
 from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule
-from c2fdft_cli.core.network import DFT
+from c2fdft_cli.core.network import DFT, padded_side
 from c2fdft_cli.engine.sampling import executor as executor_module
-from c2fdft_cli.engine.sampling.executor import MARGIN, MIN_ROWS, Executor
+from c2fdft_cli.engine.sampling import restorer as restorer_module
+from c2fdft_cli.engine.sampling.executor import (
+    MARGIN,
+    MEAN_BYTES,
+    MIN_ROWS,
+    SAMPLER_BYTES,
+    Executor,
+)
 from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.engine.tools.live_bytes import LiveBytes
 from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.inference_memory import strip_bytes
 from c2fdft_cli.execution.strips import StripNetwork
+from c2fdft_cli.execution.tiled import Tiled
 
 RUNTIME = Runtime(torch.device("cpu"))
 ALPHA_BAR = alpha_bar_of(beta_schedule())
@@ -59,7 +67,9 @@ def test_an_image_in_a_batch_equals_the_image_alone(make: Callable[..., Executor
 
 def planned_bytes(net: DFT, h: int, w: int, rows: int) -> int:
     """Estimated bytes for one image in strips of `rows` rows."""
-    return strip_bytes(StripNetwork(net), h, w, 1, rows) + executor_module._outside(h, w, 1)
+    return strip_bytes(StripNetwork(net), h, w, 1, rows) + SAMPLER_BYTES * padded_side(
+        h
+    ) * padded_side(w)
 
 
 def test_a_small_budget_narrows_the_strips_and_changes_nothing(
@@ -132,11 +142,40 @@ def test_the_budget_covers_what_a_run_holds(
     assert make(max_memory=int(1.6 * peak), tile=tile)._fits(h, w, n)
 
 
+@pytest.mark.parametrize("tile", [None, 32])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"eta": 1.0}, {"samples": 3}, {"transforms": (0, 1, 2)}, {"eta": 1.0, "samples": 3}],
+    ids=str,
+)
+def test_the_plan_counts_what_is_held_outside_the_network(
+    make: Callable[..., Executor],
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    tile: int | None,
+) -> None:
+    """With a network that holds nothing but its input and its result."""
+    monkeypatch.setattr(restorer_module, "SLICE_VALUES", 1 << 10)
+    run = Restorer.__call__.__wrapped__  # type: ignore[attr-defined]
+    monkeypatch.setattr(Restorer, "__call__", run)
+    executor = make(tile=tile, **options)
+
+    def nothing(x: Tensor, _: Tensor) -> Tensor:
+        return x.new_ones((len(x), 3, *x.shape[2:]))
+
+    executor.restorer.predict_noise = nothing if tile is None else Tiled(nothing, tile)
+    with torch.no_grad(), LiveBytes() as live:  # inference mode would hide the operators
+        executor.start(image(1, 192, 192), ["a"])
+    planned = SAMPLER_BYTES - 24 + (MEAN_BYTES if executor.runs > 1 else 0)
+    held = live.peak / 192**2
+    assert 0.8 * planned <= held <= 1.01 * planned  # with slices, times, weights of tiles
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_compiled_strips_are_planned_as_such(tiny_net: Callable[..., DFT]) -> None:
     strips = StripNetwork(tiny_net(), compile=True)
     budget = strip_bytes(strips, 96, 64, 1, 96)
-    budget += executor_module._outside(96, 64, 1)
+    budget += SAMPLER_BYTES * 96 * 64
     for most, fits in ((budget, True), (budget - 1, False)):
         executor = Executor(strips, ALPHA_BAR, GRID, RUNTIME, max_memory=most)
         assert (executor.rows(96, 64) == 96) is fits
@@ -318,7 +357,7 @@ def test_a_gpu_takes_three_megapixels_at_once_if_they_fit(
 
 def test_a_cpu_offloads_nothing(make: Callable[..., Executor]) -> None:
     executor = make()
-    least = strip_bytes(executor._strips, 64, 64, 1, 1) + 4 * 42 * 64 * 64
+    least = strip_bytes(executor._strips, 64, 64, 1, 1) + SAMPLER_BYTES * 64 * 64
     assert executor._least_bytes(64, 64, 1, tile=None) == least
     assert make(max_memory=least)._plan(64, 64, 1) == (1, False)
     with pytest.raises(ResourceError):

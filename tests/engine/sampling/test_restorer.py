@@ -82,6 +82,17 @@ def test_noise_is_not_drawn_ahead_for_a_noisy_sampler() -> None:
     assert make(eta=0.5).start_noise("a.png", 8, 8) is None
 
 
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_large_images_in_slices_have_the_same_values(
+    monkeypatch: pytest.MonkeyPatch, eta: float
+) -> None:
+    lq = torch.rand(2, 3, 21, 16, generator=torch.Generator().manual_seed(1))
+    whole = make(eta)(lq, ["a", "b"])
+    for values in (1, 500):  # one row; several, which do not divide the height
+        monkeypatch.setattr(restorer_module, "SLICE_VALUES", values)
+        assert torch.equal(make(eta)(lq, ["a", "b"]), whole)
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 def test_infinite_values_are_not_clamped(value: float) -> None:
     """They would become white or black, and the image would not be restored again in float32."""
