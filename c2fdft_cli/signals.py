@@ -240,11 +240,11 @@ def _raise_later(lost: sys.UnraisableHookArgs) -> None:
 
 def _exit(number: int) -> NoReturn:
     """End the process without unwinding: an interrupted import could raise any error."""
-    # A progress bar may have hidden the cursor, and without unwinding nothing shows it again.
-    show_cursor = "\x1b[?25h\n" if sys.stderr is not None and sys.stderr.isatty() else ""
+    # A progress bar may have been drawn in the current line.
+    start = "\n" if sys.stderr is not None and sys.stderr.isatty() else ""
     with suppress(OSError):
         # Not through Python's buffers: the signal may have arrived during a write to them.
-        os.write(2, f"{show_cursor}error: {describe(number)}\n".encode())
+        os.write(2, f"{start}error: {describe(number)}\n".encode())
     os._exit(exit_code(number))
 
 

@@ -146,7 +146,7 @@ def report(error: C2fdftError) -> int:
     lines = [f"{start}{what}", *(f"  {line}" for line in error.details)]
     if hint:
         lines.append(f"hint: {hint}")
-    for line in console.printable("\n".join(lines)).split("\n"):
+    for line in map(console.one_line, lines):
         sys.stderr.write(console.folded(line, sys.stderr) + "\n")
     _emit_error(error.exit_code, what, hint)
     return error.exit_code

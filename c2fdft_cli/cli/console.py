@@ -33,7 +33,10 @@ Result = TypeVar("Result")
 
 _NAMED = ("--weights", "--recipe", "--from")
 """Options that take a name or a file."""
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Besides control characters, those that change the direction of writing: they can show the parts of
+# a line in another order.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_BREAK = re.compile(f"{_CONTROL.pattern}|[\t\n]")
 _expected: ContextVar[bool] = ContextVar("_expected", default=False)
 
 PLAIN_LINES = 10
@@ -75,13 +78,21 @@ def _plain_console(*, to_stderr: bool) -> Console:
 
 @cache
 def _console_class() -> type[Console]:
-    """Return Rich's console class, changed so that control characters are never printed.
+    """Return Rich's console class, changed for names that come from others, and for signals.
 
-    Otherwise the name of a file could control the terminal.
+    It prints no control characters, with which a file's name could control the terminal, and a
+    string as one line. It does not hide the cursor, which a stopped process could not show again.
     """
     from rich.console import Console
 
     class Safe(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            objects = tuple(one_line(one) if isinstance(one, str) else one for one in objects)
+            super().print(*objects, **options)
+
+        def show_cursor(self, show: bool = True) -> bool:
+            return False
+
         def render(
             self, renderable: RenderableType, options: ConsoleOptions | None = None
         ) -> Iterator[Segment]:
@@ -94,6 +105,11 @@ def _console_class() -> type[Console]:
 def printable(text: str) -> str:
     r"""Write out control characters, such as \x1b, except line ends and tabs."""
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    """As `printable`, with line ends and tabs: they may be part of a name, and forge a message."""
+    return _BREAK.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def folded(line: str, stream: TextIO) -> str:
@@ -119,9 +135,7 @@ def folded(line: str, stream: TextIO) -> str:
 
 def remark(text: str) -> None:
     """Print a line for the user on stderr."""
-    from rich.text import Text
-
-    stderr().print(Text(text))
+    stderr().print(text)
 
 
 @contextmanager
@@ -134,6 +148,8 @@ def loading(words: str = "loading PyTorch...") -> Iterator[None]:
         yield
         return
     dumb = os.environ.get("TERM") in ("dumb", "unknown")  # it cannot erase a line
+    if not dumb:  # a line that wraps cannot be erased
+        words = words[: max(0, (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1)]
     sys.stderr.write(f"{words}\n" if dumb else words)  # without Rich, which is not loaded yet
     sys.stderr.flush()
     try:
@@ -154,8 +170,6 @@ def draw(job: Job[Event, Result], show: Callable[[Event], str | None] | None = N
 
     `show` returns the note to show for an event, or None for no note.
     """
-    from rich.text import Text
-
     console = stderr()
     if console.is_interactive and len(job):  # a bar of nothing would look as if it did not move
         return _draw_bar(job, show, console)
@@ -163,7 +177,7 @@ def draw(job: Job[Event, Result], show: Callable[[Event], str | None] | None = N
     for number, event in enumerate(job, start=1):
         text = (show(event) if show else None) or ""
         if number % every == 0 or number == len(job):
-            console.print(Text(f"{job.title}: {number}/{len(job)} {job.unit}s {text}".rstrip()))
+            console.print(f"{job.title}: {number}/{len(job)} {job.unit}s {text}".rstrip())
     return job.result
 
 
@@ -241,7 +255,12 @@ def progress_bar(console: Console) -> Progress:
             for task in self.tasks:
                 # Not at the end: the last note would remain above the results, like one of them.
                 if task.fields["note"] and not task.finished:
-                    note = Text(task.fields["note"], style="dim", no_wrap=True, overflow="ellipsis")
+                    note = Text(
+                        one_line(task.fields["note"]),
+                        style="dim",
+                        no_wrap=True,
+                        overflow="ellipsis",
+                    )
                     yield Inset(note)
 
     whole = Column(no_wrap=True)
@@ -279,7 +298,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     from rich.table import Table
     from rich.text import Text
 
-    texts = [[show_number(cell) for cell in row] for row in rows]
+    texts = [[one_line(show_number(cell)) for cell in row] for row in rows]
     numeric = [
         bool(texts) and all(_is_number(row[i]) for row in texts) for i in range(len(columns))
     ]
@@ -293,7 +312,9 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     ]
     for part in _parts(least, whole, screen.width):
         drawn = Table(
-            title=Text(title) if title else None, title_justify="left", title_style="bold"
+            title=Text(one_line(title)) if title else None,
+            title_justify="left",
+            title_style="bold",
         )
         for i in part:
             justify: Literal["right", "left"] = "right" if numeric[i] else "left"
@@ -377,7 +398,7 @@ def say_next(line: str) -> None:
     from rich.text import Text
 
     # not wrapped, so that it can be pasted
-    stdout().print(Text.assemble(("next: ", "bold"), line), soft_wrap=True)
+    stdout().print(Text.assemble(("next: ", "bold"), one_line(line)), soft_wrap=True)
 
 
 def megabytes(count: int) -> str:

@@ -63,14 +63,24 @@ def test_the_bar_moves_within_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Terminal(io.StringIO):
+    """A terminal of a given width, in columns."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self._end = open_terminal(columns)[1]
+
     def isatty(self) -> bool:
         return True
+
+    def fileno(self) -> int:
+        return self._end
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({}, "loading PyTorch...\r                  \r"),
+        ({"columns": "8"}, "loading\r       \r"),  # a line that wraps cannot be erased
         ({"NO_COLOR": "1"}, "loading PyTorch...\r                  \r"),
         ({"TERM": "dumb"}, "loading PyTorch...\n"),
         ({"RANK": "1"}, ""),
@@ -84,7 +94,8 @@ def test_loading_is_shown_in_a_terminal(
     monkeypatch.delenv("NO_COLOR", raising=False)
     for name, value in {"TERM": "xterm", **change}.items():
         monkeypatch.setenv(name, value)
-    screen = io.StringIO() if "pipe" in change else Terminal()
+    columns = int(change.get("columns", 80))
+    screen = io.StringIO() if "pipe" in change else Terminal(columns)
     monkeypatch.setattr(sys, "stderr", screen)
     console.expect(document="json" in change)
     with console.loading():
@@ -178,8 +189,8 @@ def test_times_are_shown_in_suitable_units(seconds: float, clock: str, words: st
     assert (console.clock(seconds), console.duration(seconds)) == (clock, words)
 
 
-ESCAPES = "\x1b]0;title\x07\x1b[2Jred\x9b31m.png"
-ESCAPED = r"\x1b]0;title\x07\x1b[2Jred\x9b31m.png"
+ESCAPES = "\x1b]0;title\x07\x1b[2Jred\x9b31m\nhint: x\u202e.png"
+ESCAPED = r"\x1b]0;title\x07\x1b[2Jred\x9b31m\nhint: x\u202e.png"
 
 
 def test_the_name_of_a_file_cannot_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,9 +202,22 @@ def test_the_name_of_a_file_cannot_control_the_terminal(capsys: pytest.CaptureFi
     console.draw(events, str)
     report(DataError("not an image", where=ESCAPES, hint=ESCAPES, details=[ESCAPES]))
     said = capsys.readouterr()
-    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", said.out + said.err)
-    assert said.err.count(ESCAPED) == 3
-    assert "\\x1b[2Jred\\x9b31m.png" in said.out
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", said.out + said.err)
+    assert not re.search("^ *hint: x", said.out + said.err, re.MULTILINE)
+    assert said.err.count(ESCAPED) == 4  # not in the error and its hint, whose words are joined
+    assert ESCAPED in said.out
+    assert console.printable("a\n\tb") == "a\n\tb"  # text that is not a name
+
+
+@pytest.mark.slow
+def test_the_cursor_is_never_hidden(tmp_path: Path) -> None:
+    """A stopped or killed process could not show it again."""
+    (tmp_path / "in").mkdir()
+    save_rgb8(tmp_path / "in" / "a.png", picture(8, 8, 1))
+    code, said = in_terminal("restore", "in", "out", cwd=tmp_path, raw=True)
+    assert code == 0
+    assert "restore" in said
+    assert "\x1b[?25l" not in said
 
 
 def test_a_printed_command_can_be_pasted() -> None:

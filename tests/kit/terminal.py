@@ -15,12 +15,16 @@ _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def in_terminal(
-    *words: object, columns: int = 80, cwd: Path | None = None, **environment: str
+    *words: object,
+    columns: int = 80,
+    cwd: Path | None = None,
+    raw: bool = False,
+    **environment: str,
 ) -> tuple[int, str]:
     """Run a command whose stdout and stderr are a terminal.
 
     Returns:
-        The exit code, and the output without colours and cursor movements.
+        The exit code, and the output; without colours and cursor movements unless `raw`.
     """
     terminal, end = open_terminal(columns)
     kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR")}
@@ -34,7 +38,8 @@ def in_terminal(
         while (found := _read(terminal)) != b"":
             said += found
     os.close(terminal)
-    return process.returncode, _CONTROL.sub("", said.decode()).replace("\r\n", "\n")
+    text = said.decode().replace("\r\n", "\n")
+    return process.returncode, text if raw else _CONTROL.sub("", text)
 
 
 def open_terminal(columns: int) -> tuple[int, int]:

@@ -35,7 +35,8 @@ SHOWN = 2
 
 def show_start() -> None:
     """Print, in at most 23 lines, the pipeline, the newest results here and how to get help."""
-    console.stdout().print("\n".join([PIPELINE, *_found_here(), HELP]))
+    for line in (*PIPELINE.split("\n"), *_found_here(), HELP):
+        console.stdout().print(line)
 
 
 def _found_here() -> list[str]:

@@ -156,5 +156,5 @@ def watch(job: Job[TrainEvent, TrainResult], options: TrainOptions) -> TrainResu
             if shown:
                 log.info(describe(event))
                 if not live:
-                    screen.print(Text(f"{time.strftime('%H:%M:%S')} {describe(event)}"))
+                    screen.print(f"{time.strftime('%H:%M:%S')} {describe(event)}")
     return job.result

@@ -204,11 +204,12 @@ def test_an_output_inside_a_file_is_refused(folder: Path, coarse: Path, tmp_path
     assert "regular file" in result.stderr
 
 
-def test_an_image_that_is_too_large_is_refused(folder: Path, coarse: Path, tmp_path: Path) -> None:
-    words = (folder / "a.png", tmp_path / "x.png", "--weights", coarse, "--max-memory", "64k")
+def test_an_image_that_is_too_large_is_refused(coarse: Path, tmp_path: Path) -> None:
+    save(tmp_path / "a.png", random_picture(64, 48))
+    words = (tmp_path / "a.png", tmp_path / "x.png", "--weights", coarse, "--max-memory", "64k")
     result = call(*words)
     assert result.exit_code == 5
-    assert "16x9 px needs" in result.stderr
+    assert "48x64 px needs" in result.stderr
     assert "megapixels fit" in result.stderr
 
 
