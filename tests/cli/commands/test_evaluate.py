@@ -137,6 +137,11 @@ def test_requested_files_are_written(folders: tuple[Path, Path], tmp_path: Path)
     rows = [(row["name"], row["name_b"]) for row in facts["against"]["images"]]
     assert rows == [("0", "0"), ("1", "1"), ("2", "2")]
     assert set(facts["against"]["images"][0]["b"]) == {"psnr", "ssim", "gmsd"}
+    page = Path(__file__).parents[3] / "docs" / "reference" / "files.md"
+    told = page.read_text().partition("the key `against` holds:")[2].partition("\n## ")[0]
+    against = facts["against"]
+    keys = [against, against["images"][0], against["difference"]["psnr"]]
+    assert [key for one in keys for key in one if f"`{key}`" not in told] == []
     assert facts["next"] is None
     header = (tmp_path / "rows.csv").read_text().splitlines()[0]
     assert header == "name,psnr,ssim,gmsd,protocol,b_psnr,b_ssim,b_gmsd"
