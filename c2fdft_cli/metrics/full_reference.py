@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -60,6 +61,22 @@ def _piq(function: str) -> Callable[[Tensor, Tensor], float]:
     return lambda a, b: float(getattr(load_piq(), function)(a, b, data_range=1.0))
 
 
+def _shrinking(function: str) -> Callable[[Tensor, Tensor], float]:
+    """Return a metric of piq that first shrinks images by the factor round(shorter side / 256).
+
+    The authors' programs are in MATLAB, which rounds halves up. Python's `round`, which piq calls,
+    rounds them to even numbers: at 640 px the factor would be 2 instead of 3. So a copy of piq's
+    function runs whose `round` is MATLAB's.
+    """
+
+    def compute(a: Tensor, b: Tensor) -> float:
+        own = getattr(load_piq(), function)
+        names = {**own.__globals__, "round": lambda value: math.floor(value + 0.5)}
+        return float(FunctionType(own.__code__, names, argdefs=own.__defaults__)(a, b))
+
+    return compute
+
+
 def _haarpsi(a: Tensor, b: Tensor) -> float:
     # Of two black images piq's value is 0 / 0.
     return 1.0 if torch.equal(a, b) else _piq("haarpsi")(a, b)
@@ -79,12 +96,16 @@ METRICS = {
         ImageMetric(
             "vif", _piq("vif_p"), _HIGHER, "0 to about 1", 41, "visual information fidelity, pixels"
         ),
-        ImageMetric("fsim", _piq("fsim"), _HIGHER, "0 to 1", 16, "feature similarity"),
+        ImageMetric("fsim", _shrinking("fsim"), _HIGHER, "0 to 1", 16, "feature similarity"),
         ImageMetric("gmsd", _piq("gmsd"), _LOWER, "0 to about 0.35", 16, "gradient deviation"),
         ImageMetric("haarpsi", _haarpsi, _HIGHER, "0 to 1", 16, "Haar wavelet similarity"),
-        ImageMetric("mdsi", _piq("mdsi"), _LOWER, "0 to about 1", 16, "mean deviation similarity"),
-        ImageMetric("vsi", _piq("vsi"), _HIGHER, "0 to 1", 16, "visual saliency similarity"),
-        ImageMetric("srsim", _piq("srsim"), _HIGHER, "0 to 1", 40, "spectral residual similarity"),
+        ImageMetric(
+            "mdsi", _shrinking("mdsi"), _LOWER, "0 to about 1", 16, "mean deviation similarity"
+        ),
+        ImageMetric("vsi", _shrinking("vsi"), _HIGHER, "0 to 1", 16, "visual saliency similarity"),
+        ImageMetric(
+            "srsim", _shrinking("srsim"), _HIGHER, "0 to 1", 40, "spectral residual similarity"
+        ),
         ImageMetric("dss", _piq("dss"), _HIGHER, "0 to 1", 32, "DCT sub-band similarity"),
         ImageMetric(
             "lpips", _learned("LPIPS"), _LOWER, "0 to about 1", 32, "learned distance (VGG16)", True

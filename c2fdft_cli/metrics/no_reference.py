@@ -70,13 +70,14 @@ def blur_effect(image: Tensor) -> float:
 
 
 def total_variation(image: Tensor) -> float:
-    """Mean absolute step between neighbours: piq's l1 total variation per value.
+    """Absolute steps to the neighbours across and down, summed: piq's l1 total variation per value.
 
     Args:
         image: `[1, 3, h, w]` on the scale 0 .. 255.
 
     Returns:
-        The mean step in 8-bit levels; noise and detail both raise it.
+        The sum of both steps in 8-bit levels, so about twice the mean step between neighbours;
+        noise and detail both raise it.
     """
     return float(load_piq().total_variation(image.double(), norm_type="l1")) / image.numel()
 
@@ -111,7 +112,7 @@ NO_REFERENCE = {
             "lower is smoother: less noise or less detail",
             "0 up, 8-bit levels",
             16,
-            "mean step between neighbours",
+            "steps to the neighbours across and down, summed",
         ),
         ImageMetric(
             "brisque", brisque, "lower is better", "0 to about 100", 32, "natural statistics", True

@@ -156,6 +156,22 @@ def score(a: Tensor, b: Tensor, protocol: Protocol, border: int = 0) -> list[Sco
     Raises:
         ValueError: different shapes, or nothing left to score.
     """
+    return score_crops(*crop(a, b, protocol, border), protocol)
+
+
+def crop(a: Tensor, b: Tensor, protocol: Protocol, border: int = 0) -> tuple[Tensor, Tensor]:
+    """Return the pixels that a protocol scores: without the border, and at the best shift.
+
+    Args:
+        a, b, protocol, border: as for `score`.
+
+    Returns:
+        Both images, `[n, 3, h - 2 borders, w - 2 borders]`; the restored one is float64 if the
+        protocol searches for the best shift.
+
+    Raises:
+        ValueError: different shapes.
+    """
     _check_shapes(a, b)
     border += protocol.border
     if protocol.reach:
@@ -163,9 +179,12 @@ def score(a: Tensor, b: Tensor, protocol: Protocol, border: int = 0) -> list[Sco
         # the scored area.
         a = _crop(a, border - protocol.reach)
         b = _crop(b, border)
-        a = torch.stack([align(*pair, protocol.reach) for pair in zip(a, b, strict=True)])
-    else:
-        a, b = _crop(a, border), _crop(b, border)
+        return torch.stack([align(*pair, protocol.reach) for pair in zip(a, b, strict=True)]), b
+    return _crop(a, border), _crop(b, border)
+
+
+def score_crops(a: Tensor, b: Tensor, protocol: Protocol) -> list[Score]:
+    """Score images that `crop` returned."""
     if protocol.luma:
         a, b = luma(a), luma(b)
         if protocol.round_luma:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RESAMPLES = 10_000
 CONFIDENCE = 0.95
 WORST = 5
 
@@ -31,20 +30,23 @@ class Comparison:
     """Paired difference A - B of a score.
 
     Args:
-        mean: mean of the differences.
-        low, high: bootstrap confidence interval of that mean.
+        mean: mean of the finite differences; None if there are none.
+        low, high: 95 % confidence interval of that mean; None for fewer than two differences.
         wins, losses, ties: number of images on which A is better, worse or equal; an image without
             a score on one side counts in none of them.
         images: number of finite differences; an infinite PSNR counts only in wins, losses or ties.
+        mean_a, mean_b: the means of A and B over all compared images, as in `Summary`.
     """
 
-    mean: float
-    low: float
-    high: float
+    mean: float | None
+    low: float | None
+    high: float | None
     wins: int
     losses: int
     ties: int
     images: int
+    mean_a: float | None
+    mean_b: float | None
 
 
 def summarise(values: Sequence[float]) -> Summary:
@@ -70,42 +72,59 @@ def worst(names: Sequence[str], values: Sequence[float]) -> list[str]:
     return [names[i] for i in order[:WORST]]
 
 
-def compare(
-    a: Sequence[float], b: Sequence[float], seed: int = 0, *, lower_wins: bool = False
-) -> Comparison:
+def compare(a: Sequence[float], b: Sequence[float], *, lower_wins: bool = False) -> Comparison:
     """Compare two results over the same images, image by image.
 
-    The interval is the 2.5 % to 97.5 % range of the mean difference over 10,000 resamples of the
-    images (percentile bootstrap).
+    The interval is Student's t for paired differences: mean +/- t * std / sqrt(n).
 
     Args:
         a, b: scores of the images, in the same order.
-        seed: seed of the resampling.
         lower_wins: whether the smaller of two scores is the better one.
 
     Raises:
-        ValueError: different lengths, or no image with a finite difference.
+        ValueError: different lengths, or no images.
     """
     if len(a) != len(b):
         raise ValueError(f"{len(a)} scores against {len(b)}")
-    finite = np.array(
-        [x - y for x, y in zip(a, b, strict=True) if math.isfinite(x) and math.isfinite(y)]
-    )
-    if not len(finite):
-        raise ValueError("no image has a finite score on both sides")
-    rng = np.random.default_rng(seed)
-    # Sample indices in blocks of 80 MB, however many images there are.
-    block = max(1, 10_000_000 // len(finite))
-    means: list[float] = []
-    while len(means) < RESAMPLES:
-        rows = min(block, RESAMPLES - len(means))
-        picks = rng.integers(0, len(finite), (rows, len(finite)))
-        means += finite[picks].mean(1).tolist()
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    higher = sum(x > y for x, y in zip(a, b, strict=True))
-    lower = sum(x < y for x, y in zip(a, b, strict=True))
+    pairs = list(zip(a, b, strict=True))
+    finite = [x - y for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
+    mean = statistics.fmean(finite) if finite else None
+    low = high = None
+    if mean is not None and len(finite) > 1:
+        # Not the bootstrap, whose interval is too short for few images: see docs/metrics.md.
+        half = student_t(len(finite) - 1) * statistics.stdev(finite) / math.sqrt(len(finite))
+        low, high = mean - half, mean + half
+    higher = sum(x > y for x, y in pairs)
+    lower = sum(x < y for x, y in pairs)
     wins, losses = (lower, higher) if lower_wins else (higher, lower)
-    ties = sum(x == y for x, y in zip(a, b, strict=True))
-    return Comparison(
-        float(finite.mean()), float(low), float(high), wins, losses, ties, len(finite)
-    )
+    ties = sum(x == y for x, y in pairs)
+    means = [summarise(side).mean for side in (a, b)]
+    return Comparison(mean, low, high, wins, losses, ties, len(finite), *means)
+
+
+def student_t(freedom: int) -> float:
+    """Return the bound that |t| stays within with the probability `CONFIDENCE`.
+
+    Args:
+        freedom: degrees of freedom of Student's t distribution, at least 1.
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):  # bisection, to the precision of a float
+        angle = (low + high) / 2
+        low, high = (angle, high) if _share_within(angle, freedom) < CONFIDENCE else (low, angle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _share_within(angle: float, freedom: int) -> float:
+    """Return the probability of |t| <= sqrt(freedom) * tan(angle).
+
+    It is a finite sum: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 for odd
+    and 26.7.4 for even degrees of freedom.
+    """
+    odd = freedom % 2
+    cosine = math.cos(angle)
+    k = np.arange(2 + odd, freedom - 1, 2)
+    terms = math.sin(angle) * (1 + float(np.cumprod((k - 1) / k * cosine**2).sum()))
+    if not odd:
+        return terms
+    return 2 / math.pi * (angle + (terms * cosine if freedom > 1 else 0))

@@ -14,11 +14,12 @@ from c2fdft_cli import errors
 from c2fdft_cli.data.images.formats import OUTPUT_FORMATS
 from c2fdft_cli.data.layouts import search
 from c2fdft_cli.data.synthesis.degrade import MODELS
+from c2fdft_cli.engine.evaluate import pairing
 from c2fdft_cli.engine.restore.options import SAME_FORMAT
 from c2fdft_cli.engine.sweep.report import COLUMNS as SWEEP_COLUMNS
 from c2fdft_cli.engine.train.folder import COLUMNS as RUN_COLUMNS
 from c2fdft_cli.engine.weights.checkpoint import Meta
-from c2fdft_cli.metrics import full_reference, no_reference
+from c2fdft_cli.metrics import full_reference, no_reference, protocols
 from c2fdft_cli.recipe import schema
 from c2fdft_cli.vocabulary import DEGRADATIONS
 from tests.kit import python_reference, recipe_reference, scores_page, troubleshooting
@@ -116,6 +117,19 @@ def test_the_names_of_sides_and_splits_are_those_that_are_recognised():
     kinds = {"training": "train", "validation": "val", "skipped; score them with `eval`": "test"}
     assert {name: kinds[use] for cell, use in splits for name in names(cell)} == search.SPLITS
     assert all(f"`{name}`" in page for name in search.MASKS)
+
+
+def test_the_words_in_the_names_of_results_are_documented():
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    said = page.partition("their folders the words ")[2].partition(" do not matter")[0]
+    assert set(re.findall(r"`(\w+)`", said)) == pairing.KINDS - search.KINDS
+
+
+def test_the_example_of_a_protocol_for_contributors_is_one():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^    (Protocol\(.*\)),$", page, re.MULTILINE)
+    example = eval(line, {"Protocol": protocols.Protocol})
+    assert example == protocols.PROTOCOLS[example.name]
 
 
 def test_smallest_sides_and_ranges_of_metrics_are_documented():

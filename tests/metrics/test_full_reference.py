@@ -75,6 +75,19 @@ def test_equal_black_images_have_the_best_score(name: str) -> None:
     assert METRICS[name](black, black) == pytest.approx(best, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["fsim", "mdsi", "srsim", "vsi"])
+@pytest.mark.parametrize(("side", "factor"), [(639, 2), (640, 3)])
+def test_the_factor_of_shrinking_is_rounded_as_in_matlab(
+    name: str, side: int, factor: int, gt: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = gt.repeat(1, 1, 4, 4)[..., :side, : side + 20]
+    lq = noisy(large, 0.1)
+    got = piq_metric(name, lq, large)
+    own = getattr(load_piq(), name)
+    monkeypatch.setitem(own.__globals__, "round", lambda _: factor)
+    assert got == float(own(lq, large))
+
+
 def test_gmsd_equals_its_formula(gt: torch.Tensor) -> None:
     """Xue et al. 2013: Prewitt gradients of half-size luma, deviation of their similarity."""
 

@@ -49,6 +49,9 @@ def test_total_variation_of_a_step() -> None:
     assert no_reference_metric("total_variation", image) == pytest.approx(
         100 * 16 * 3 / (3 * 16 * 16)
     )
+    ramp = torch.arange(100.0)
+    slope = (ramp + ramp[:, None]).expand(1, 3, 100, 100)  # steps of 1 in both directions
+    assert no_reference_metric("total_variation", slope) == pytest.approx(2, rel=0.02)
 
 
 @pytest.mark.parametrize("turn", [lambda x: x.mT, lambda x: x.flip(-1), lambda x: x.flip(-2)])

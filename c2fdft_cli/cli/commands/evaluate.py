@@ -288,13 +288,8 @@ def _evaluate(
     from c2fdft_cli.engine.evaluate.report import Encoded, with_pictures
     from c2fdft_cli.execution.distributed import gather
 
-    pairs, quiet = source.named_pairs(runs.seed), json or not runtime.is_main
-    job = _job_of(source.subject, source, runs, pairs, options, quiet)
-    other = None
-    if scores.against is not None:
-        metrics = options.metrics if source.no_reference else {}
-        rivals = replace(options, metrics=metrics, pictures=False)
-        other = _job_of(scores.against, source, runs, pairs, rivals, quiet)
+    job, other = _jobs(source, scores.against, runs, options, json or not runtime.is_main)
+    if other is not None:
         job.title, other.title = "eval A", "eval B"
     pictures: Encoded = {}  # stays empty unless `options` requests pictures for a report
     result = _run(with_pictures(job, pictures), runtime)
@@ -302,10 +297,12 @@ def _evaluate(
     rival = None if other is None else _run(other, runtime)
     if not runtime.is_main:
         return
-    document, words = compared(result, rival, runs.seed)
-    written = write(result, document, words, scores.csv, scores.report, pictures)
+    document, words = compared(result, rival)
+    written = write(result, rival, document, words, scores.csv, scores.report, pictures)
     following = None if scores.report else _with_report(source, runs, scores)
-    failures = [one.failure for one in (result, rival) if one is not None]
+    failures = [result.failure]
+    if rival is not None:
+        failures.append(rival.failure_of(f"B ({scores.against})"))
     failure = None if scores.allow_missing else next(filter(None, failures), None)
     if json:
         console.emit({**document, "written": [str(path) for path in written], "next": following})
@@ -327,23 +324,24 @@ def _given(runs: WeightsOptions) -> list[str]:
     ]
 
 
-def _job_of(
-    subject: str,
-    source: Source,
-    runs: WeightsOptions,
-    pairs: PairSource | None,
-    options: EvalOptions,
-    quiet: bool,
-) -> Job[Scored, EvalResult]:
-    """Make the job that evaluates a folder of results, a file of SIDD blocks, or a checkpoint."""
-    from c2fdft_cli.engine.evaluate.weights import evaluate_weights
+def _jobs(
+    source: Source, against: str | None, runs: WeightsOptions, options: EvalOptions, quiet: bool
+) -> tuple[Job[Scored, EvalResult], Job[Scored, EvalResult] | None]:
+    """Make the job that evaluates checkpoints, folders of results or SIDD blocks; and that of B."""
+    from c2fdft_cli.engine.evaluate.weights import compare_weights, evaluate_weights
 
-    if source.weights is not None:
-        checkpoint = weights_file(subject, quiet)
+    if source.weights is None:
+        alone = replace(options, pictures=False)
         with console.looking():
-            return evaluate_weights(checkpoint, runs, options, data=source.data, pairs=pairs)
+            job = _job_of_files(Path(source.subject), source, options)
+            return job, None if against is None else _job_of_files(Path(against), source, alone)
+    pairs = source.named_pairs(runs.seed)
+    ours = weights_file(source.weights, quiet)
+    theirs = None if against is None else weights_file(against, quiet)
     with console.looking():
-        return _job_of_files(Path(subject), source, options)
+        if theirs is None:
+            return evaluate_weights(ours, runs, options, data=source.data, pairs=pairs), None
+        return compare_weights(ours, theirs, runs, options, data=source.data, pairs=pairs)
 
 
 def _job_of_files(path: Path, source: Source, options: EvalOptions) -> Job[Scored, EvalResult]:

@@ -19,32 +19,26 @@ def note(event: Scored) -> str:
     return f"{event.name}: {event.psnr:.2f} dB" if event.psnr == event.psnr else event.name
 
 
-def compared(
-    result: EvalResult, rival: EvalResult | None, seed: int
-) -> tuple[dict[str, Any], list[str]]:
+def compared(result: EvalResult, rival: EvalResult | None) -> tuple[dict[str, Any], list[str]]:
     """Return the JSON document, and the lines that compare the result with B."""
-    from c2fdft_cli.engine.evaluate.compare import (
-        as_json,
-        in_words,
-        not_in_common,
-        paired_comparison,
-    )
+    from c2fdft_cli.engine.evaluate.compare import as_json, in_words, paired_comparison
     from c2fdft_cli.engine.evaluate.rows import document
 
     facts = document(result)
     if rival is None:
         return facts, []
-    comparison = paired_comparison(result, rival, seed)
-    words = in_words(comparison)
-    alone = not_in_common(result, rival)
-    if alone:
+    comparison = paired_comparison(result, rival)
+    against = as_json(comparison, result, rival)
+    words = [*(f"B: {line}" for line in _about(rival)), *in_words(comparison)]
+    if alone := against["not_in_both"]:
         words.append(f"not in both: {', '.join(alone[:10])}" + (" ..." if alone[10:] else ""))
-    facts["against"] = {**as_json(comparison, rival), "not_in_both": alone, "lines": words}
+    facts["against"] = {**against, "lines": words}
     return facts, words
 
 
 def write(
     result: EvalResult,
+    rival: EvalResult | None,
     document: dict[str, Any],
     words: list[str],
     csv: Path | None,
@@ -54,9 +48,11 @@ def write(
     """Write the requested files (CSV, report) and return their paths."""
     written = []
     if csv is not None:
+        from c2fdft_cli.engine.evaluate.compare import in_common
         from c2fdft_cli.engine.evaluate.rows import write_csv
 
-        write_csv(csv, result)
+        common = [] if rival is None else in_common(result, rival)
+        write_csv(csv, result, {ours.name: theirs for ours, theirs in common})
         written.append(csv)
     if report is not None:
         from c2fdft_cli.engine.evaluate.report import write_report
@@ -67,10 +63,15 @@ def write(
 
 
 def _remarks(result: EvalResult) -> list[str]:
-    """Return the lines below the table: further metrics, timesteps, spread, unpaired files."""
+    """Return the lines below the table: further metrics, and what is to know about the scores."""
     from c2fdft_cli.engine.evaluate.metrics import describe_metric
 
-    lines = [describe_metric(name) for name in result.rows[0].more] + result.all_notes
+    return [describe_metric(name) for name in result.rows[0].more] + _about(result)
+
+
+def _about(result: EvalResult) -> list[str]:
+    """Return what is to know about the scores: timesteps, notes, spread, unpaired files."""
+    lines = list(result.all_notes)
     if result.spread is not None:
         lines.append(f"mean PSNR +/- {result.spread:.3f} dB over the seeds")
     lines += [f"no target: {path}" for path in result.without_target]

@@ -10,19 +10,15 @@ from typing import Any
 from c2fdft_cli.data.layouts.matching import composed
 from c2fdft_cli.engine.evaluate.job import EvalResult
 from c2fdft_cli.engine.evaluate.metrics import lower_wins
-from c2fdft_cli.engine.evaluate.rows import SCORES, score_of
+from c2fdft_cli.engine.evaluate.rows import keys_of, missing_of, score_of, show
 from c2fdft_cli.engine.sampling.scoring import Scored
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.metrics.statistics import Comparison, compare
+from c2fdft_cli.metrics.statistics import CONFIDENCE, Comparison, compare
 from c2fdft_cli.vocabulary import finite_or_none
 
 
-def paired_comparison(a: EvalResult, b: EvalResult, seed: int = 0) -> dict[str, Comparison | None]:
-    """Compare A and B over the images that both have: the differences A - B, paired by image.
-
-    Returns:
-        The comparison of each score: of PSNR and SSIM, or without targets of all scores. It is
-        None if no image has finite scores in both.
+def paired_comparison(a: EvalResult, b: EvalResult) -> dict[str, Comparison]:
+    """Compare each score of A and B over the images that both have, paired by image.
 
     Raises:
         DataError: no image in common.
@@ -34,13 +30,10 @@ def paired_comparison(a: EvalResult, b: EvalResult, seed: int = 0) -> dict[str, 
         ]
         what = "the two results have no image in common"
         raise DataError(what, hint="give the images the same names", details=details)
-    found: dict[str, Comparison | None] = {}
-    for key in SCORES if a.has_targets else a.rows[0].more:
+    found: dict[str, Comparison] = {}
+    for key in keys_of(a):
         ours, theirs = [[score_of(row, key) for row in side] for side in zip(*common, strict=True)]
-        try:
-            found[key] = compare(ours, theirs, seed, lower_wins=lower_wins(key))
-        except ValueError:  # all scores are infinite
-            found[key] = None
+        found[key] = compare(ours, theirs, lower_wins=lower_wins(key))
     return found
 
 
@@ -78,36 +71,55 @@ def not_in_common(a: EvalResult, b: EvalResult) -> list[str]:
     return sorted(ours | theirs)
 
 
-def as_json(comparison: dict[str, Comparison | None], other: EvalResult) -> dict[str, Any]:
-    """Return the comparison for --json: A - B with its 95 % interval, wins, and B's own means."""
-    means = {
-        key: sum(score_of(row, key) for row in other.rows) / len(other.rows) for key in comparison
-    }
-    return {
-        "mean": {key: finite_or_none(value) for key, value in means.items()},
-        "difference": {
-            key: None if one is None else asdict(one) for key, one in comparison.items()
-        },
-        "confidence": 0.95,
-    }
+def as_json(comparison: dict[str, Comparison], a: EvalResult, b: EvalResult) -> dict[str, Any]:
+    """Return the comparison of A and B for --json; values that are not finite become null.
+
+    `docs/reference/files.md` describes the keys.
+    """
+    facts: dict[str, Any] = finite_or_none(
+        {
+            "mean": {key: one.mean_b for key, one in comparison.items()},
+            "difference": {key: asdict(one) for key, one in comparison.items()},
+            "confidence": CONFIDENCE,
+            "images": [
+                {
+                    "name": ours.name,
+                    "name_b": theirs.name,
+                    "b": {key: score_of(theirs, key) for key in comparison},
+                    "difference": {
+                        key: score_of(ours, key) - score_of(theirs, key) for key in comparison
+                    },
+                }
+                for ours, theirs in in_common(a, b)
+            ],
+            "not_in_both": not_in_common(a, b),
+            "notes": b.all_notes,
+            "missing": missing_of(b),
+        }
+    )
+    return facts
 
 
-def in_words(comparison: dict[str, Comparison | None]) -> list[str]:
+def in_words(comparison: dict[str, Comparison]) -> list[str]:
     """Return lines such as `PSNR: A - B = +0.52 dB [+0.31, +0.74] (95 %), A wins 9, B 1, ...`."""
     lines = []
     for key, one in comparison.items():
-        if one is None:
-            lines.append(f"{key.upper()}: no finite difference")
-            continue
-        digits, unit = (2, " dB") if key == "psnr" else (4, "")
-        low, mean, high = (f"{x:+.{digits}f}" for x in (one.low, one.mean, one.high))
-        interval = f"[{low}, {high}] (95 %)" if one.images > 1 else "(one image: no interval)"
-        line = (
-            f"{key.upper()}: A - B = {mean}{unit} {interval}, "
-            f"A wins {one.wins}, B {one.losses}, ties {one.ties}"
-        )
         scored = one.wins + one.losses + one.ties
-        if one.images < scored:
+        line = f"{key.upper()}: {_difference(key, one)}"
+        line += f", A wins {one.wins}, B {one.losses}, ties {one.ties}"
+        if 0 < one.images < scored:
             line += f"; mean over {one.images} of {scored} images (the others have infinite scores)"
-        lines.append(line)
+        means = ["-" if mean is None else show(key, mean) for mean in (one.mean_a, one.mean_b)]
+        lines.append(f"{line}; mean of A {means[0]}, of B {means[1]}")
     return lines
+
+
+def _difference(key: str, one: Comparison) -> str:
+    """Return `A - B = +0.52 dB [+0.31, +0.74] (95 %)`, as far as it can be computed."""
+    if one.mean is None:
+        return "no finite difference"
+    digits, unit = (2, " dB") if key == "psnr" else (4, "")
+    interval = "(one image: no interval)"
+    if one.low is not None:
+        interval = f"[{one.low:+.{digits}f}, {one.high:+.{digits}f}] ({100 * CONFIDENCE:g} %)"
+    return f"A - B = {one.mean:+.{digits}f}{unit} {interval}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from c2fdft_cli.engine.evaluate.metrics import without_mean
 from c2fdft_cli.engine.evaluate.pairing import LISTED
 from c2fdft_cli.engine.sampling.scoring import Metric, Scored, Scorer, mean_scores
 from c2fdft_cli.errors import DataError, PartialFailure
@@ -92,13 +93,14 @@ class EvalResult:
 
     @property
     def all_notes(self) -> list[str]:
-        """The notes, including one on why the inputs have no scores."""
+        """The notes, including those on why the inputs or a metric have no scores or no mean."""
+        notes = [*self.notes, *without_mean(self.rows)]
         bare = [row.name for row in self.rows if row.degraded is None]
         if not self.with_inputs or not bare:
-            return self.notes
+            return notes
         count = f"{len(bare)} of {many(len(self.rows), 'image')}"
         what = f"{count} have no input of the same size, such as {bare[0]}"
-        return [*self.notes, f"note: the degraded inputs are not scored: {what}"]
+        return [*notes, f"note: the degraded inputs are not scored: {what}"]
 
     @property
     def missing(self) -> int:
@@ -108,11 +110,15 @@ class EvalResult:
     @property
     def failure(self) -> PartialFailure | None:
         """The error that the program ends with if the set is incomplete; None if it is complete."""
+        return self.failure_of(None)
+
+    def failure_of(self, side: str | None) -> PartialFailure | None:
+        """As `failure`; in a comparison `side` names the side that is incomplete."""
         if not self.missing:
             return None
         what = f"scored {len(self.rows)} of {len(self.rows) + self.missing}: the set is incomplete"
         hint = "use --allow-missing to accept means over a part of the set"
-        return PartialFailure(what, hint=hint, details=self.unreadable[:LISTED])
+        return PartialFailure(what, where=side, hint=hint, details=self.unreadable[:LISTED])
 
     @property
     def psnr(self) -> float:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor
 
-from c2fdft_cli.engine.sampling.scoring import Metric
+from c2fdft_cli.engine.sampling.scoring import Metric, Scored
 from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.metrics.full_reference import FULL_SET, METRICS, piq_metric
 from c2fdft_cli.metrics.no_reference import NO_REFERENCE, WITHOUT_DOWNLOAD, no_reference_metric
 from c2fdft_cli.metrics.protocols import MAX_VALUE
-from c2fdft_cli.vocabulary import split_words
+from c2fdft_cli.vocabulary import many, split_words
 
 ALL = "all"
 _BY_NAME = METRICS | NO_REFERENCE
@@ -65,3 +67,16 @@ def describe_metric(name: str) -> str:
 def lower_wins(name: str) -> bool:
     """Whether the smaller of two scores is the better one; False for PSNR and SSIM."""
     return name in _BY_NAME and _BY_NAME[name].lower_wins
+
+
+def without_mean(rows: Sequence[Scored]) -> list[str]:
+    """Return a note for each metric that has no mean, because an image has no value."""
+    notes = []
+    for name in rows[0].more if rows else ():
+        bare = [row.name for row in rows if math.isnan(row.more[name])]
+        if bare:
+            count = f"{len(bare)} of {many(len(rows), 'image')} have no value, such as {bare[0]}"
+            side = _BY_NAME[name].min_size
+            why = f"it needs sides of at least {side} px without the border, and must be finite"
+            notes.append(f"note: {name} has no mean: {count} ({why})")
+    return notes

@@ -160,7 +160,7 @@ def check_all_sizes(pairs: Sequence[FilePair]) -> None:
             continue
         if ours != theirs:
             sizes = [f"{width} x {height}" for height, width in (ours, theirs)]
-            problems.append(f"{pair.name}: sizes differ, restored {sizes[0]}, target {sizes[1]}")
+            problems.append(f"{pair.lq}: sizes differ, restored {sizes[0]}, target {sizes[1]}")
     fail(problems, len(pairs))
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def score_of(row: Scored, key: str) -> float:
     return getattr(row, key) if key in SCORES else row.more[key]
 
 
-def _keys(result: EvalResult) -> list[str]:
+def keys_of(result: EvalResult) -> list[str]:
     """Return the keys of the restored images' scores, which are the same for all rows."""
     return [*(SCORES if result.has_targets else ()), *result.rows[0].more]
 
@@ -37,12 +38,12 @@ def _keys(result: EvalResult) -> list[str]:
 def _columns(result: EvalResult) -> list[str]:
     """Return the keys of all scores in the table and in CSV."""
     has_inputs = all(row.degraded is not None for row in result.rows)
-    return [*_keys(result), *(_INPUT_SCORES if has_inputs else ())]
+    return [*keys_of(result), *(_INPUT_SCORES if has_inputs else ())]
 
 
 def document(result: EvalResult) -> dict[str, Any]:
     """Return `{protocol, mean, images, ...}`; values that are not finite become null."""
-    keys = _keys(result)
+    keys = keys_of(result)
     scores = {key: [score_of(row, key) for row in result.rows] for key in keys}
     summaries = {key: summarise(values) for key, values in scores.items()}
     names = [row.name for row in result.rows]
@@ -73,14 +74,19 @@ def document(result: EvalResult) -> dict[str, Any]:
             "paired_by": result.found_by,
             "scored": len(result.rows),
             "expected": len(result.rows) + result.missing,
-            "missing": {
-                "target": [str(path) for path in result.without_target],
-                "restored": [str(path) for path in result.without_restored],
-                "unreadable": result.unreadable,
-            },
+            "missing": missing_of(result),
         }
     )
     return facts
+
+
+def missing_of(result: EvalResult) -> dict[str, list[str]]:
+    """Return what has no score: unpaired files by their side, and errors of unreadable ones."""
+    return {
+        "target": [str(path) for path in result.without_target],
+        "restored": [str(path) for path in result.without_restored],
+        "unreadable": result.unreadable,
+    }
 
 
 def sets_of(result: EvalResult) -> dict[str, list[Scored]]:
@@ -110,7 +116,7 @@ def table_of(result: EvalResult) -> tuple[list[str], list[list[object]]]:
     columns = _columns(result)
     titles = [key.upper().replace("INPUT_", "input ") for key in columns]
     rows: list[list[object]] = [
-        [row.name, *(_show(key, score_of(row, key)) for key in columns)] for row in result.rows
+        [row.name, *(show(key, score_of(row, key)) for key in columns)] for row in result.rows
     ]
     for name, some in sets_of(result).items():
         rows.append([f"mean of {name} ({len(some)})", *_statistics(some, columns, "mean")])
@@ -125,29 +131,39 @@ def _statistics(scored: list[Scored], columns: list[str], label: str) -> list[st
     """Return a statistic of each score, for a line under the images; None if it has no value."""
     values = [getattr(summarise([score_of(row, key) for row in scored]), label) for key in columns]
     return [
-        None if value is None else _show(key, value)
+        None if value is None else show(key, value)
         for key, value in zip(columns, values, strict=True)
     ]
 
 
-def _show(key: str, value: float) -> str:
+def show(key: str, value: float) -> str:
+    """Format a score for the terminal: PSNR with two decimals, others with four, NaN as a dash."""
     if math.isnan(value):
         return "-"
     return f"{value:.2f}" if key in ("psnr", "input_psnr") else f"{value:.4f}"
 
 
-def write_csv(path: Path, result: EvalResult) -> None:
+def write_csv(path: Path, result: EvalResult, rivals: Mapping[str, Scored]) -> None:
     """Write one line per image; an infinite PSNR is written as `inf`, which spreadsheets can read.
 
     A name that is not UTF-8 is written with its bytes in the file system.
+
+    Args:
+        path: the file.
+        result: the evaluation.
+        rivals: in a comparison the rows of B, by the names of A's rows, for further columns, which
+            stay empty where B has no row; empty without a comparison.
     """
     columns = _columns(result)
+    theirs = keys_of(result) if rivals else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", *columns, "protocol"])
+    writer.writerow(["name", *columns, "protocol", *(f"b_{key}" for key in theirs)])
     for row in result.rows:
         scores = [score_of(row, key) for key in columns]
-        writer.writerow([_text_cell(row.name), *scores, result.protocol.name])
+        rival = rivals.get(row.name)
+        others = ["" if rival is None else score_of(rival, key) for key in theirs]
+        writer.writerow([_text_cell(row.name), *scores, result.protocol.name, *others])
     atomic_write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 

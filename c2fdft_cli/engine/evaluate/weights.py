@@ -43,21 +43,67 @@ def evaluate_weights(
     Raises:
         UsageError, ResourceError, CheckpointError, DataError: whichever occurs first.
     """
+    subject = _open(checkpoint, runs, options, pairs)
+    return _job(subject, pairs or open_shards(data, subject), runs, options)
+
+
+def compare_weights(
+    a: Path,
+    b: Path,
+    runs: WeightsOptions,
+    options: EvalOptions,
+    *,
+    data: Path | None = None,
+    pairs: PairSource | None = None,
+) -> tuple[Job[Scored, EvalResult], Job[Scored, EvalResult]]:
+    """Evaluate two checkpoints so that their scores can be compared.
+
+    B restores the same pairs as A and is scored with the protocol of A; a note says so if its own
+    would be another. Only A's records contain pictures.
+
+    Args:
+        a, b: the two checkpoints.
+        runs, options, data, pairs: as for `evaluate_weights`.
+
+    Raises:
+        UsageError, ResourceError, CheckpointError, DataError: whichever occurs first.
+    """
+    ours, theirs = (_open(path, runs, options, pairs) for path in (a, b))
+    pairs = pairs or open_shards(data, ours)
+    notes = []
+    if theirs.protocol != ours.protocol:
+        own, theirs = theirs.protocol.name, replace(theirs, protocol=ours.protocol)
+        notes.append(f"note: scored with A's protocol, {ours.protocol.name}, not its own, {own}")
+    alone = replace(options, pictures=False)
+    return _job(ours, pairs, runs, options), _job(theirs, pairs, runs, alone, notes)
+
+
+def _open(
+    checkpoint: Path, runs: WeightsOptions, options: EvalOptions, pairs: PairSource | None
+) -> Subject:
     of_blocks = PROTOCOL if isinstance(pairs, BlockPairs) else None
-    subject = open_subject(
+    return open_subject(
         checkpoint,
         protocol=options.protocol or of_blocks,
         device=runs.device,
         precision=runs.precision,
     )
-    pairs = pairs or open_shards(data, subject)
+
+
+def _job(
+    subject: Subject,
+    pairs: PairSource,
+    runs: WeightsOptions,
+    options: EvalOptions,
+    notes: Sequence[str] = (),
+) -> Job[Scored, EvalResult]:
     timesteps = _timesteps_in_use(subject, runs.grid)
     mine = options.share(spread_indices(len(pairs), runs.images))
     restorers = [
         subject.executor(timesteps, seed, self_ensemble=runs.self_ensemble)
         for seed in range(runs.seed, runs.seed + runs.seeds)
     ]
-    work = _score_weights(subject, pairs, mine, restorers, options)
+    work = _score_weights(subject, pairs, mine, restorers, options, notes)
     return Job(work, total=len(mine), title="eval", unit=pairs.unit)
 
 
@@ -77,6 +123,7 @@ def _score_weights(
     indices: Sequence[int],
     restorers: Sequence[Executor],
     options: EvalOptions,
+    remarks: Sequence[str],
 ) -> Generator[Scored, None, EvalResult]:
     scorer = options.scorer(subject.protocol)
 
@@ -91,7 +138,8 @@ def _score_weights(
         default = CHOSEN_BY
     depth = "unrounded" if subject.protocol.unrounded else "8 bit"
     events = [*subject.runtime.notes, *notes_of(rows)]
-    notes = [*_sampling_notes(subject, restorers[0]), *(f"note: {event}" for event in events)]
+    notes = [*_sampling_notes(subject, restorers[0]), *remarks]
+    notes += [f"note: {event}" for event in events]
     return EvalResult(
         protocol=subject.protocol,
         rows=rows,

@@ -18,7 +18,7 @@ from c2fdft_cli.data.images.tensors import as_tensor, to_uint8, to_unit
 from c2fdft_cli.engine.sampling.executor import Restored
 from c2fdft_cli.engine.sampling.pairs import PairSource, ShardPairs
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.metrics.protocols import MAX_VALUE, Protocol, Score, score
+from c2fdft_cli.metrics.protocols import MAX_VALUE, Protocol, Score, crop, score, score_crops
 
 Metric = Callable[[Tensor, Tensor], float]
 """An additional score of (restored, target), both `[1, 3, h, w]` on the scale 0 .. 255."""
@@ -71,8 +71,8 @@ class Scorer:
 
     Args:
         protocol: the protocol of PSNR and SSIM.
-        border: pixels to skip on each side; PSNR and SSIM skip the protocol's border as well.
-        metrics: additional metrics by name.
+        border: pixels to skip on each side, in addition to the protocol's border.
+        metrics: additional metrics by name, of the pixels that PSNR and SSIM score.
         inputs: whether to score the degraded inputs too.
         pictures: whether to keep the pixels.
     """
@@ -97,14 +97,13 @@ class Scorer:
         """
         height, width = target.shape[-2:]
         _refuse_small(name, height, width, self.border + self.protocol.border)
-        own = score(restored, target, self.protocol, self.border)[0]
-        inner = slice(self.border, -self.border or None)
-        cropped = [one[..., inner, inner] for one in (restored, target)]
+        crops = crop(restored, target, self.protocol, self.border)
+        own = score_crops(*crops, self.protocol)[0]
         return Scored(
             name,
             own.psnr,
             own.ssim,
-            {key: metric(*cropped) for key, metric in self.metrics.items()},
+            {key: metric(*crops) for key, metric in self.metrics.items()},
             score(degraded, target, self.protocol, self.border)[0]
             if self.inputs and degraded is not None
             else None,

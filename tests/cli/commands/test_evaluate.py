@@ -88,6 +88,33 @@ def test_weights_on_shards(weights: Path, shard_folder: Path) -> None:
     assert "eval B: 1/1 images" in spoken.stderr
 
 
+def test_the_notes_of_both_weights_are_printed(
+    weights: Path, shard_folder: Path, tmp_path: Path
+) -> None:
+    other = write_random(tmp_path / "b.pt", protocol="derain", stage="fine", grid=[500])
+    words = ("--weights", weights, "--device", "cpu", "--precision", "fp32", "--against", other)
+    result = run(*words, "--grid", "999")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert "timesteps: 999 (1 sampling step)" in lines
+    assert "B: timesteps: 999 (1 sampling step)" in lines
+    assert "B: note: scored with A's protocol, rgb, not its own, derain" in lines
+    assert "B: note: these fine weights were trained at other timesteps: 500" in lines
+    facts = json.loads(run(*words, "--json").stdout)
+    assert facts["against"]["notes"][0] == "timesteps: 500 (1 sampling step)"
+
+
+def test_an_incomplete_b_is_named(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    other = fill(tmp_path / "b", 20, count=2)
+    result = run(*folders, "--against", other)
+    assert result.exit_code == 6
+    said = f"error: B ({other}): scored 2 of 3: the set is incomplete"
+    assert said in result.stderr.replace("\n", "")
+    assert f"B: not restored: {folders[1] / '2.png'}" in result.stdout.replace("\n", "")
+    facts = json.loads(run(*folders, "--against", other, "--allow-missing", "--json").stdout)
+    assert facts["against"]["missing"]["restored"] == [str(folders[1] / "2.png")]
+
+
 def test_weights_on_noisy_images(weights: Path, folders: tuple[Path, Path]) -> None:
     words = ("--weights", weights, "--device", "cpu", "--precision", "fp32", "--sigma", "25")
     result = run(folders[1], *words, "--seed", "3")
@@ -107,8 +134,17 @@ def test_requested_files_are_written(folders: tuple[Path, Path], tmp_path: Path)
     facts = json.loads(result.stdout)
     assert facts["against"]["difference"]["psnr"]["wins"] == 3
     assert "gmsd" in facts["mean"]
+    rows = [(row["name"], row["name_b"]) for row in facts["against"]["images"]]
+    assert rows == [("0", "0"), ("1", "1"), ("2", "2")]
+    assert set(facts["against"]["images"][0]["b"]) == {"psnr", "ssim", "gmsd"}
+    page = Path(__file__).parents[3] / "docs" / "reference" / "files.md"
+    told = page.read_text().partition("the key `against` holds:")[2].partition("\n## ")[0]
+    against = facts["against"]
+    keys = [against, against["images"][0], against["difference"]["psnr"]]
+    assert [key for one in keys for key in one if f"`{key}`" not in told] == []
     assert facts["next"] is None
-    assert (tmp_path / "rows.csv").read_text().startswith("name,psnr,ssim,gmsd")
+    header = (tmp_path / "rows.csv").read_text().splitlines()[0]
+    assert header == "name,psnr,ssim,gmsd,protocol,b_psnr,b_ssim,b_gmsd"
     page = (tmp_path / "page" / "index.html").read_text()
     assert all(page.count(f'"name": "{k}"') for k in range(3))
     again = run(*folders, "--csv", tmp_path / "rows.csv")

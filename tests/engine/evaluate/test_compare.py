@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 import unicodedata
 from pathlib import Path
@@ -15,6 +17,8 @@ from c2fdft_cli.engine.evaluate.compare import (
     not_in_common,
     paired_comparison,
 )
+from c2fdft_cli.engine.evaluate.metrics import find_metrics
+from c2fdft_cli.engine.evaluate.rows import write_csv
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.statistics import compare
 from tests.kit.evaluate import degraded, run, save
@@ -27,34 +31,79 @@ def test_results_are_compared_by_name(folders: tuple[Path, Path], tmp_path: Path
         save(tmp_path / "b" / f"{k + 9}.png", degraded(k, 40))
     a, b = run(out, target), run(tmp_path / "b", target)
     comparison = paired_comparison(a, b)
-    assert comparison["psnr"] is not None
     assert (comparison["psnr"].wins, comparison["psnr"].images) == (2, 2)
     assert not_in_common(a, b) == ["9"]
-    assert as_json(comparison, b)["difference"]["psnr"]["mean"] > 0
+    assert as_json(comparison, a, b)["difference"]["psnr"]["mean"] > 0
     assert in_words(comparison)[0].startswith("PSNR: A - B = +")
     one = run(save(tmp_path / "c" / "9.png", degraded(0, 9)), target / "9.png")
     assert (
         "(one image: no interval), A wins 0, B 0, ties 1"
         in in_words(paired_comparison(one, one))[0]
     )
-    equal = paired_comparison(run(target, target), run(target, target))
-    assert equal["psnr"] is None
-    assert "no finite difference" in in_words(equal)[0]
-    assert as_json(equal, run(target, target))["mean"]["psnr"] is None
+    exact = run(target, target)
+    equal = paired_comparison(exact, exact)
+    assert in_words(equal)[0] == (
+        "PSNR: no finite difference, A wins 0, B 0, ties 3; mean of A inf, of B inf"
+    )
+    facts = as_json(equal, exact, exact)
+    assert (facts["mean"]["psnr"], facts["difference"]["psnr"]["mean"]) == (None, None)
+    assert facts["difference"]["psnr"]["ties"] == 3
+    assert facts["images"][0]["difference"] == {"psnr": None, "ssim": 0}
+    json.dumps(facts, allow_nan=False)
     x, y = (save(tmp_path / name / f"{name}.png", photo(0)) for name in "xy")
     other = run(x, y)
     with pytest.raises(DataError, match="no image in common"):
         paired_comparison(a, other)
 
 
+def test_each_difference_of_all_scores_is_kept(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    out, target = folders
+    for k in (1, 2):
+        save(tmp_path / "b" / f"{k + 9}_out.png", degraded(k, 40))
+    metrics = find_metrics("haarpsi,gmsd")
+    a, b = (run(side, target, metrics=metrics) for side in (out, tmp_path / "b"))
+    comparison = paired_comparison(a, b)
+    assert list(comparison) == ["psnr", "ssim", "haarpsi", "gmsd"]
+    facts = as_json(comparison, a, b)
+    assert [(row["name"], row["name_b"]) for row in facts["images"]] == [
+        ("10", "10_out"),
+        ("11", "11_out"),
+    ]
+    for row, ours, theirs in zip(facts["images"], a.rows[1:], b.rows, strict=True):
+        assert row["b"]["haarpsi"] == theirs.more["haarpsi"]
+        assert row["difference"]["psnr"] == ours.psnr - theirs.psnr
+    assert facts["not_in_both"] == ["9"]
+    write_csv(tmp_path / "rows.csv", a, {ours.name: other for ours, other in in_common(a, b)})
+    with (tmp_path / "rows.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[-5:] == ["protocol", "b_psnr", "b_ssim", "b_haarpsi", "b_gmsd"]
+    assert [row["b_gmsd"] for row in rows] == ["", *(str(row.more["gmsd"]) for row in b.rows)]
+
+
+def test_both_means_are_over_the_images_that_both_have(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out, target = folders
+    for k in (1, 2):
+        save(tmp_path / "b" / f"{k + 9}.png", degraded(k, 40))
+    a, b = run(out, target), run(tmp_path / "b", target)
+    one = paired_comparison(b, a)["psnr"]
+    assert (one.mean_a, one.mean_b) == (
+        b.psnr,
+        pytest.approx((a.rows[1].psnr + a.rows[2].psnr) / 2),
+    )
+    assert as_json(paired_comparison(b, a), b, a)["mean"]["psnr"] == one.mean_b
+    assert in_words(paired_comparison(b, a))[0].endswith(
+        f"; mean of A {one.mean_a:.2f}, of B {one.mean_b:.2f}"
+    )
+
+
 def test_a_mean_over_fewer_images_than_were_compared_says_so() -> None:
     infinite = compare([math.inf, 31.0, 30.0], [30.0, 30.0, 29.0])
     (line,) = in_words({"psnr": infinite})
-    assert line.endswith(
-        "A wins 3, B 0, ties 0; mean over 2 of 3 images (the others have infinite scores)"
-    )
+    assert "A wins 3, B 0, ties 0; mean over 2 of 3 images (the others have infinite " in line
     (line,) = in_words({"psnr": compare([31.0, 30.0], [30.0, 29.0])})
-    assert line.endswith("A wins 2, B 0, ties 0")
+    assert line.endswith("A wins 2, B 0, ties 0; mean of A 30.50, of B 29.50")
 
 
 def test_results_of_other_names_are_compared_by_target(

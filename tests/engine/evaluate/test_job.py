@@ -19,7 +19,7 @@ from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
 from c2fdft_cli.engine.evaluate.metrics import describe_metric, find_metrics, lower_wins
 from c2fdft_cli.engine.evaluate.options import WeightsOptions
 from c2fdft_cli.engine.evaluate.rows import document, table_of, write_csv
-from c2fdft_cli.engine.evaluate.weights import evaluate_weights
+from c2fdft_cli.engine.evaluate.weights import compare_weights, evaluate_weights
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, save_checkpoint
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.metrics.full_reference import FULL_SET, load_piq
@@ -124,7 +124,9 @@ def test_equal_images_have_an_infinite_psnr(folders: tuple[Path, Path]) -> None:
 def test_sizes_that_differ_are_all_listed(folders: tuple[Path, Path]) -> None:
     out, target = folders
     save(target / "9.png", photo(0, 24, 31))
-    with pytest.raises(DataError, match="9: sizes differ, restored 30 x 24, target 31 x 24"):
+    with pytest.raises(
+        DataError, match=r"out.9\.png: sizes differ, restored 30 x 24, target 31 x 24"
+    ):
         run(out, target)
     save(target / "10.png", photo(0, 23, 30))
     with pytest.raises(DataError, match="2 of 3 pairs cannot be scored") as error:
@@ -220,6 +222,23 @@ def test_timesteps_other_than_the_trained_ones_are_noted(weights: Path) -> None:
         of_weights(weights, grid=(1, 2))
 
 
+def test_two_checkpoints_are_compared_on_the_same_terms(
+    weights: Path, shard_folder: Path, tmp_path: Path
+) -> None:
+    other = write_random(tmp_path / "b.pt", seed=1, stage="fine", grid=[999])  # names no data
+    runs = WeightsOptions(device="cpu", precision="fp32")
+    a, b = (job.run() for job in compare_weights(weights, other, runs, EvalOptions(pictures=True)))
+    assert [row.name for row in a.rows] == [row.name for row in b.rows]
+    assert a.protocol == b.protocol == PROTOCOLS["derain"]
+    said = "note: scored with A's protocol, derain, not its own, rgb"
+    assert b.notes == ["timesteps: 999 (1 sampling step)", said]
+    assert said not in a.notes
+    alone = of_weights(other, protocol="derain", data=shard_folder)
+    assert b.rows == alone.rows
+    jobs = compare_weights(weights, other, runs, EvalOptions("y"))
+    assert not any("protocol" in note for job in jobs for note in job.run().notes)
+
+
 def test_several_seeds_give_a_mean_and_a_deviation(weights: Path) -> None:
     both = of_weights(weights, seeds=2)
     one, two = (of_weights(weights, seed=seed) for seed in (0, 1))
@@ -292,6 +311,10 @@ def test_metrics_are_columns(folders: tuple[Path, Path]) -> None:
     assert 0 < facts["mean"]["haarpsi"] <= 1
     assert facts["images"][0]["ms_ssim"] is None  # the image is smaller than the metric needs
     assert facts["mean"]["ms_ssim"] is None
+    assert facts["notes"] == [
+        "note: ms_ssim has no mean: 3 of 3 images have no value, such as 9 "
+        "(it needs sides of at least 161 px without the border, and must be finite)"
+    ]
     assert table_of(result)[0] == ["image", "PSNR", "SSIM", "GMSD", "HAARPSI", "MS_SSIM"]
     assert table_of(result)[1][0][-1] == "-"
     assert "lower is better" in describe_metric("gmsd")
@@ -329,7 +352,7 @@ def test_csv_has_a_row_per_image(folders: tuple[Path, Path], tmp_path: Path) -> 
     out, target = folders
     save(out / "9.png", photo(0))
     result = evaluate_files(out, target, EvalOptions("derain"), degraded=out).run()
-    write_csv(tmp_path / "rows.csv", result)
+    write_csv(tmp_path / "rows.csv", result, {})
     with (tmp_path / "rows.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == ["9", "10", "11"]

@@ -81,10 +81,11 @@ def test_the_lower_score_wins(noisy: Path, tmp_path: Path) -> None:
     assert list(comparison) == ["noise_sigma"]
     line = in_words(comparison)[0]
     assert line.startswith("NOISE_SIGMA: A - B = -")
-    assert line.endswith("A wins 3, B 0, ties 0")
-    told = as_json(comparison, b)["difference"]["noise_sigma"]
+    assert "A wins 3, B 0, ties 0; mean of A " in line
+    facts = as_json(comparison, a, b)
+    told = facts["difference"]["noise_sigma"]
     assert (told["wins"], told["losses"], told["ties"]) == (3, 0, 0)
-    assert as_json(comparison, b)["mean"]["noise_sigma"] == pytest.approx(12, rel=0.15)
+    assert facts["mean"]["noise_sigma"] == pytest.approx(12, rel=0.15)
 
 
 def test_csv_and_report_hold_the_scores(noisy: Path, tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_csv_and_report_hold_the_scores(noisy: Path, tmp_path: Path) -> None:
     metrics = find_metrics("blur_effect", no_reference=True)
     job = evaluate_alone(noisy, EvalOptions(metrics=metrics, pictures=True))
     result = with_pictures(job, pictures).run()
-    write_csv(tmp_path / "rows.csv", result)
+    write_csv(tmp_path / "rows.csv", result, {})
     with (tmp_path / "rows.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["name", "blur_effect", "protocol"]

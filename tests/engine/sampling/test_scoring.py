@@ -16,6 +16,7 @@ from c2fdft_cli.engine.sampling.pairs import DecodedPair
 from c2fdft_cli.engine.sampling.scoring import Scorer, notes_of, restore_and_score
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.protocols import PROTOCOLS
+from tests.kit.formula import photo
 
 
 class Source:
@@ -114,6 +115,21 @@ def test_a_border_is_skipped_by_the_other_metrics_too() -> None:
     ]
     assert more[0] > more[1] == 50
     assert seen == [(1, 3, 20, 24)] * 2 + [(1, 3, 14, 18)] * 2
+
+
+def test_other_metrics_score_the_shifted_image_without_the_protocol_s_border() -> None:
+    wide = torch.from_numpy(photo(0, 70, 80)).permute(2, 0, 1)[None]
+    target, shifted = wide[..., 4:66, 4:76], wide[..., 2:64, 5:77]
+    seen: list[tuple[int, ...]] = []
+
+    def error(a: Tensor, b: Tensor) -> float:
+        seen.append(tuple(a.shape))
+        return float((a - b).abs().max())
+
+    levin = PROTOCOLS["levin"]
+    found = Scorer(levin, border=1, metrics={"error": error})("a", shifted, target)
+    assert (found.psnr, found.more["error"]) == (math.inf, 0)
+    assert seen == [(1, 3, 62 - 2 * (levin.border + 1), 72 - 2 * (levin.border + 1))]
 
 
 def test_a_requested_border_adds_to_that_of_the_protocol() -> None:
