@@ -12,6 +12,7 @@ from pathlib import Path
 
 from c2fdft_cli.data.layouts.matching import composed, match_names, name_words
 from c2fdft_cli.errors import DataError
+from c2fdft_cli.files import real_path
 from c2fdft_cli.vocabulary import many
 
 _GAMMA = "blurgamma"
@@ -246,7 +247,7 @@ def _choose_one(ways: list[Candidate], tree: Tree, gamma: bool) -> list[Candidat
     if {way.is_gamma for way in ways} == {True, False}:
         others = tuple(way.lq_folder for way in ways if way.is_gamma != gamma)
         ways = [replace(way, ignored=others) for way in ways if way.is_gamma == gamma]
-    distinct = {frozenset((lq.resolve(), gt.resolve()) for lq, gt in way.pairs) for way in ways}
+    distinct = {frozenset((real_path(lq), real_path(gt)) for lq, gt in way.pairs) for way in ways}
     if len(distinct) > 1:
         raise _ambiguous(ways, tree)
     return ways[:1]

@@ -13,7 +13,7 @@ from c2fdft_cli.data.layouts.matching import Matching, match_names
 from c2fdft_cli.data.layouts.pairs import FilePair, told_apart
 from c2fdft_cli.data.layouts.pairs_csv import read_pairs_csv
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.files import require_existing
+from c2fdft_cli.files import real_path, require_existing
 
 KINDS = search.KINDS | {"restored", "derained", "deblurred", "denoised", "output", "result"}
 
@@ -92,12 +92,12 @@ def _images(path: Path, other: Path) -> list[Path]:
     """Return the images below a path, except those below `other`; DataError if there are none."""
     if path.is_file():
         return [path]
-    inside = other.resolve()
-    nested = path.resolve() in inside.parents
+    inside = real_path(other)
+    nested = real_path(path) in inside.parents
     found = [
         image
         for image in some_images(path, recursive=True)
-        if not (nested and (image.resolve() == inside or inside in image.resolve().parents))
+        if not (nested and inside in (real_path(image), *real_path(image).parents))
     ]
     if not found:
         raise DataError("no images in the folder except those of the other one", where=path)

@@ -188,7 +188,7 @@ def _outside(found: Found, root: Path, out: Path) -> Found:
         return found
 
     def is_out(path: Path) -> bool:
-        return inner in path.resolve().parents
+        return inner in real_path(path).parents
 
     splits = {
         split: tuple(pair for pair in pairs if not (is_out(pair.lq) or is_out(pair.gt)))

@@ -21,6 +21,7 @@ from c2fdft_cli.engine.evaluate.report import Encoded, with_pictures, write_repo
 from c2fdft_cli.engine.evaluate.rows import document, table_of, write_csv
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.metrics.full_reference import load_piq
+from tests.kit.images import NO_FILES, no_file
 
 
 def photo(k: int, strength: float) -> np.ndarray[Any, Any]:
@@ -35,6 +36,15 @@ def fill(folder: Path, strength: float) -> Path:
     for k, name in enumerate(("2", "10", "sub/a")):
         save_rgb8(folder / f"{name}.png", photo(k, strength))
     return folder
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_what_is_no_file_is_reported_like_an_unreadable_image(noisy: Path, kind: str) -> None:
+    no_file(noisy / "10.png", kind)
+    result = run(noisy, "total_variation")
+    assert len(result.rows) == 2
+    assert "10.png" in result.unreadable[0]
+    assert result.failure is not None
 
 
 def run(source: Path, names: str = "all", **options: Any) -> EvalResult:

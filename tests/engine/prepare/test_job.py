@@ -31,7 +31,7 @@ from c2fdft_cli.engine.prepare.plan import choice_inputs
 from c2fdft_cli.engine.prepare.source import PairReader
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.files import unfinished
-from tests.kit.images import EXCHANGED_PROFILE
+from tests.kit.images import EXCHANGED_PROFILE, NO_FILES, no_file
 
 
 def picture(seed: int, h: int = 12, w: int = 14) -> Pixels:
@@ -481,6 +481,20 @@ def test_unreadable_image_is_named(source: Path, tmp_path: Path, keep: int) -> N
     ):
         run(source=source, out=tmp_path / "out")
     assert not list(tmp_path.glob("out/.*"))
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+@pytest.mark.parametrize("synthesis", [None, Synthesis("noise", {})])
+def test_what_is_no_file_is_named_like_an_unreadable_image(
+    tmp_path: Path, synthesis: Synthesis | None, kind: str
+) -> None:
+    folder = make_pairs(tmp_path / "rain", 4)
+    for side in ("input", "target"):  # as in a checkout without its data
+        no_file(folder / side / "3.png", kind)
+    source = folder if synthesis is None else folder / "target"
+    with pytest.raises(DataError, match=r"3\.png: (cannot read the image|no such file)"):
+        run(source=source, out=tmp_path / "out", synthesize=synthesis)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_without_pairs_is_refused(tmp_path: Path) -> None:
