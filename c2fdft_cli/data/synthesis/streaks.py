@@ -167,7 +167,9 @@ def _load(folder: Path) -> list[Grey]:
     if not folder.is_dir():
         hint = "name the folder with --streaks (prepare) or data.streaks=FOLDER (training)"
         raise DataError("no such folder of streak masks", where=folder, hint=hint)
-    found = (path for path in folder.iterdir() if path.suffix.lower() == ".png" and not path.is_dir())
+    found = (
+        path for path in folder.iterdir() if path.suffix.lower() == ".png" and not path.is_dir()
+    )
     paths = sorted((path for path in found if not is_hidden(path.name)), key=lambda path: path.name)
     if not paths:
         raise DataError("the folder holds no PNG files of streak masks", where=folder)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from c2fdft_cli.data.images.picture import read_rgb8
-from c2fdft_cli.data.layouts.listing import beyond_the_first, remarks_on_pairs, some_images
+from c2fdft_cli.data.layouts.listing import beyond_the_first, remarks_on_pairs, top_images
 from c2fdft_cli.data.layouts.pairs import FilePair, check_sizes, find_pairs
 from c2fdft_cli.engine.evaluate.pairing import listed_pairs
 from c2fdft_cli.engine.sampling.pairs import DecodedPair, PairSource
@@ -86,7 +86,7 @@ def open_folder(folder: Path, sigma: float | None = None, seed: int = 0) -> Pair
         return _source(found.pairs, found.layout, found.notices)
     if not 0 < sigma <= SIGMA_LIMIT:
         raise UsageError(f"--sigma must be in (0, {SIGMA_LIMIT:g}], got {sigma:g}")
-    images = some_images(folder, hint="images in sub-folders are not used")
+    images, notices = top_images(folder)
     name, count = Counter(path.stem for path in images).most_common(1)[0]
     if count > 1:
         raise DataError(f"two images have the name {name}", where=folder, hint="rename one")
@@ -97,6 +97,7 @@ def open_folder(folder: Path, sigma: float | None = None, seed: int = 0) -> Pair
         "; ".join(
             [
                 f"Gaussian noise of sigma {sigma:g} (seed {seed}, floats, unclipped)",
+                *notices,
                 *beyond_the_first(images),
             ]
         ),

@@ -80,6 +80,12 @@ def test_weights_are_scored_on_noisy_images(clean, weights):
         assert row.psnr != row.degraded.psnr
 
 
+def test_clean_images_in_sub_folders_are_noted(clean: Path) -> None:
+    assert "sub-folders" not in str(open_folder(clean, 15.0).note)
+    shutil.copytree(clean, clean / "sub")
+    assert "; 3 images in sub-folders are not used" in str(open_folder(clean, 15.0).note)
+
+
 def test_weights_are_scored_on_pairs_of_files(tmp_path, weights):
     for k in range(2):
         for side, shift in (("input", 20), ("target", 0)):

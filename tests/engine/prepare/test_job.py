@@ -947,6 +947,13 @@ def test_a_file_name_may_equal_the_stem_of_another(tmp_path: Path) -> None:
     assert sorted(ShardSet.open(out).names) == ["a.bmp", "a.png", "a.png.bmp", "b", "c.png"]
 
 
+def test_clean_images_in_sub_folders_are_noted(tmp_path: Path) -> None:
+    clean = make_clean(tmp_path / "clean", 3)
+    save(clean / "sub" / "a.png", picture(9))
+    result = run(source=clean, out=tmp_path / "out", synthesize=Synthesis("noise"), val=0)
+    assert "1 image in sub-folders is not used" in result.notices
+
+
 def test_clean_images_make_shards_without_degraded_ones(tmp_path: Path) -> None:
     clean = make_clean(tmp_path / "clean", 4)
     save(clean / "photo 1.bmp", picture(77, 20, 20))
