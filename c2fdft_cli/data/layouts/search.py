@@ -99,7 +99,7 @@ class Candidate:
         label: its description for the user.
         pairs: (degraded, clean).
         reasons: for each other file in those folders, why it is in no pair.
-        alone: the degraded files without a partner.
+        alone, clean_alone: the degraded and the clean files without a partner.
         doubtful: (degraded, clean) that only another naming convention would match.
         ignored: folders that are skipped on purpose.
         split: "train", "val", ... if the names of its folders begin with it.
@@ -113,6 +113,7 @@ class Candidate:
     pairs: tuple[tuple[Path, Path], ...]
     reasons: dict[Path, str]
     alone: tuple[Path, ...] = ()
+    clean_alone: tuple[Path, ...] = ()
     doubtful: tuple[tuple[Path, Path], ...] = ()
     ignored: tuple[Path, ...] = ()
     split: str = ""
@@ -370,5 +371,6 @@ def _candidate(
         pairs,
         reasons,
         alone=tuple(lq[number] for number in found.lq_reasons),
+        clean_alone=tuple(gt[number] for number in found.gt_reasons),
         doubtful=tuple((lq[one], gt[other]) for one, other in found.doubtful),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ import torch
 
 from c2fdft_cli.data.images.picture import read_rgb8
 from c2fdft_cli.data.layouts.listing import beyond_the_first, remarks_on_pairs, top_images
-from c2fdft_cli.data.layouts.pairs import FilePair, check_sizes, find_pairs
+from c2fdft_cli.data.layouts.pairs import FilePair, Unpaired, check_sizes, find_pairs
 from c2fdft_cli.engine.evaluate.pairing import listed_pairs
 from c2fdft_cli.engine.sampling.pairs import DecodedPair, PairSource
 from c2fdft_cli.engine.sampling.restorer import noise_generator
 from c2fdft_cli.errors import DataError, UsageError
+from c2fdft_cli.vocabulary import many
 
 OTHER_WAYS = (
     "give both images of a pair the same name; for clean images, add noise with --sigma 25; "
@@ -65,6 +67,14 @@ def open_list(pairs_file: Path, folder: Path | None = None) -> PairSource:
     return _source(found.pairs, found.found_by, ())
 
 
+def _outside(unpaired: Sequence[Unpaired]) -> list[str]:
+    """Report the images that are on neither side of the pairs: [] or one sentence."""
+    others = [one.path for one in unpaired if one.side is None]
+    if not others:
+        return []
+    return [f"on neither side of the pairs: {many(len(others), 'image')}, such as {others[0]}"]
+
+
 def open_folder(folder: Path, sigma: float | None = None, seed: int = 0) -> PairSource:
     """Find the images to restore, and their targets.
 
@@ -83,7 +93,11 @@ def open_folder(folder: Path, sigma: float | None = None, seed: int = 0) -> Pair
         if len(found.splits) > 1:
             hint = f"name the part to score, such as {folder / 'test'}"
             raise DataError("the set contains training images", where=folder, hint=hint)
-        return _source(found.pairs, found.layout, found.notices)
+        return replace(
+            _source(found.pairs, found.layout, [*found.notices, *_outside(found.unpaired)]),
+            without_target=[one.path for one in found.unpaired if one.side == "lq"],
+            without_input=[one.path for one in found.unpaired if one.side == "gt"],
+        )
     if not 0 < sigma <= SIGMA_LIMIT:
         raise UsageError(f"--sigma must be in (0, {SIGMA_LIMIT:g}], got {sigma:g}")
     images, notices = top_images(folder)

@@ -97,6 +97,8 @@ def _score_weights(
         rows=rows,
         scored_on=f"network output, {depth}",
         border=options.border,
+        without_target=list(pairs.without_target),
+        without_restored=list(pairs.without_input),
         found_by=pairs.found_by,
         notes=[*notes, *([pairs.note] if pairs.note else [])],
         recipe=recipe,

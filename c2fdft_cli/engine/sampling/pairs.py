@@ -45,6 +45,7 @@ class PairSource:
         found_by: how degraded images and targets were matched, for the user.
         note: a further note on the pairs, for the user.
         unit: the noun for one of them.
+        without_target, without_input: degraded images and targets whose partner is missing.
     """
 
     names: Sequence[str]
@@ -52,6 +53,8 @@ class PairSource:
     found_by: str
     note: str | None = None
     unit: str = "image"
+    without_target: Sequence[Path] = ()
+    without_input: Sequence[Path] = ()
 
     def __len__(self) -> int:
         return len(self.names)

@@ -22,6 +22,7 @@ from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.recipe.schema import Network
+from tests.kit.evaluate import save
 from tests.kit.formula import photo
 from tests.kit.images import EXCHANGED_PROFILE, SRGB_PROFILE
 from tests.kit.restore import Request, run
@@ -95,6 +96,24 @@ def test_weights_are_scored_on_pairs_of_files(tmp_path, weights):
     pairs = open_folder(tmp_path / "set")
     rows = evaluate_weights(weights, RUNS, EvalOptions("rgb"), pairs=pairs).run().rows
     assert [row.degraded.psnr for row in rows] == pytest.approx([22.1, 22.1], abs=0.2)
+
+
+def test_a_set_with_missing_partners_is_incomplete(tmp_path: Path, weights: Path) -> None:
+    folder = tmp_path / "set"
+    for side in ("input", "target"):
+        for k in range(4):
+            save(folder / side / f"{k}.png", photo(k, 64, 64))
+    (folder / "target" / "2.png").unlink()
+    (folder / "input" / "3.png").unlink()
+    save(folder / "cover.png", photo(0))
+    save(folder / "masks" / "1.png", photo(0))
+    result = evaluate_weights(weights, RUNS, EvalOptions("rgb"), pairs=open_folder(folder)).run()
+    assert [row.name for row in result.rows] == ["0", "1"]
+    assert result.without_target == [folder / "input" / "2.png"]
+    assert result.without_restored == [folder / "target" / "3.png"]
+    assert "scored 2 of 4: the set is incomplete" in str(result.failure)
+    told = f"skipped: 1 mask; on neither side of the pairs: 1 image, such as {folder / 'cover.png'}"
+    assert told in result.notes[-1]
 
 
 def test_a_list_pairs_files_of_any_names(tmp_path: Path, clean: Path) -> None:
