@@ -24,6 +24,7 @@ from c2fdft_cli.engine.evaluate.pairing import (
     listed_pairs,
     own_names,
     pair_files,
+    size_of_both,
 )
 from c2fdft_cli.engine.sampling.scoring import Scored, Scorer
 from c2fdft_cli.errors import DataError
@@ -45,8 +46,9 @@ def evaluate_files(
         degraded: folder of the degraded inputs, to score them too.
 
     Raises:
-        DataError: nothing to score, or sizes that differ; from the iteration, an image smaller
-            than SSIM's window, or a file that cannot be read.
+        DataError: nothing to score, or a list of the images that differ in size from their
+            targets, are smaller than SSIM's window, or cannot be read; from the iteration, a file
+            whose pixels cannot be read.
     """
     return _job(pair_files(restored, target), options, degraded)
 
@@ -79,7 +81,10 @@ def _job(pairs: Matched, options: EvalOptions, degraded: Path | None) -> Job[Sco
     names = own_names([pair.name for pair in pairs.pairs], [pair.lq for pair in pairs.pairs])
     named = [replace(pair, name=name) for pair, name in zip(pairs.pairs, names, strict=True)]
     pairs = replace(pairs, pairs=named)
-    check_all_sizes(named)
+    sizes = [
+        (pair.name, partial(size_of_both, pair, pairs.degraded.get(pair.lq))) for pair in named
+    ]
+    check_all_sizes(sizes, options.border + protocol.border)
     mine = options.share(pairs.pairs)
     work = _score_files(mine, pairs, protocol, options)
     return Job(work, total=len(mine), title="eval", unit="image")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from c2fdft_cli.data.images.picture import read_rgb8
+from c2fdft_cli.data.images.picture import image_size, read_rgb8
 from c2fdft_cli.data.layouts.listing import beyond_the_first, remarks_on_pairs, top_images
 from c2fdft_cli.data.layouts.pairs import FilePair, Unpaired, check_sizes, find_pairs
 from c2fdft_cli.engine.evaluate.pairing import listed_pairs
@@ -42,7 +42,13 @@ def _read(files: FilePair) -> DecodedPair:
 def _source(pairs: Sequence[FilePair], found_by: str, notices: Sequence[str]) -> PairSource:
     remarks = remarks_on_pairs([(pair.lq, pair.gt) for pair in pairs])
     note = "; ".join([*notices, *remarks]) or None
-    return PairSource([pair.name for pair in pairs], lambda i: _read(pairs[i]), found_by, note)
+    return PairSource(
+        [pair.name for pair in pairs],
+        lambda i: _read(pairs[i]),
+        lambda i: check_sizes(pairs[i]),
+        found_by,
+        note,
+    )
 
 
 def _with_noise(path: Path, sigma: float, seed: int) -> DecodedPair:
@@ -107,6 +113,7 @@ def open_folder(folder: Path, sigma: float | None = None, seed: int = 0) -> Pair
     return PairSource(
         [path.stem for path in images],
         lambda i: _with_noise(images[i], sigma, seed),
+        lambda i: image_size(images[i]),
         "their clean images",
         "; ".join(
             [

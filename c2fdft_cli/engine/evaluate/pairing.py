@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
@@ -12,6 +12,7 @@ from c2fdft_cli.data.layouts.listing import refuse_videos, some_images
 from c2fdft_cli.data.layouts.matching import Matching, match_names
 from c2fdft_cli.data.layouts.pairs import FilePair, told_apart
 from c2fdft_cli.data.layouts.pairs_csv import read_pairs_csv
+from c2fdft_cli.engine.sampling.scoring import refuse_small
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.files import real_path, require_existing
 
@@ -149,19 +150,42 @@ def _matched(
     )
 
 
-def check_all_sizes(pairs: Sequence[FilePair]) -> None:
-    """Read every file's header; DataError that lists unreadable files and unequal sizes."""
+def check_all_sizes(
+    sizes: Sequence[tuple[str, Callable[[], tuple[int, int]]]], border: int, unit: str = "pairs"
+) -> None:
+    """Check every pair before the first one is scored, which may take hours.
+
+    Args:
+        sizes: each pair's name, and a function that reads (height, width) from the headers, and
+            raises DataError if that fails or if its two images differ in size.
+        border: pixels that the scores skip on each side.
+        unit: the noun for several pairs.
+
+    Raises:
+        DataError: lists all pairs that cannot be scored, also those that are too small.
+    """
     problems = []
-    for pair in pairs:
+    for name, size in sizes:
         try:
-            ours, theirs = image_size(pair.lq), image_size(pair.gt)
+            refuse_small(name, *size(), border)
         except DataError as error:
-            problems.append(str(error))  # which names the file
-            continue
-        if ours != theirs:
-            sizes = [f"{width} x {height}" for height, width in (ours, theirs)]
-            problems.append(f"{pair.name}: sizes differ, restored {sizes[0]}, target {sizes[1]}")
-    fail(problems, len(pairs))
+            problems.append(str(error))
+    fail(problems, len(sizes), unit)
+
+
+def size_of_both(pair: FilePair, degraded: Path | None) -> tuple[int, int]:
+    """Return (height, width) of a restored file and its target; DataError if they differ.
+
+    The size of the degraded file may be another, but its header must be readable too.
+    """
+    ours, theirs = image_size(pair.lq), image_size(pair.gt)
+    if ours != theirs:
+        sizes = [f"{width} x {height}" for height, width in (ours, theirs)]
+        what = f"sizes differ, restored {sizes[0]}, target {sizes[1]}"
+        raise DataError(what, where=pair.name)
+    if degraded is not None:
+        image_size(degraded)
+    return ours
 
 
 def fail(problems: Sequence[str], total: int, unit: str = "pairs") -> None:

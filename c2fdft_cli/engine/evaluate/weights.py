@@ -5,11 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from c2fdft_cli.core.diffusion import check_grid
 from c2fdft_cli.engine.evaluate.job import DEFAULT, EvalOptions, EvalResult, collect
 from c2fdft_cli.engine.evaluate.options import WeightsOptions
+from c2fdft_cli.engine.evaluate.pairing import check_all_sizes
 from c2fdft_cli.engine.evaluate.sidd import CHOSEN_BY, PROTOCOL, BlockPairs
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.pairs import PairSource
@@ -52,7 +54,10 @@ def evaluate_weights(
     )
     pairs = pairs or open_shards(data, subject)
     timesteps = _timesteps_in_use(subject, runs.grid)
-    mine = options.share(spread_indices(len(pairs), runs.images))
+    chosen = spread_indices(len(pairs), runs.images)
+    sizes = [(pairs.names[i], partial(pairs.size, i)) for i in chosen]
+    check_all_sizes(sizes, options.border + subject.protocol.border, f"{pairs.unit}s")
+    mine = options.share(chosen)
     restorers = [
         subject.executor(timesteps, seed, self_ensemble=runs.self_ensemble)
         for seed in range(runs.seed, runs.seed + runs.seeds)

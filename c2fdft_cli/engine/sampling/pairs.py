@@ -42,6 +42,8 @@ class PairSource:
     Args:
         names: the names of the pairs.
         pair: reads pair i; DataError if it cannot be read.
+        size: reads (height, width) of pair i from the headers alone; DataError if the two images
+            differ in size, or if a header cannot be read.
         found_by: how degraded images and targets were matched, for the user.
         note: a further note on the pairs, for the user.
         unit: the noun for one of them.
@@ -50,6 +52,7 @@ class PairSource:
 
     names: Sequence[str]
     pair: Callable[[int], DecodedPair]
+    size: Callable[[int], tuple[int, int]]
     found_by: str
     note: str | None = None
     unit: str = "image"
@@ -119,4 +122,4 @@ def open_validation(folder: Path, recipe: Recipe) -> ShardPairs | None:
         seed = noise_generator(recipe.train.seed, own).initial_seed()
         return DecodedPair(name, degrade_clean(gt, np.random.default_rng(seed)), gt, own)
 
-    return ShardPairs(shards.names, pair, "shards", shards=shards)
+    return ShardPairs(shards.names, pair, shards.sizes.__getitem__, "shards", shards=shards)

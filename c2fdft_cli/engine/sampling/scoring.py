@@ -16,7 +16,7 @@ from torch import Tensor
 from c2fdft_cli.core.ssim import WINDOW
 from c2fdft_cli.data.images.tensors import as_tensor, to_uint8, to_unit
 from c2fdft_cli.engine.sampling.executor import Restored
-from c2fdft_cli.engine.sampling.pairs import PairSource, ShardPairs
+from c2fdft_cli.engine.sampling.pairs import PairSource
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.protocols import MAX_VALUE, Protocol, Score, score
 
@@ -96,7 +96,7 @@ class Scorer:
             DataError: the image without its border is smaller than SSIM's window.
         """
         height, width = target.shape[-2:]
-        _refuse_small(name, height, width, self.border + self.protocol.border)
+        refuse_small(name, height, width, self.border + self.protocol.border)
         own = score(restored, target, self.protocol, self.border)[0]
         inner = slice(self.border, -self.border or None)
         cropped = [one[..., inner, inner] for one in (restored, target)]
@@ -112,7 +112,7 @@ class Scorer:
         )
 
 
-def _refuse_small(name: str, height: int, width: int, border: int) -> None:
+def refuse_small(name: str, height: int, width: int, border: int) -> None:
     """Raise DataError if an image without its border is smaller than SSIM's window."""
     if min(height, width) - 2 * border < WINDOW:
         inside = f" inside a border of {border} px" if border else ""
@@ -123,10 +123,10 @@ def _refuse_small(name: str, height: int, width: int, border: int) -> None:
         )
 
 
-def refuse_small_pairs(pairs: ShardPairs, indices: Iterable[int], protocol: Protocol) -> None:
+def refuse_small_pairs(pairs: PairSource, indices: Iterable[int], protocol: Protocol) -> None:
     """Raise DataError, before hours of work, if one of the pairs is smaller than SSIM's window."""
     for i in indices:
-        _refuse_small(pairs.names[i], *pairs.shards.sizes[i], protocol.border)
+        refuse_small(pairs.names[i], *pairs.size(i), protocol.border)
 
 
 def restore_and_score(

@@ -201,6 +201,33 @@ def test_two_images_of_one_name_are_refused(clean):
         open_folder(clean, 25)
 
 
+def test_all_unusable_pairs_are_listed_before_the_first_is_restored(
+    tmp_path: Path, weights: Path
+) -> None:
+    folder, border = tmp_path / "set", 3
+    sizes = {"good": (64, 64), "other": (64, 56), "small": (16, 40), "text": (64, 64)}
+    for name, (height, width) in sizes.items():
+        save(folder / "input" / f"{name}.png", photo(0, height, width))
+        save(folder / "target" / f"{name}.png", photo(0, height, width))
+    save(folder / "target" / "other.png", photo(0, 64, 64))
+    (folder / "target" / "text.png").write_text("text")
+    lines = [f"input/{name}.png,target/{name}.png\n" for name in sizes]
+    (folder / "pairs.csv").write_text("".join(lines))
+    for pairs in (open_folder(folder), open_list(folder / "pairs.csv")):
+        with pytest.raises(DataError, match="3 of 4 images cannot be scored") as error:
+            evaluate_weights(weights, RUNS, EvalOptions("rgb", border), pairs=pairs)
+        other, text, small = sorted(error.value.details)
+        assert "input/other.png: the sizes differ within a pair" in other
+        assert "small: 40 x 16 px, but SSIM needs 11 x 11 inside a border of 3 px" in small
+        assert "target/text.png: cannot read the image" in text
+
+
+def test_clean_images_are_checked_before_the_first_is_restored(clean: Path, weights: Path) -> None:
+    save_rgb8(clean / "small.png", photo(0, 10, 64))
+    with pytest.raises(DataError, match="small: 64 x 10 px"):
+        evaluate_weights(weights, RUNS, EvalOptions(), pairs=open_folder(clean, 15.0))
+
+
 def test_sizes_that_differ_are_refused(tmp_path):
     for side, size in (("input", 64), ("target", 56)):
         (tmp_path / "set" / side).mkdir(parents=True)
