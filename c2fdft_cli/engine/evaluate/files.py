@@ -7,12 +7,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from c2fdft_cli.data.images.picture import read_picture
-from c2fdft_cli.data.images.samples import to_8bit
-from c2fdft_cli.data.images.tensors import as_tensor
 from c2fdft_cli.data.layouts.listing import remarks_on_pairs
 from c2fdft_cli.data.layouts.pairs import FilePair
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult, score_each
@@ -26,7 +23,7 @@ from c2fdft_cli.engine.evaluate.pairing import (
     pair_files,
     size_of_both,
 )
-from c2fdft_cli.engine.sampling.scoring import Scored, Scorer
+from c2fdft_cli.engine.sampling.scoring import Scored, Scorer, levels
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.protocols import PROTOCOLS, Protocol
 from c2fdft_cli.progress import Job
@@ -129,8 +126,4 @@ def _score_pair(pair: FilePair, degraded: Path | None, scorer: Scorer) -> Scored
 
 def read_image(path: Path, protocol: Protocol) -> Tensor:
     """Read an image as `[1, 3, h, w]` float64 on the scale 0 .. 255."""
-    pixels = read_picture(path).pixels
-    if pixels.dtype == np.uint16 and protocol.unrounded:
-        # 65535 = 255 * 257
-        return as_tensor(pixels.astype(np.float64) / 257)
-    return as_tensor(to_8bit(pixels)).double()
+    return levels(read_picture(path).pixels, protocol).double()

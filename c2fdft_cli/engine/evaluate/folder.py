@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from c2fdft_cli.data.images.picture import image_size, read_rgb8
+from c2fdft_cli.data.images.picture import image_size, read_picture, read_rgb8
 from c2fdft_cli.data.layouts.listing import beyond_the_first, remarks_on_pairs, top_images
 from c2fdft_cli.data.layouts.pairs import FilePair, Unpaired, check_sizes, find_pairs
 from c2fdft_cli.engine.evaluate.pairing import listed_pairs
@@ -30,13 +30,14 @@ _ADDED = -1  # number of the added noise's sample; samples from 0 up belong to t
 
 
 def _read(files: FilePair) -> DecodedPair:
-    """Read a pair as uint8; the sampler's noise is as in `restore` for the degraded file.
+    """Read a pair; depth, grey and the sampler's noise are as in `restore` of the degraded file.
 
     Raises:
         DataError: an image cannot be read, or the sizes differ.
     """
     check_sizes(files)
-    return DecodedPair(files.name, read_rgb8(files.lq), read_rgb8(files.gt), files.lq.stem)
+    lq, gt = read_picture(files.lq), read_picture(files.gt)
+    return DecodedPair(files.name, lq.pixels, gt.pixels, files.lq.stem, lq.grey)
 
 
 def _source(pairs: Sequence[FilePair], found_by: str, notices: Sequence[str]) -> PairSource:

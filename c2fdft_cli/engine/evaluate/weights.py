@@ -32,7 +32,7 @@ def evaluate_weights(
 ) -> Job[Scored, EvalResult]:
     """Restore pairs, and score the results and the inputs.
 
-    The output is rounded to 8 bits first, except with protocols for unrounded output.
+    The output is rounded first as `restore` rounds it, except with protocols for unrounded output.
 
     Args:
         checkpoint: the weights.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from c2fdft_cli.data.images.picture import read_rgb8, save_rgb8
+from c2fdft_cli.data.images.picture import Picture, read_rgb8, save_rgb8, write_picture
 from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.folder import open_folder, open_list
 from c2fdft_cli.engine.evaluate.job import EvalOptions
@@ -151,6 +151,33 @@ def test_the_start_noise_is_that_of_restore(clean, tmp_path, weights):
     found = evaluate_files(tmp_path / "out", target, EvalOptions("rgb")).run()
     # restore may batch images of one size, which changes only rounding
     assert scores == pytest.approx([row.psnr for row in found.rows], rel=1e-4)
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("protocol", ["rgb", "denoise"])
+def test_scores_are_those_of_the_files_that_restore_writes(
+    tmp_path: Path, weights: Path, grey: bool, depth: int, protocol: str
+) -> None:
+    folder = tmp_path / "set"
+    values = np.random.default_rng(depth)
+    for k in range(2):
+        gt = photo(k, 64, 64).astype(np.int64)[:, :, : 1 if grey else 3] * (2**depth - 1) // 255
+        for side, sigma in (("input", 2**depth // 12), ("target", 0)):
+            noisy = gt + values.normal(0, sigma + 1e-9, gt.shape)
+            pixels = noisy.clip(0, 2**depth - 1).round().astype(f"uint{depth}")
+            (folder / side).mkdir(parents=True, exist_ok=True)
+            picture = Picture(np.broadcast_to(pixels, (64, 64, 3)).copy(), grey=grey)
+            write_picture(folder / side / f"{k}.png", picture)
+    options = EvalOptions(protocol)
+    ours = evaluate_weights(weights, RUNS, options, pairs=open_folder(folder)).run()
+    run(Request(folder / "input", tmp_path / "out", weights))
+    files = evaluate_files(tmp_path / "out", folder, options).run()
+    # "denoise" scores the output before it is rounded to the bits of a file
+    rounding = 0 if protocol == "rgb" else {8: 2e-3, 16: 2e-5}[depth]
+    for one, other in zip(ours.rows, files.rows, strict=True):
+        assert one.psnr == pytest.approx(other.psnr, rel=1e-7, abs=rounding)
+        assert one.degraded.psnr == pytest.approx(other.degraded.psnr, rel=1e-12)
 
 
 def test_training_images_are_scored_only_if_requested(tmp_path):
