@@ -173,10 +173,11 @@ def test_scores_are_those_of_the_files_that_restore_writes(
     ours = evaluate_weights(weights, RUNS, options, pairs=open_folder(folder)).run()
     run(Request(folder / "input", tmp_path / "out", weights))
     files = evaluate_files(tmp_path / "out", folder, options).run()
-    # "denoise" scores the output before it is rounded to the bits of a file
-    rounding = 0 if protocol == "rgb" else {8: 2e-3, 16: 2e-5}[depth]
+    # "denoise" scores the output before it is rounded to the bits of a file; and restore batches
+    # images of one size, which rounds a few values to another level
+    rounding = 2e-3 if (protocol, depth) == ("denoise", 8) else 1e-4
     for one, other in zip(ours.rows, files.rows, strict=True):
-        assert one.psnr == pytest.approx(other.psnr, rel=1e-7, abs=rounding)
+        assert one.psnr == pytest.approx(other.psnr, rel=0, abs=rounding)
         assert one.degraded.psnr == pytest.approx(other.degraded.psnr, rel=1e-12)
 
 
