@@ -285,7 +285,7 @@ def _evaluate(
 ) -> None:
     from c2fdft_cli.cli.views.evaluate import compared, tell, write
     from c2fdft_cli.engine.evaluate.ranks import merge_pictures
-    from c2fdft_cli.engine.evaluate.report import Encoded, with_pictures
+    from c2fdft_cli.engine.evaluate.report import Gallery, with_pictures
     from c2fdft_cli.execution.distributed import gather
 
     pairs, quiet = source.named_pairs(runs.seed), json or not runtime.is_main
@@ -296,14 +296,14 @@ def _evaluate(
         rivals = replace(options, metrics=metrics, pictures=False)
         other = _job_of(scores.against, source, runs, pairs, rivals, quiet)
         job.title, other.title = "eval A", "eval B"
-    pictures: Encoded = {}  # stays empty unless `options` requests pictures for a report
-    result = _run(with_pictures(job, pictures), runtime)
-    pictures = gather(pictures, runtime, merge_pictures)
+    gallery = Gallery()  # stays empty unless `options` requests pictures for a report
+    result = _run(with_pictures(job, gallery), runtime)
+    gallery = gather(gallery, runtime, merge_pictures)
     rival = None if other is None else _run(other, runtime)
     if not runtime.is_main:
         return
     document, words = compared(result, rival, runs.seed)
-    written = write(result, document, words, scores.csv, scores.report, pictures)
+    written, remarks = write(result, document, words, scores.csv, scores.report, gallery)
     following = None if scores.report else _with_report(source, runs, scores)
     failures = [one.failure for one in (result, rival) if one is not None]
     failure = None if scores.allow_missing else next(filter(None, failures), None)
@@ -311,7 +311,7 @@ def _evaluate(
         console.emit({**document, "written": [str(path) for path in written], "next": following})
     else:
         sides = [f"A is {source.subject}, B is {scores.against}"] if words else []
-        tell(result, sides + words, written)
+        tell(result, [*sides, *words, *remarks], written)
         if following is not None and failure is None:
             console.say_next(following)
     if failure is not None:
