@@ -497,6 +497,15 @@ def test_what_is_no_file_is_named_like_an_unreadable_image(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_a_check_lists_what_is_no_file(source: Path, tmp_path: Path, kind: str) -> None:
+    for name in ("input/3.png", "input/4.png", "target/5.png"):
+        no_file(source / name, kind)
+    result = run(source=source, out=tmp_path / "out", check_only=True)
+    assert sorted(name for name, _ in result.failed) == ["3", "4", "5"]
+    assert "input/4.png" in dict(result.failed)["4"]
+
+
 def test_a_folder_without_pairs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such folder"):
         prepare(PrepareOptions(source=tmp_path / "nowhere", out=tmp_path / "out"))
