@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 
 import numpy as np
@@ -15,6 +16,17 @@ SRGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(
 EXCHANGED_PROFILE = (  # its red is the blue of sRGB
     SRGB_PROFILE.replace(b"rXYZ", b"----").replace(b"bXYZ", b"rXYZ").replace(b"----", b"bXYZ")
 )
+
+NO_FILES = ("dangling link", "link loop", "pipe", "device")
+
+
+def no_file(path, kind):
+    """Replace a file by one of `NO_FILES`."""
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to({"dangling link": "nowhere", "link loop": path.name}.get(kind, "/dev/zero"))
 
 
 def encoded(image, kind, **options):

@@ -285,20 +285,20 @@ def _evaluate(
 ) -> None:
     from c2fdft_cli.cli.views.evaluate import compared, tell, write
     from c2fdft_cli.engine.evaluate.ranks import merge_pictures
-    from c2fdft_cli.engine.evaluate.report import Encoded, with_pictures
+    from c2fdft_cli.engine.evaluate.report import Gallery, with_pictures
     from c2fdft_cli.execution.distributed import gather
 
     job, other = _jobs(source, scores.against, runs, options, json or not runtime.is_main)
     if other is not None:
         job.title, other.title = "eval A", "eval B"
-    pictures: Encoded = {}  # stays empty unless `options` requests pictures for a report
-    result = _run(with_pictures(job, pictures), runtime)
-    pictures = gather(pictures, runtime, merge_pictures)
+    gallery = Gallery()  # stays empty unless `options` requests pictures for a report
+    result = _run(with_pictures(job, gallery), runtime)
+    gallery = gather(gallery, runtime, merge_pictures)
     rival = None if other is None else _run(other, runtime)
     if not runtime.is_main:
         return
     document, words = compared(result, rival)
-    written = write(result, rival, document, words, scores.csv, scores.report, pictures)
+    written, remarks = write(result, rival, document, words, scores.csv, scores.report, gallery)
     following = None if scores.report else _with_report(source, runs, scores)
     failures = [result.failure]
     if rival is not None:
@@ -308,7 +308,7 @@ def _evaluate(
         console.emit({**document, "written": [str(path) for path in written], "next": following})
     else:
         sides = [f"A is {source.subject}, B is {scores.against}"] if words else []
-        tell(result, sides + words, written)
+        tell(result, [*sides, *words, *remarks], written)
         if following is not None and failure is None:
             console.say_next(following)
     if failure is not None:

@@ -10,7 +10,7 @@ from c2fdft_cli.cli import console
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.evaluate.job import EvalResult
-    from c2fdft_cli.engine.evaluate.report import Encoded
+    from c2fdft_cli.engine.evaluate.report import Gallery
     from c2fdft_cli.engine.sampling.scoring import Scored
 
 
@@ -43,10 +43,10 @@ def write(
     words: list[str],
     csv: Path | None,
     report: Path | None,
-    pictures: Encoded,
-) -> list[Path]:
-    """Write the requested files (CSV, report) and return their paths."""
-    written = []
+    gallery: Gallery,
+) -> tuple[list[Path], list[str]]:
+    """Write the requested files (CSV, report); return their paths, and remarks on the page."""
+    written, remarks = [], []
     if csv is not None:
         from c2fdft_cli.engine.evaluate.compare import in_common
         from c2fdft_cli.engine.evaluate.rows import write_csv
@@ -58,8 +58,13 @@ def write(
         from c2fdft_cli.engine.evaluate.report import write_report
 
         command, lines = console.command(*sys.argv[1:]), [_protocol(result), *_remarks(result)]
-        written += write_report(report, document, pictures, command, lines, result.recipe)
-    return written
+        pages = write_report(report, document, gallery, command, lines, result.recipe)
+        written += pages
+        remarks = [
+            f"size of the page: {console.megabytes(pages[0].stat().st_size)}",
+            *gallery.note(len(result.rows)),
+        ]
+    return written, remarks
 
 
 def _remarks(result: EvalResult) -> list[str]:

@@ -100,7 +100,10 @@ def natural_key(path: str | Path) -> tuple[Any, ...]:
 
 
 def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
-    """List a folder's image files in natural order; what is hidden, and link loops, are skipped.
+    """List what a folder holds under an image's name, in natural order, except folders.
+
+    Links to missing files, pipes and devices are listed too, so that whoever reads them names them.
+    What is hidden is skipped, and so is a link to a folder that was listed before.
 
     Raises:
         DataError: the folder is missing, not a folder, or cannot be listed.
@@ -290,12 +293,12 @@ def _samples(picture: Picture) -> npt.NDArray[Any]:
 
 
 def _walk(folder: Path, recursive: bool, seen: set[Path]) -> Iterator[Path]:
-    """Yield the image files below a folder; each real folder once, so that link loops end."""
+    """Yield the images below a folder; each real folder once, so that link loops end."""
     seen.add(folder.resolve())
     for entry in sorted(folder.iterdir(), key=natural_key):
         if is_hidden(entry.name):
             continue
-        if is_image_path(entry) and entry.is_file():
+        if is_image_path(entry) and not entry.is_dir():
             yield entry
         elif recursive and entry.is_dir() and entry.resolve() not in seen:
             yield from _walk(entry, recursive, seen)
@@ -307,6 +310,9 @@ def reading(where: str | Path | None) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
+        if where is not None and os.path.islink(where):
+            hint = "fetch the data that it stands for (git annex get, dvc pull), or mount its disk"
+            raise DataError("no such file where the link leads", where=where, hint=hint) from error
         raise DataError("no such file", where=where, hint="check the path") from error
     except C2fdftError:
         raise

@@ -18,11 +18,6 @@ def to_unit(pixels: Tensor) -> Tensor:
     return _divided(pixels.to(torch.float32, copy=True), white)
 
 
-def to_uint8(image: Tensor) -> Tensor:
-    """Convert [0, 1] to uint8, rounded and clipped."""
-    return (image * 255).round().clamp(0, 255).to(torch.uint8)
-
-
 def to_integers(image: Tensor, depth: int, *, grey: bool = False) -> Tensor:
     """Convert `[..., 3, h, w]` in [0, 1] to integers of 8 or 16 bits, rounded.
 

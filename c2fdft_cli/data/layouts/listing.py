@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -40,6 +41,23 @@ def some_images(
             )
         raise DataError(f"no {kind} in the folder", where=folder, hint=hint)
     return images
+
+
+def top_images(folder: Path, *, kind: str = "images") -> tuple[list[Path], list[str]]:
+    """List the images of a folder without its sub-folders, and report those: [] or one sentence.
+
+    Args:
+        folder, kind: as for `some_images`.
+
+    Raises:
+        DataError: as `some_images`.
+    """
+    images = some_images(folder, kind=kind, hint="images in sub-folders are not used")
+    below = 0
+    with suppress(DataError):  # a sub-folder that cannot be listed is no reason to stop
+        below = len(list_images(folder, recursive=True)) - len(images)
+    verb = "is" if below == 1 else "are"
+    return images, [f"{many(below, 'image')} in sub-folders {verb} not used"] if below else []
 
 
 def refuse_videos(*files: Path) -> None:

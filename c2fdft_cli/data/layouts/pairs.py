@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from c2fdft_cli.data.images.picture import image_size, natural_key
 from c2fdft_cli.data.layouts.listing import some_images
@@ -24,6 +25,7 @@ from c2fdft_cli.data.layouts.search import (
     SPLITS,
     SUFFIXES,
     Candidate,
+    Layout,
     Tree,
     list_hint,
     plain,
@@ -59,10 +61,17 @@ class FilePair:
 
 @dataclass(frozen=True)
 class Unpaired:
-    """An image that belongs to no pair, and why."""
+    """An image that belongs to no pair.
+
+    Args:
+        path: the image.
+        reason: why it is in no pair.
+        side: "lq" or "gt" if its partner is missing; None for other images, such as a cover.
+    """
 
     path: Path
     reason: str
+    side: Literal["lq", "gt"] | None = None
 
 
 @dataclass(frozen=True)
@@ -292,12 +301,27 @@ def told_apart(names: Sequence[str], others: Sequence[str]) -> list[str]:
 def _unpaired(tree: Tree, chosen: Sequence[Candidate]) -> list[Unpaired]:
     used = {path for candidate in chosen for pair in candidate.pairs for path in pair}
     reasons = {path: why for one in chosen for path, why in one.reasons.items()}
+    clean = {path for one in chosen for path in one.clean_alone}
     ignored = {path for one in chosen for folder in one.ignored for path in tree.below(folder)}
-    return [
-        Unpaired(path, reasons.get(path, "outside the folders of the pairs"))
-        for path in tree.images
-        if path not in used and path not in ignored
-    ]
+    layout = chosen[0].layout
+    found = []
+    for path in tree.images:
+        if path in used or path in ignored:
+            continue
+        if path in reasons:
+            found.append(Unpaired(path, reasons[path], "gt" if path in clean else "lq"))
+        else:
+            side = _side_of_folder(path.relative_to(tree.root), layout)
+            found.append(Unpaired(path, "outside the folders of the pairs", side))
+    return found
+
+
+def _side_of_folder(path: Path, layout: Layout) -> Literal["lq", "gt"] | None:
+    """Return the side that a folder in a path names, as if the folder of the other is missing."""
+    names = {split_and_side(folder)[1] for folder in path.parents}
+    if names.intersection(layout.lq):
+        return "lq"
+    return "gt" if names.intersection(layout.gt) else None
 
 
 def _describe(chosen: Sequence[Candidate]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from c2fdft_cli.data.layouts.matching import composed, match_names, name_words
 from c2fdft_cli.errors import DataError
+from c2fdft_cli.files import real_path
 from c2fdft_cli.vocabulary import many
 
 _GAMMA = "blurgamma"
@@ -98,7 +99,7 @@ class Candidate:
         label: its description for the user.
         pairs: (degraded, clean).
         reasons: for each other file in those folders, why it is in no pair.
-        alone: the degraded files without a partner.
+        alone, clean_alone: the degraded and the clean files without a partner.
         doubtful: (degraded, clean) that only another naming convention would match.
         ignored: folders that are skipped on purpose.
         split: "train", "val", ... if the names of its folders begin with it.
@@ -112,6 +113,7 @@ class Candidate:
     pairs: tuple[tuple[Path, Path], ...]
     reasons: dict[Path, str]
     alone: tuple[Path, ...] = ()
+    clean_alone: tuple[Path, ...] = ()
     doubtful: tuple[tuple[Path, Path], ...] = ()
     ignored: tuple[Path, ...] = ()
     split: str = ""
@@ -246,7 +248,7 @@ def _choose_one(ways: list[Candidate], tree: Tree, gamma: bool) -> list[Candidat
     if {way.is_gamma for way in ways} == {True, False}:
         others = tuple(way.lq_folder for way in ways if way.is_gamma != gamma)
         ways = [replace(way, ignored=others) for way in ways if way.is_gamma == gamma]
-    distinct = {frozenset((lq.resolve(), gt.resolve()) for lq, gt in way.pairs) for way in ways}
+    distinct = {frozenset((real_path(lq), real_path(gt)) for lq, gt in way.pairs) for way in ways}
     if len(distinct) > 1:
         raise _ambiguous(ways, tree)
     return ways[:1]
@@ -369,5 +371,6 @@ def _candidate(
         pairs,
         reasons,
         alone=tuple(lq[number] for number in found.lq_reasons),
+        clean_alone=tuple(gt[number] for number in found.gt_reasons),
         doubtful=tuple((lq[one], gt[other]) for one, other in found.doubtful),
     )

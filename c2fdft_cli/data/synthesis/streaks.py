@@ -167,7 +167,9 @@ def _load(folder: Path) -> list[Grey]:
     if not folder.is_dir():
         hint = "name the folder with --streaks (prepare) or data.streaks=FOLDER (training)"
         raise DataError("no such folder of streak masks", where=folder, hint=hint)
-    found = (path for path in folder.iterdir() if path.suffix.lower() == ".png" and path.is_file())
+    found = (
+        path for path in folder.iterdir() if path.suffix.lower() == ".png" and not path.is_dir()
+    )
     paths = sorted((path for path in found if not is_hidden(path.name)), key=lambda path: path.name)
     if not paths:
         raise DataError("the folder holds no PNG files of streak masks", where=folder)
@@ -185,9 +187,9 @@ def _load(folder: Path) -> list[Grey]:
 
 def _pixels(path: Path) -> int:
     """Return height * width from the header alone, so that no decompression bomb is decoded."""
+    h, w = image_size(path)
     if path.stat().st_size > MAX_FILE_BYTES:
         raise DataError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB", where=path)
-    h, w = image_size(path)
     if not (MIN_SIDE <= h <= MAX_SIDE and MIN_SIDE <= w <= MAX_SIDE):
         what = f"a streak mask must have sides of {MIN_SIDE} to {MAX_SIDE} px, got {w}x{h} px"
         raise DataError(what, where=path)

@@ -7,12 +7,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from c2fdft_cli.data.images.picture import read_picture
-from c2fdft_cli.data.images.samples import to_8bit
-from c2fdft_cli.data.images.tensors import as_tensor
 from c2fdft_cli.data.layouts.listing import remarks_on_pairs
 from c2fdft_cli.data.layouts.pairs import FilePair
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult, score_each
@@ -24,8 +21,9 @@ from c2fdft_cli.engine.evaluate.pairing import (
     listed_pairs,
     own_names,
     pair_files,
+    size_of_both,
 )
-from c2fdft_cli.engine.sampling.scoring import Scored, Scorer
+from c2fdft_cli.engine.sampling.scoring import Scored, Scorer, levels
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.protocols import PROTOCOLS, Protocol
 from c2fdft_cli.progress import Job
@@ -45,8 +43,9 @@ def evaluate_files(
         degraded: folder of the degraded inputs, to score them too.
 
     Raises:
-        DataError: nothing to score, or sizes that differ; from the iteration, an image smaller
-            than SSIM's window, or a file that cannot be read.
+        DataError: nothing to score, or a list of the images that differ in size from their
+            targets, are smaller than SSIM's window, or cannot be read; from the iteration, a file
+            whose pixels cannot be read.
     """
     return _job(pair_files(restored, target), options, degraded)
 
@@ -79,7 +78,10 @@ def _job(pairs: Matched, options: EvalOptions, degraded: Path | None) -> Job[Sco
     names = own_names([pair.name for pair in pairs.pairs], [pair.lq for pair in pairs.pairs])
     named = [replace(pair, name=name) for pair, name in zip(pairs.pairs, names, strict=True)]
     pairs = replace(pairs, pairs=named)
-    check_all_sizes(named)
+    sizes = [
+        (pair.name, partial(size_of_both, pair, pairs.degraded.get(pair.lq))) for pair in named
+    ]
+    check_all_sizes(sizes, options.border + protocol.border)
     mine = options.share(pairs.pairs)
     work = _score_files(mine, pairs, protocol, options)
     return Job(work, total=len(mine), title="eval", unit="image")
@@ -124,8 +126,4 @@ def _score_pair(pair: FilePair, degraded: Path | None, scorer: Scorer) -> Scored
 
 def read_image(path: Path, protocol: Protocol) -> Tensor:
     """Read an image as `[1, 3, h, w]` float64 on the scale 0 .. 255."""
-    pixels = read_picture(path).pixels
-    if pixels.dtype == np.uint16 and protocol.unrounded:
-        # 65535 = 255 * 257
-        return as_tensor(pixels.astype(np.float64) / 257)
-    return as_tensor(to_8bit(pixels)).double()
+    return levels(read_picture(path).pixels, protocol).double()

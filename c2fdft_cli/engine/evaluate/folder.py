@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from c2fdft_cli.data.images.picture import read_rgb8
-from c2fdft_cli.data.layouts.listing import beyond_the_first, remarks_on_pairs, some_images
-from c2fdft_cli.data.layouts.pairs import FilePair, check_sizes, find_pairs
+from c2fdft_cli.data.images.picture import image_size, read_picture, read_rgb8
+from c2fdft_cli.data.layouts.listing import beyond_the_first, remarks_on_pairs, top_images
+from c2fdft_cli.data.layouts.pairs import FilePair, Unpaired, check_sizes, find_pairs
 from c2fdft_cli.engine.evaluate.pairing import listed_pairs
 from c2fdft_cli.engine.sampling.pairs import DecodedPair, PairSource
 from c2fdft_cli.engine.sampling.restorer import noise_generator
 from c2fdft_cli.errors import DataError, UsageError
+from c2fdft_cli.vocabulary import many
 
 OTHER_WAYS = (
     "give both images of a pair the same name; for clean images, add noise with --sigma 25; "
@@ -28,19 +30,26 @@ _ADDED = -1  # number of the added noise's sample; samples from 0 up belong to t
 
 
 def _read(files: FilePair) -> DecodedPair:
-    """Read a pair as uint8; the sampler's noise is as in `restore` for the degraded file.
+    """Read a pair; depth, grey and the sampler's noise are as in `restore` of the degraded file.
 
     Raises:
         DataError: an image cannot be read, or the sizes differ.
     """
     check_sizes(files)
-    return DecodedPair(files.name, read_rgb8(files.lq), read_rgb8(files.gt), files.lq.stem)
+    lq, gt = read_picture(files.lq), read_picture(files.gt)
+    return DecodedPair(files.name, lq.pixels, gt.pixels, files.lq.stem, lq.grey)
 
 
 def _source(pairs: Sequence[FilePair], found_by: str, notices: Sequence[str]) -> PairSource:
     remarks = remarks_on_pairs([(pair.lq, pair.gt) for pair in pairs])
     note = "; ".join([*notices, *remarks]) or None
-    return PairSource([pair.name for pair in pairs], lambda i: _read(pairs[i]), found_by, note)
+    return PairSource(
+        [pair.name for pair in pairs],
+        lambda i: _read(pairs[i]),
+        lambda i: check_sizes(pairs[i]),
+        found_by,
+        note,
+    )
 
 
 def _with_noise(path: Path, sigma: float, seed: int) -> DecodedPair:
@@ -65,6 +74,14 @@ def open_list(pairs_file: Path, folder: Path | None = None) -> PairSource:
     return _source(found.pairs, found.found_by, ())
 
 
+def _outside(unpaired: Sequence[Unpaired]) -> list[str]:
+    """Report the images that are on neither side of the pairs: [] or one sentence."""
+    others = [one.path for one in unpaired if one.side is None]
+    if not others:
+        return []
+    return [f"on neither side of the pairs: {many(len(others), 'image')}, such as {others[0]}"]
+
+
 def open_folder(folder: Path, sigma: float | None = None, seed: int = 0) -> PairSource:
     """Find the images to restore, and their targets.
 
@@ -83,20 +100,26 @@ def open_folder(folder: Path, sigma: float | None = None, seed: int = 0) -> Pair
         if len(found.splits) > 1:
             hint = f"name the part to score, such as {folder / 'test'}"
             raise DataError("the set contains training images", where=folder, hint=hint)
-        return _source(found.pairs, found.layout, found.notices)
+        return replace(
+            _source(found.pairs, found.layout, [*found.notices, *_outside(found.unpaired)]),
+            without_target=[one.path for one in found.unpaired if one.side == "lq"],
+            without_input=[one.path for one in found.unpaired if one.side == "gt"],
+        )
     if not 0 < sigma <= SIGMA_LIMIT:
         raise UsageError(f"--sigma must be in (0, {SIGMA_LIMIT:g}], got {sigma:g}")
-    images = some_images(folder, hint="images in sub-folders are not used")
+    images, notices = top_images(folder)
     name, count = Counter(path.stem for path in images).most_common(1)[0]
     if count > 1:
         raise DataError(f"two images have the name {name}", where=folder, hint="rename one")
     return PairSource(
         [path.stem for path in images],
         lambda i: _with_noise(images[i], sigma, seed),
+        lambda i: image_size(images[i]),
         "their clean images",
         "; ".join(
             [
                 f"Gaussian noise of sigma {sigma:g} (seed {seed}, floats, unclipped)",
+                *notices,
                 *beyond_the_first(images),
             ]
         ),

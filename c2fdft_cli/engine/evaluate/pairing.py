@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
@@ -12,8 +12,9 @@ from c2fdft_cli.data.layouts.listing import refuse_videos, some_images
 from c2fdft_cli.data.layouts.matching import Matching, match_names
 from c2fdft_cli.data.layouts.pairs import FilePair, told_apart
 from c2fdft_cli.data.layouts.pairs_csv import read_pairs_csv
+from c2fdft_cli.engine.sampling.scoring import refuse_small
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.files import require_existing
+from c2fdft_cli.files import real_path, require_existing
 
 KINDS = search.KINDS | {"restored", "derained", "deblurred", "denoised", "output", "result"}
 
@@ -92,12 +93,12 @@ def _images(path: Path, other: Path) -> list[Path]:
     """Return the images below a path, except those below `other`; DataError if there are none."""
     if path.is_file():
         return [path]
-    inside = other.resolve()
-    nested = path.resolve() in inside.parents
+    inside = real_path(other)
+    nested = real_path(path) in inside.parents
     found = [
         image
         for image in some_images(path, recursive=True)
-        if not (nested and (image.resolve() == inside or inside in image.resolve().parents))
+        if not (nested and inside in (real_path(image), *real_path(image).parents))
     ]
     if not found:
         raise DataError("no images in the folder except those of the other one", where=path)
@@ -149,19 +150,42 @@ def _matched(
     )
 
 
-def check_all_sizes(pairs: Sequence[FilePair]) -> None:
-    """Read every file's header; DataError that lists unreadable files and unequal sizes."""
+def check_all_sizes(
+    sizes: Sequence[tuple[str, Callable[[], tuple[int, int]]]], border: int, unit: str = "pairs"
+) -> None:
+    """Check every pair before the first one is scored, which may take hours.
+
+    Args:
+        sizes: each pair's name, and a function that reads (height, width) from the headers, and
+            raises DataError if that fails or if its two images differ in size.
+        border: pixels that the scores skip on each side.
+        unit: the noun for several pairs.
+
+    Raises:
+        DataError: lists all pairs that cannot be scored, also those that are too small.
+    """
     problems = []
-    for pair in pairs:
+    for name, size in sizes:
         try:
-            ours, theirs = image_size(pair.lq), image_size(pair.gt)
+            refuse_small(name, *size(), border)
         except DataError as error:
             problems.append(str(error))  # which names the file
-            continue
-        if ours != theirs:
-            sizes = [f"{width} x {height}" for height, width in (ours, theirs)]
-            problems.append(f"{pair.lq}: sizes differ, restored {sizes[0]}, target {sizes[1]}")
-    fail(problems, len(pairs))
+    fail(problems, len(sizes), unit)
+
+
+def size_of_both(pair: FilePair, degraded: Path | None) -> tuple[int, int]:
+    """Return (height, width) of a restored file and its target; DataError if they differ.
+
+    The size of the degraded file may be another, but its header must be readable too.
+    """
+    ours, theirs = image_size(pair.lq), image_size(pair.gt)
+    if ours != theirs:
+        sizes = [f"{width} x {height}" for height, width in (ours, theirs)]
+        what = f"sizes differ, restored {sizes[0]}, target {sizes[1]}"
+        raise DataError(what, where=pair.lq)
+    if degraded is not None:
+        image_size(degraded)
+    return ours
 
 
 def fail(problems: Sequence[str], total: int, unit: str = "pairs") -> None:

@@ -7,7 +7,7 @@ from itertools import zip_longest
 
 from c2fdft_cli.engine.evaluate.job import EvalResult
 from c2fdft_cli.engine.evaluate.pairing import fail
-from c2fdft_cli.engine.evaluate.report import Encoded
+from c2fdft_cli.engine.evaluate.report import Gallery
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.distributed import join_ranks
@@ -44,6 +44,9 @@ def merge_results(everyone: list[EvalResult]) -> EvalResult:
     return replace(everyone[0], rows=merged, notes=notes, unreadable=unreadable)
 
 
-def merge_pictures(everyone: list[Encoded]) -> Encoded:
+def merge_pictures(everyone: list[Gallery]) -> Gallery:
     """Merge the report's pictures of all processes."""
-    return {name: views for one in everyone for name, views in one.items()}
+    first, *others = everyone
+    for other in others:
+        first.merge(other)
+    return first

@@ -75,7 +75,9 @@ def open_blocks(ours: Path, target: Path | None = None) -> BlockPairs:
         # A block has no file of its own, so its noise is derived from its name.
         return DecodedPair(names[i], blocks.block(i), targets.block(i), names[i])
 
-    return BlockPairs(names, pair, "their place in the SIDD files", unit="block", ours=blocks)
+    height, width = targets.pixels.shape[-3:-1]
+    found_by = "their place in the SIDD files"
+    return BlockPairs(names, pair, lambda _: (height, width), found_by, unit="block", ours=blocks)
 
 
 def _missing(name: str, folder: Path) -> Path:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from c2fdft_cli.core.diffusion import check_grid
 from c2fdft_cli.engine.evaluate.job import DEFAULT, EvalOptions, EvalResult, collect
 from c2fdft_cli.engine.evaluate.options import WeightsOptions
+from c2fdft_cli.engine.evaluate.pairing import check_all_sizes
 from c2fdft_cli.engine.evaluate.sidd import CHOSEN_BY, PROTOCOL, BlockPairs
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.pairs import PairSource
@@ -30,7 +32,7 @@ def evaluate_weights(
 ) -> Job[Scored, EvalResult]:
     """Restore pairs, and score the results and the inputs.
 
-    The output is rounded to 8 bits first, except with protocols for unrounded output.
+    The output is rounded first as `restore` rounds it, except with protocols for unrounded output.
 
     Args:
         checkpoint: the weights.
@@ -98,7 +100,10 @@ def _job(
     notes: Sequence[str] = (),
 ) -> Job[Scored, EvalResult]:
     timesteps = _timesteps_in_use(subject, runs.grid)
-    mine = options.share(spread_indices(len(pairs), runs.images))
+    chosen = spread_indices(len(pairs), runs.images)
+    sizes = [(pairs.names[i], partial(pairs.size, i)) for i in chosen]
+    check_all_sizes(sizes, options.border + subject.protocol.border, f"{pairs.unit}s")
+    mine = options.share(chosen)
     restorers = [
         subject.executor(timesteps, seed, self_ensemble=runs.self_ensemble)
         for seed in range(runs.seed, runs.seed + runs.seeds)
@@ -145,6 +150,8 @@ def _score_weights(
         rows=rows,
         scored_on=f"network output, {depth}",
         border=options.border,
+        without_target=list(pairs.without_target),
+        without_restored=list(pairs.without_input),
         found_by=pairs.found_by,
         notes=[*notes, *([pairs.note] if pairs.note else [])],
         recipe=recipe,

@@ -109,10 +109,13 @@ def choose_checked(found: Found, checked: Sequence[Checked]) -> Found:
     """Choose the validation pairs by the digests of images that were read."""
     if not found.candidates:
         return found
-    digests: dict[Path, Hashable] = {
-        one.pair.gt: (one.size, one.sha256_gt) for one in checked if one.problem is None
-    }
-    contents = content_keys(found.candidates, lambda path: digests.get(path, path))
+    candidates = set(found.candidates)
+    usable = [one for one in checked if one.problem is None and one.pair in candidates]
+    digests: dict[Path, Hashable] = {one.pair.gt: (one.size, one.sha256_gt) for one in usable}
+    # The files of other pairs are not opened again: reading a pipe would never end.
+    contents = {path: path for pair in candidates for path in (pair.lq, pair.gt)} | content_keys(
+        [one.pair for one in usable], digests.__getitem__
+    )
     return found.with_val(*choose_val(found.candidates, found.val_size, contents))
 
 

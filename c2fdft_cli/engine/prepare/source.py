@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 
 from c2fdft_cli.data.images.picture import read_rgb8
-from c2fdft_cli.data.layouts.listing import some_images
+from c2fdft_cli.data.layouts.listing import top_images
 from c2fdft_cli.data.layouts.pairs import (
     FilePair,
     PairSet,
@@ -168,8 +168,7 @@ def _split_apart(found: PairSet) -> Found:
 
 def _clean(source: Path, synthesis: Synthesis) -> Found:
     """Find the clean images of a folder, without its sub-folders."""
-    hint = "images in sub-folders are not used"
-    images = some_images(source, kind="clean images", hint=hint)
+    images, notices = top_images(source, kind="clean images")
     stems = Counter(path.stem for path in images)
     # Images that share a stem are named by their whole file name, and so are images whose stem is
     # such a file name (a.png.jpg beside a.png and a.jpg).
@@ -178,7 +177,7 @@ def _clean(source: Path, synthesis: Synthesis) -> Found:
         FilePair(path.name if {path.name, path.stem} & whole else path.stem, path, path)
         for path in images
     )
-    return Found("clean images", MODELS[synthesis.kind].task, {"train": pairs}, (), ())
+    return Found("clean images", MODELS[synthesis.kind].task, {"train": pairs}, (), tuple(notices))
 
 
 def _outside(found: Found, root: Path, out: Path) -> Found:
@@ -188,7 +187,7 @@ def _outside(found: Found, root: Path, out: Path) -> Found:
         return found
 
     def is_out(path: Path) -> bool:
-        return inner in path.resolve().parents
+        return inner in real_path(path).parents
 
     splits = {
         split: tuple(pair for pair in pairs if not (is_out(pair.lq) or is_out(pair.gt)))

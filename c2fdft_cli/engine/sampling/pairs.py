@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from c2fdft_cli.data.images.picture import is_image_path
-from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.data.synthesis.degrade import Degradation
 from c2fdft_cli.engine.sampling.restorer import noise_generator
@@ -20,19 +19,21 @@ from c2fdft_cli.recipe.schema import Data, Recipe
 
 @dataclass(frozen=True)
 class DecodedPair:
-    """A degraded image and its target, on the scale 0 .. 255.
+    """A degraded image and its target.
 
     Args:
         name: the pair's name, unique in its source.
-        lq: `[h, w, 3]`, uint8, or float32 if it is neither rounded nor clipped.
-        gt: uint8 `[h, w, 3]`.
+        lq: `[h, w, 3]`, uint8 or uint16, or float32 in 8-bit levels, neither rounded nor clipped.
+        gt: uint8 or uint16 `[h, w, 3]`.
         noise_name: base name of the degraded file; with the seed it decides the sampler's noise.
+        grey: whether the degraded file is grey, and so is the file that `restore` makes of it.
     """
 
     name: str
     lq: np.ndarray[Any, Any]
-    gt: Pixels
+    gt: np.ndarray[Any, Any]
     noise_name: str
+    grey: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,22 @@ class PairSource:
     Args:
         names: the names of the pairs.
         pair: reads pair i; DataError if it cannot be read.
+        size: reads (height, width) of pair i from the headers alone; DataError if the two images
+            differ in size, or if a header cannot be read.
         found_by: how degraded images and targets were matched, for the user.
         note: a further note on the pairs, for the user.
         unit: the noun for one of them.
+        without_target, without_input: degraded images and targets whose partner is missing.
     """
 
     names: Sequence[str]
     pair: Callable[[int], DecodedPair]
+    size: Callable[[int], tuple[int, int]]
     found_by: str
     note: str | None = None
     unit: str = "image"
+    without_target: Sequence[Path] = ()
+    without_input: Sequence[Path] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -116,4 +123,4 @@ def open_validation(folder: Path, recipe: Recipe) -> ShardPairs | None:
         seed = noise_generator(recipe.train.seed, own).initial_seed()
         return DecodedPair(name, degrade_clean(gt, np.random.default_rng(seed)), gt, own)
 
-    return ShardPairs(shards.names, pair, "shards", shards=shards)
+    return ShardPairs(shards.names, pair, shards.sizes.__getitem__, "shards", shards=shards)

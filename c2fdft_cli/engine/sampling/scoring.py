@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from c2fdft_cli.core.ssim import WINDOW
-from c2fdft_cli.data.images.tensors import as_tensor, to_uint8, to_unit
+from c2fdft_cli.data.images.samples import to_8bit
+from c2fdft_cli.data.images.tensors import as_tensor, interleaved, to_integers, to_unit
 from c2fdft_cli.engine.sampling.executor import Restored
-from c2fdft_cli.engine.sampling.pairs import PairSource, ShardPairs
+from c2fdft_cli.engine.sampling.pairs import DecodedPair, PairSource
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.protocols import MAX_VALUE, Protocol, Score, crop, score, score_crops
 
@@ -96,7 +97,7 @@ class Scorer:
             DataError: the image without its border is smaller than SSIM's window.
         """
         height, width = target.shape[-2:]
-        _refuse_small(name, height, width, self.border + self.protocol.border)
+        refuse_small(name, height, width, self.border + self.protocol.border)
         crops = crop(restored, target, self.protocol, self.border)
         own = score_crops(*crops, self.protocol)[0]
         return Scored(
@@ -111,7 +112,7 @@ class Scorer:
         )
 
 
-def _refuse_small(name: str, height: int, width: int, border: int) -> None:
+def refuse_small(name: str, height: int, width: int, border: int) -> None:
     """Raise DataError if an image without its border is smaller than SSIM's window."""
     if min(height, width) - 2 * border < WINDOW:
         inside = f" inside a border of {border} px" if border else ""
@@ -122,10 +123,10 @@ def _refuse_small(name: str, height: int, width: int, border: int) -> None:
         )
 
 
-def refuse_small_pairs(pairs: ShardPairs, indices: Iterable[int], protocol: Protocol) -> None:
+def refuse_small_pairs(pairs: PairSource, indices: Iterable[int], protocol: Protocol) -> None:
     """Raise DataError, before hours of work, if one of the pairs is smaller than SSIM's window."""
     for i in indices:
-        _refuse_small(pairs.names[i], *pairs.shards.sizes[i], protocol.border)
+        refuse_small(pairs.names[i], *pairs.size(i), protocol.border)
 
 
 def restore_and_score(
@@ -133,7 +134,7 @@ def restore_and_score(
 ) -> Iterator[Scored]:
     """Restore each pair with every restorer, and score the results.
 
-    The output is rounded to 8 bits first, unless the protocol is for unrounded output.
+    The output is rounded first as it is when saved, unless the protocol is for unrounded output.
 
     Yields:
         For each pair, one record per restorer, in their order. The scores are NaN if the restored
@@ -144,17 +145,40 @@ def restore_and_score(
     """
     for i in indices:
         pair = source.pair(i)
-        lq, gt = as_tensor(pair.lq), as_tensor(pair.gt)
+        lq, gt = (levels(pixels, scorer.protocol) for pixels in (pair.lq, pair.gt))
         for restorer in restorers:
             started = time.perf_counter()
-            restored = restorer(to_unit(lq), [pair.noise_name])
+            restored = restorer(to_unit(as_tensor(pair.lq)), [pair.noise_name])
             seconds = time.perf_counter() - started
             image, notes = restored.image, tuple(restored.notes)
             if not image.isfinite().all():
                 yield Scored(pair.name, math.nan, math.nan, seconds=seconds, notes=notes)
                 continue
-            image = image * MAX_VALUE if scorer.protocol.unrounded else to_uint8(image)
+            image = _as_saved(image, pair, scorer.protocol)
             yield replace(scorer(pair.name, image, gt, lq), seconds=seconds, notes=notes)
+
+
+def _as_saved(image: Tensor, pair: DecodedPair, protocol: Protocol) -> Tensor:
+    """Convert `[1, 3, h, w]` in [0, 1] to the levels that a file made by `restore` would have.
+
+    The file is grey and has 16 bits if the degraded one is and has. With a protocol for unrounded
+    output, nothing is rounded.
+    """
+    if protocol.unrounded:
+        return MAX_VALUE * (image.mean(1, keepdim=True).expand_as(image) if pair.grey else image)
+    depth = 16 if pair.lq.dtype == np.uint16 else 8
+    return levels(interleaved(to_integers(image[0], depth, grey=pair.grey)), protocol)
+
+
+def levels(pixels: np.ndarray[Any, Any], protocol: Protocol) -> Tensor:
+    """Convert pixels `[h, w, 3]` to `[1, 3, h, w]` on the scale 0 .. 255, as they are scored.
+
+    16 bits are rounded to 8, except with a protocol for unrounded output.
+    """
+    if pixels.dtype != np.uint16:
+        return as_tensor(pixels)
+    # 65535 = 255 * 257
+    return as_tensor(pixels / 257.0 if protocol.unrounded else to_8bit(pixels))
 
 
 def notes_of(scored: Iterable[Scored]) -> list[str]:

@@ -126,6 +126,22 @@ def test_weights_on_noisy_images(weights: Path, folders: tuple[Path, Path]) -> N
     assert json.loads(result.stdout)["degraded"]["mean"]["psnr"] == pytest.approx(20.2, abs=0.3)
 
 
+def test_a_set_with_missing_partners_ends_with_exit_6(weights: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    fill(folder / "input", 10)
+    (fill(folder / "target", 0) / "2.png").unlink()
+    words = (folder, "--weights", weights, "--device", "cpu", "--precision", "fp32")
+    result = run(*words)
+    assert result.exit_code == 6, result.output
+    assert "mean (2 of 3)" in result.stdout
+    assert f"no target: {folder / 'input' / '2.png'}" in result.stdout.replace("\n", "")
+    allowed = run(*words, "--allow-missing", "--json")
+    assert allowed.exit_code == 0
+    facts = json.loads(allowed.stdout)
+    assert (facts["scored"], facts["expected"]) == (2, 3)
+    assert facts["missing"]["target"] == [str(folder / "input" / "2.png")]
+
+
 def test_requested_files_are_written(folders: tuple[Path, Path], tmp_path: Path) -> None:
     other = fill(tmp_path / "b", 20)
     words = ("--metrics", "gmsd", "--csv", tmp_path / "rows.csv", "--report", tmp_path / "page")
@@ -147,6 +163,8 @@ def test_requested_files_are_written(folders: tuple[Path, Path], tmp_path: Path)
     assert header == "name,psnr,ssim,gmsd,protocol,b_psnr,b_ssim,b_gmsd"
     page = (tmp_path / "page" / "index.html").read_text()
     assert all(page.count(f'"name": "{k}"') for k in range(3))
+    shown = run(*folders, "--report", tmp_path / "page", "--overwrite")
+    assert "size of the page: 0.0 MiB" in shown.stdout
     again = run(*folders, "--csv", tmp_path / "rows.csv")
     assert again.exit_code == 2
     assert "use --overwrite" in again.stderr

@@ -32,7 +32,16 @@ from c2fdft_cli.data.images.picture import (
 )
 from c2fdft_cli.data.images.pillow import OpenFrames
 from c2fdft_cli.errors import DataError, ResourceError
-from tests.kit.images import SRGB_PROFILE, assert_same, drawn, drawn_picture, encoded, painters_exif
+from tests.kit.images import (
+    NO_FILES,
+    SRGB_PROFILE,
+    assert_same,
+    drawn,
+    drawn_picture,
+    encoded,
+    no_file,
+    painters_exif,
+)
 
 GREY_ICC = SRGB_PROFILE[:16] + b"GRAY" + SRGB_PROFILE[20:]
 
@@ -258,13 +267,26 @@ def test_list_images_in_natural_order_without_hidden_files_and_loops(tmp_path):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "sub" / "up").symlink_to(tmp_path)
-    (tmp_path / "dangling.png").symlink_to(tmp_path / "none")
 
     def names(recursive):
         return [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path, recursive)]
 
     assert names(False) == ["1.jpg", "2.PNG", "10.png"]
     assert names(True) == ["1.jpg", "2.PNG", "10.png", "sub/3.png"]
+
+
+def test_whatever_has_the_name_of_an_image_is_listed_and_refused_when_it_is_read(tmp_path):
+    for number, name in enumerate(NO_FILES):
+        no_file(tmp_path / f"{number}.png", name)
+    found = list_images(tmp_path, True)
+    assert [path.name for path in found] == ["0.png", "1.png", "2.png", "3.png"]
+    for path in found:
+        with pytest.raises(DataError) as error:
+            image_size(path)
+        assert error.value.where == str(path)
+    with pytest.raises(DataError, match="no such file where the link leads") as error:
+        read_picture(found[0])
+    assert "git annex get" in error.value.hint
 
 
 @pytest.mark.parametrize(

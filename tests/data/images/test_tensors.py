@@ -10,7 +10,6 @@ from c2fdft_cli.data.images.tensors import (
     interleaved,
     planes_of,
     to_integers,
-    to_uint8,
     to_unit,
 )
 
@@ -33,11 +32,6 @@ def test_rounding_is_to_the_nearest_even_and_grey_the_mean(depth: int) -> None:
     grey = to_integers(image, depth, grey=True).numpy()
     assert grey.shape == (2, 1, 33, 17)
     assert np.array_equal(grey, np.rint(image.mean(1, keepdim=True).numpy() * white))
-
-
-def test_8_bit_levels_are_rounded_and_clipped() -> None:
-    image = torch.tensor([-0.01, 0.4 / 255, 0.6 / 255, 1.0, 1.01])
-    assert to_uint8(image).tolist() == [0, 0, 1, 255, 255]
 
 
 def test_planes_and_pixels_are_inverse_to_each_other() -> None:

@@ -13,6 +13,7 @@ from c2fdft_cli.data.layouts.listing import (
     refuse_videos,
     remarks_on_pairs,
     some_images,
+    top_images,
 )
 from c2fdft_cli.errors import DataError
 from tests.kit.images import EXCHANGED_PROFILE, SRGB_PROFILE
@@ -34,6 +35,20 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no images in the folder, but videos") as caught:
         some_images(tmp_path, hint="look elsewhere")
     assert "ffmpeg -i clip.mp4" in str(caught.value.hint)
+
+
+def test_images_in_sub_folders_are_counted_if_they_are_not_used(tmp_path: Path) -> None:
+    (tmp_path / "sub" / "sub").mkdir(parents=True)
+    (tmp_path / "1.png").touch()
+    assert top_images(tmp_path) == ([tmp_path / "1.png"], [])
+    (tmp_path / "sub" / "2.png").touch()
+    assert top_images(tmp_path)[1] == ["1 image in sub-folders is not used"]
+    (tmp_path / "sub" / "sub" / "3.png").touch()
+    assert top_images(tmp_path)[1] == ["2 images in sub-folders are not used"]
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(DataError) as caught:
+        top_images(tmp_path)
+    assert caught.value.hint == "images in sub-folders are not used"
 
 
 def test_videos_are_refused_as_images(tmp_path: Path) -> None:

@@ -349,11 +349,18 @@ def test_a_single_split_folder_is_not_a_split(tmp_path):
 
 def test_unpaired_files_have_reasons(tmp_path):
     draw(tmp_path, "input/1.png", "input/2.png", "target/1.png", "target/3.png", "cover.png")
+    draw(tmp_path, "night/input/1.png", "day/train_target/a/1.png")
     found = find_pairs(tmp_path)
-    assert {one.path.relative_to(tmp_path).as_posix(): one.reason for one in found.unpaired} == {
-        "cover.png": "outside the folders of the pairs",
-        "input/2.png": "no clean image has a matching name",
-        "target/3.png": "no degraded image has a matching name",
+    outside = "outside the folders of the pairs"
+    told = {
+        one.path.relative_to(tmp_path).as_posix(): (one.reason, one.side) for one in found.unpaired
+    }
+    assert told == {
+        "cover.png": (outside, None),
+        "day/train_target/a/1.png": (outside, "gt"),
+        "input/2.png": ("no clean image has a matching name", "lq"),
+        "night/input/1.png": (outside, "lq"),
+        "target/3.png": ("no degraded image has a matching name", "gt"),
     }
 
 

@@ -136,6 +136,13 @@ def test_hostile_masks_are_named(tmp_path, content, says):
     assert error.value.where == str(tmp_path / "a.png")
 
 
+def test_a_link_to_a_missing_mask_is_named(tmp_path):
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    with pytest.raises(DataError, match="no such file") as error:
+        StreakBank(tmp_path)
+    assert error.value.where == str(tmp_path / "gone.png")
+
+
 def test_masks_must_fit_in_memory(tmp_path):
     for k in range(9):
         (tmp_path / f"{k}.png").write_bytes(png(8192, 8192))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from c2fdft_cli.data.images.picture import read_rgb8, save_rgb8
+from c2fdft_cli.data.images.picture import Picture, read_rgb8, save_rgb8, write_picture
 from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.folder import open_folder, open_list
 from c2fdft_cli.engine.evaluate.job import EvalOptions
@@ -22,6 +22,7 @@ from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.recipe.schema import Network
+from tests.kit.evaluate import save
 from tests.kit.formula import photo
 from tests.kit.images import EXCHANGED_PROFILE, SRGB_PROFILE
 from tests.kit.restore import Request, run
@@ -80,6 +81,12 @@ def test_weights_are_scored_on_noisy_images(clean, weights):
         assert row.psnr != row.degraded.psnr
 
 
+def test_clean_images_in_sub_folders_are_noted(clean: Path) -> None:
+    assert "sub-folders" not in str(open_folder(clean, 15.0).note)
+    shutil.copytree(clean, clean / "sub")
+    assert "; 3 images in sub-folders are not used" in str(open_folder(clean, 15.0).note)
+
+
 def test_weights_are_scored_on_pairs_of_files(tmp_path, weights):
     for k in range(2):
         for side, shift in (("input", 20), ("target", 0)):
@@ -89,6 +96,24 @@ def test_weights_are_scored_on_pairs_of_files(tmp_path, weights):
     pairs = open_folder(tmp_path / "set")
     rows = evaluate_weights(weights, RUNS, EvalOptions("rgb"), pairs=pairs).run().rows
     assert [row.degraded.psnr for row in rows] == pytest.approx([22.1, 22.1], abs=0.2)
+
+
+def test_a_set_with_missing_partners_is_incomplete(tmp_path: Path, weights: Path) -> None:
+    folder = tmp_path / "set"
+    for side in ("input", "target"):
+        for k in range(4):
+            save(folder / side / f"{k}.png", photo(k, 64, 64))
+    (folder / "target" / "2.png").unlink()
+    (folder / "input" / "3.png").unlink()
+    save(folder / "cover.png", photo(0))
+    save(folder / "masks" / "1.png", photo(0))
+    result = evaluate_weights(weights, RUNS, EvalOptions("rgb"), pairs=open_folder(folder)).run()
+    assert [row.name for row in result.rows] == ["0", "1"]
+    assert result.without_target == [folder / "input" / "2.png"]
+    assert result.without_restored == [folder / "target" / "3.png"]
+    assert "scored 2 of 4: the set is incomplete" in str(result.failure)
+    told = f"skipped: 1 mask; on neither side of the pairs: 1 image, such as {folder / 'cover.png'}"
+    assert told in result.notes[-1]
 
 
 def test_a_list_pairs_files_of_any_names(tmp_path: Path, clean: Path) -> None:
@@ -126,6 +151,34 @@ def test_the_start_noise_is_that_of_restore(clean, tmp_path, weights):
     found = evaluate_files(tmp_path / "out", target, EvalOptions("rgb")).run()
     # restore may batch images of one size, which changes only rounding
     assert scores == pytest.approx([row.psnr for row in found.rows], rel=1e-4)
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("protocol", ["rgb", "denoise"])
+def test_scores_are_those_of_the_files_that_restore_writes(
+    tmp_path: Path, weights: Path, grey: bool, depth: int, protocol: str
+) -> None:
+    folder = tmp_path / "set"
+    values = np.random.default_rng(depth)
+    for k in range(2):
+        gt = photo(k, 64, 64).astype(np.int64)[:, :, : 1 if grey else 3] * (2**depth - 1) // 255
+        for side, sigma in (("input", 2**depth // 12), ("target", 0)):
+            noisy = gt + values.normal(0, sigma + 1e-9, gt.shape)
+            pixels = noisy.clip(0, 2**depth - 1).round().astype(f"uint{depth}")
+            (folder / side).mkdir(parents=True, exist_ok=True)
+            picture = Picture(np.broadcast_to(pixels, (64, 64, 3)).copy(), grey=grey)
+            write_picture(folder / side / f"{k}.png", picture)
+    options = EvalOptions(protocol)
+    ours = evaluate_weights(weights, RUNS, options, pairs=open_folder(folder)).run()
+    run(Request(folder / "input", tmp_path / "out", weights))
+    files = evaluate_files(tmp_path / "out", folder, options).run()
+    # "denoise" scores the output before it is rounded to the bits of a file; and restore batches
+    # images of one size, which rounds a few values to another level
+    rounding = 2e-3 if (protocol, depth) == ("denoise", 8) else 1e-4
+    for one, other in zip(ours.rows, files.rows, strict=True):
+        assert one.psnr == pytest.approx(other.psnr, rel=0, abs=rounding)
+        assert one.degraded.psnr == pytest.approx(other.degraded.psnr, rel=1e-12)
 
 
 def test_training_images_are_scored_only_if_requested(tmp_path):
@@ -174,6 +227,33 @@ def test_two_images_of_one_name_are_refused(clean):
     save_rgb8(clean / "scene.1.bmp", photo(5, 64, 64))
     with pytest.raises(DataError, match=r"two images have the name scene\.1"):
         open_folder(clean, 25)
+
+
+def test_all_unusable_pairs_are_listed_before_the_first_is_restored(
+    tmp_path: Path, weights: Path
+) -> None:
+    folder, border = tmp_path / "set", 3
+    sizes = {"good": (64, 64), "other": (64, 56), "small": (16, 40), "text": (64, 64)}
+    for name, (height, width) in sizes.items():
+        save(folder / "input" / f"{name}.png", photo(0, height, width))
+        save(folder / "target" / f"{name}.png", photo(0, height, width))
+    save(folder / "target" / "other.png", photo(0, 64, 64))
+    (folder / "target" / "text.png").write_text("text")
+    lines = [f"input/{name}.png,target/{name}.png\n" for name in sizes]
+    (folder / "pairs.csv").write_text("".join(lines))
+    for pairs in (open_folder(folder), open_list(folder / "pairs.csv")):
+        with pytest.raises(DataError, match="3 of 4 images cannot be scored") as error:
+            evaluate_weights(weights, RUNS, EvalOptions("rgb", border), pairs=pairs)
+        other, text, small = sorted(error.value.details)
+        assert "input/other.png: the sizes differ within a pair" in other
+        assert "small: 40 x 16 px, but SSIM needs 11 x 11 inside a border of 3 px" in small
+        assert "target/text.png: cannot read the image" in text
+
+
+def test_clean_images_are_checked_before_the_first_is_restored(clean: Path, weights: Path) -> None:
+    save_rgb8(clean / "small.png", photo(0, 10, 64))
+    with pytest.raises(DataError, match="small: 64 x 10 px"):
+        evaluate_weights(weights, RUNS, EvalOptions(), pairs=open_folder(clean, 15.0))
 
 
 def test_sizes_that_differ_are_refused(tmp_path):

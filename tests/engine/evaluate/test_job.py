@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,23 @@ def test_images_smaller_than_the_window_of_ssim(
 ) -> None:
     a, b = (save(tmp_path / name, photo(0, *size)) for name in ("a.png", "b.png"))
     with pytest.raises(DataError, match="SSIM needs 11 x 11"):
-        run(a, b, border=border)
+        evaluate_files(a, b, EvalOptions(border=border))  # before the first image is scored
+
+
+def test_shards_are_checked_before_the_first_image_is_restored(
+    shard_folder: Path, tmp_path: Path
+) -> None:
+    weights = write_random(tmp_path / "fine.pt", stage="fine", grid=[999], data=shard_folder)
+    runs = WeightsOptions(device="cpu", precision="fp32")
+    with pytest.raises(DataError, match="2 of 2 images cannot be scored"):
+        evaluate_weights(weights, runs, EvalOptions(border=20))
+
+
+def test_the_headers_of_degraded_images_are_read_first(folders: tuple[Path, Path]) -> None:
+    other = shutil.copytree(folders[0], folders[0].parent / "degraded")
+    (other / "10.png").write_text("text")
+    with pytest.raises(DataError, match=r"degraded/10\.png: cannot read the image"):
+        evaluate_files(*folders, EvalOptions(), other)
 
 
 def test_invalid_options_are_refused() -> None:

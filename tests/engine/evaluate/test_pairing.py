@@ -16,6 +16,7 @@ from c2fdft_cli.engine.evaluate.pairing import listed_pairs, pair_files
 from c2fdft_cli.errors import DataError
 from tests.kit.evaluate import degraded, run, save
 from tests.kit.formula import photo
+from tests.kit.images import NO_FILES, no_file
 
 
 def names_of(restored: Path, target: Path) -> dict[str, str]:
@@ -153,6 +154,16 @@ def test_folders_without_a_pair_are_refused(
     assert error.value.exit_code == 3
     with pytest.raises(DataError):
         run(target, out)
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+@pytest.mark.parametrize("side", [0, 1])
+def test_what_is_no_file_is_named_like_an_unreadable_image(
+    folders: tuple[Path, Path], side: int, kind: str
+) -> None:
+    no_file(folders[side] / "10.png", kind)
+    with pytest.raises(DataError, match=r"10\.png: (cannot read the image|no such file)"):
+        run(*folders)
 
 
 def test_the_folder_of_a_list_must_exist(tmp_path: Path) -> None:

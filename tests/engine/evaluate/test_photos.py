@@ -17,10 +17,11 @@ from c2fdft_cli.engine.evaluate.compare import as_json, in_words, paired_compari
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
 from c2fdft_cli.engine.evaluate.metrics import describe_metric, find_metrics
 from c2fdft_cli.engine.evaluate.photos import evaluate_alone
-from c2fdft_cli.engine.evaluate.report import Encoded, with_pictures, write_report
+from c2fdft_cli.engine.evaluate.report import Gallery, with_pictures, write_report
 from c2fdft_cli.engine.evaluate.rows import document, table_of, write_csv
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.metrics.full_reference import load_piq
+from tests.kit.images import NO_FILES, no_file
 
 
 def photo(k: int, strength: float) -> np.ndarray[Any, Any]:
@@ -35,6 +36,15 @@ def fill(folder: Path, strength: float) -> Path:
     for k, name in enumerate(("2", "10", "sub/a")):
         save_rgb8(folder / f"{name}.png", photo(k, strength))
     return folder
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_what_is_no_file_is_reported_like_an_unreadable_image(noisy: Path, kind: str) -> None:
+    no_file(noisy / "10.png", kind)
+    result = run(noisy, "total_variation")
+    assert len(result.rows) == 2
+    assert "10.png" in result.unreadable[0]
+    assert result.failure is not None
 
 
 def run(source: Path, names: str = "all", **options: Any) -> EvalResult:
@@ -89,7 +99,7 @@ def test_the_lower_score_wins(noisy: Path, tmp_path: Path) -> None:
 
 
 def test_csv_and_report_hold_the_scores(noisy: Path, tmp_path: Path) -> None:
-    pictures: Encoded = {}
+    pictures = Gallery()
     metrics = find_metrics("blur_effect", no_reference=True)
     job = evaluate_alone(noisy, EvalOptions(metrics=metrics, pictures=True))
     result = with_pictures(job, pictures).run()
@@ -106,11 +116,11 @@ def test_photos_that_differ_only_in_their_suffix_have_their_own_pictures(tmp_pat
     for k, suffix in enumerate((".png", ".bmp")):
         save_rgb8(tmp_path / f"a{suffix}", photo(k, 5))
     save_rgb8(tmp_path / "b.png", photo(2, 5))
-    images: Encoded = {}
+    images = Gallery()
     options = EvalOptions(metrics=find_metrics("noise_sigma", no_reference=True), pictures=True)
     result = with_pictures(evaluate_alone(tmp_path, options), images).run()
     assert [row.name for row in result.rows] == ["a.bmp", "a.png", "b"]
-    assert len({one["restored"] for one in images.values()}) == 3
+    assert len({one["restored"] for one in images.views.values()}) == 3
 
 
 def test_a_suffix_in_a_name_may_make_it_equal_another(tmp_path: Path) -> None:

@@ -8,14 +8,18 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from c2fdft_cli.engine.evaluate import report
 from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.job import EvalOptions
+from c2fdft_cli.engine.evaluate.metrics import find_metrics
+from c2fdft_cli.engine.evaluate.photos import evaluate_alone
 from c2fdft_cli.engine.evaluate.report import (
-    Encoded,
+    Gallery,
     error_map,
     with_pictures,
     write_report,
@@ -28,9 +32,18 @@ NODE = shutil.which("node")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
-def report_of(out: Path, target: Path, folder: Path) -> str:
-    pictures: Encoded = {}
-    job = evaluate_files(out, target, EvalOptions(pictures=True), degraded=out)
+def report_of(
+    out: Path,
+    target: Path,
+    folder: Path,
+    *,
+    degraded: Path | None = None,
+    protocol: str | None = None,
+) -> str:
+    """Write a report and return its page; without `degraded` the results count as the inputs."""
+    pictures = Gallery()
+    options = EvalOptions(protocol, pictures=True)
+    job = evaluate_files(out, target, options, degraded or out)
     result = with_pictures(job, pictures).run()
     recipe = {"task": "</script><b>", "data": {"synthesis": {"sigma": [5, math.nan]}}}
     command = "c2fdft eval <a> & b"
@@ -38,13 +51,17 @@ def report_of(out: Path, target: Path, folder: Path) -> str:
     return (folder / "index.html").read_text()
 
 
+def data_of(page: str) -> dict[str, Any]:
+    text = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)
+    assert text is not None
+    return json.loads(text[1])  # type: ignore[no-any-return]
+
+
 def test_the_report_is_self_contained(folders: tuple[Path, Path], tmp_path: Path) -> None:
     page = report_of(*folders, tmp_path / "report")
     assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", page)
     assert "default-src 'none'" in page
-    text = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)
-    assert text is not None
-    data = json.loads(text[1])
+    data = data_of(page)
     assert data["about"]["command"] == "c2fdft eval <a> & b"
     # another program's file may hold numbers that JSON does not have
     synthesis = {"synthesis": {"sigma": [5, None]}}
@@ -90,10 +107,79 @@ def test_the_report_works_in_a_browser(folders: tuple[Path, Path], tmp_path: Pat
     assert '<button class="on">4 error</button>' in zoomed
     assert re.search(r"transform: translate\(.*?\) scale\([\d.]+\)", zoomed)
     assert '<div id="zoom" class="open">' not in look("#open=nobody")
+    (shutil.copytree(folders[0], tmp_path / "degraded") / "9.png").unlink()
+    report_of(*folders, tmp_path / "report", degraded=tmp_path / "degraded")
+    first = re.search(r"<tr><td>9</td>(.*?)</tr>", look(""))
+    assert first is not None
+    assert re.findall(r'<td class="view">(<img)?', first[1]) == ["", "<img", "<img", "<img"]
+    assert '<button class="on">2 restored</button>' in look("#open=9&view=degraded")
     save(folders[0] / "9.png", photo(0))  # an infinite PSNR
     report_of(*folders, tmp_path / "report")
     for label, psnr in (("mean", "inf"), ("std", "-")):
         assert f"<tr><td>{label}</td><td>{psnr}</td><td>" in look("")
+
+
+def test_of_too_many_pictures_those_of_extreme_scores_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(report, "MAX_BYTES", 50)
+    gallery, other = Gallery(), Gallery()
+    views = {"restored": "x" * 6, "target": "y" * 4}
+    for k in np.random.default_rng(0).permutation(99):
+        (gallery if k % 2 else other).add(f"{k}", float(k), views)
+        assert len(gallery.views) <= 5
+    assert len(gallery.views) == len(other.views) == 5
+    gallery.merge(other)
+    assert set(gallery.views) == {"0", "1", "2", "97", "98"}
+    assert "the pictures of 5 of 99 images" in gallery.note(99)[0]
+    assert gallery.note(5) == []
+
+
+def test_a_report_of_a_large_set_has_all_scores_and_some_pictures(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = data_of(report_of(*folders, tmp_path / "whole"))
+    sizes = [sum(map(len, views.values())) for views in whole["pictures"]]
+    monkeypatch.setattr(report, "MAX_BYTES", sum(sizes) - 1)
+    data = data_of(report_of(*folders, tmp_path / "report"))
+    assert [bool(views) for views in data["pictures"]] == [True, False, True]
+    assert len(data["images"]) == 3
+    assert any("the pictures of 2 of 3 images" in line for line in data["about"]["lines"])
+
+
+def test_the_views_of_all_images_have_their_places(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Also if the first image has fewer of them."""
+    (shutil.copytree(folders[0], tmp_path / "degraded") / "9.png").unlink()
+    page = report_of(*folders, tmp_path / "report", degraded=tmp_path / "degraded")
+    data = data_of(page)
+    assert "degraded" not in data["pictures"][0]
+    assert "degraded" in data["pictures"][1]
+    assert data["views"] == ["degraded", "restored", "target", "error"]
+    assert page.count("data.views.forEach") == 3
+
+
+def test_the_page_explains_the_error_maps_that_it_has(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    def lines(page: str) -> str:
+        return "\n".join(data_of(page)["about"]["lines"])
+
+    plain = lines(report_of(*folders, tmp_path / "rgb"))
+    assert "The error maps show" in plain
+    assert "without the shift" not in plain
+    for side, brighter in zip(folders, (9, 0), strict=True):
+        save(side / "9.png", photo(0, 48, 48, strength=brighter))
+    large = (side / "9.png" for side in folders)
+    assert "without the shift" in lines(report_of(*large, tmp_path / "levin", protocol="levin"))
+    gallery, metrics = Gallery(), find_metrics("total_variation", no_reference=True)
+    job = evaluate_alone(folders[0], EvalOptions(metrics=metrics, pictures=True))
+    result = with_pictures(job, gallery).run()
+    write_report(tmp_path / "alone", document(result), gallery, "c2fdft", [])
+    alone = (tmp_path / "alone" / "index.html").read_text()
+    assert data_of(alone)["views"] == ["restored"]
+    assert "error maps" not in lines(alone)
 
 
 def test_large_pictures_shrink_in_the_report(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from c2fdft_cli.engine.prepare.plan import choice_inputs
 from c2fdft_cli.engine.prepare.source import PairReader
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.files import unfinished
-from tests.kit.images import EXCHANGED_PROFILE
+from tests.kit.images import EXCHANGED_PROFILE, NO_FILES, no_file
 
 
 def picture(seed: int, h: int = 12, w: int = 14) -> Pixels:
@@ -483,6 +483,29 @@ def test_unreadable_image_is_named(source: Path, tmp_path: Path, keep: int) -> N
     assert not list(tmp_path.glob("out/.*"))
 
 
+@pytest.mark.parametrize("kind", NO_FILES)
+@pytest.mark.parametrize("synthesis", [None, Synthesis("noise", {})])
+def test_what_is_no_file_is_named_like_an_unreadable_image(
+    tmp_path: Path, synthesis: Synthesis | None, kind: str
+) -> None:
+    folder = make_pairs(tmp_path / "rain", 4)
+    for side in ("input", "target"):  # as in a checkout without its data
+        no_file(folder / side / "3.png", kind)
+    source = folder if synthesis is None else folder / "target"
+    with pytest.raises(DataError, match=r"3\.png: (cannot read the image|no such file)"):
+        run(source=source, out=tmp_path / "out", synthesize=synthesis)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_a_check_lists_what_is_no_file(source: Path, tmp_path: Path, kind: str) -> None:
+    for name in ("input/3.png", "input/4.png", "target/5.png"):
+        no_file(source / name, kind)
+    result = run(source=source, out=tmp_path / "out", check_only=True)
+    assert sorted(name for name, _ in result.failed) == ["3", "4", "5"]
+    assert "input/4.png" in dict(result.failed)["4"]
+
+
 def test_a_folder_without_pairs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such folder"):
         prepare(PrepareOptions(source=tmp_path / "nowhere", out=tmp_path / "out"))
@@ -931,6 +954,13 @@ def test_a_file_name_may_equal_the_stem_of_another(tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(source=tmp_path / "clean", out=out, synthesize=Synthesis("noise"), val=0)
     assert sorted(ShardSet.open(out).names) == ["a.bmp", "a.png", "a.png.bmp", "b", "c.png"]
+
+
+def test_clean_images_in_sub_folders_are_noted(tmp_path: Path) -> None:
+    clean = make_clean(tmp_path / "clean", 3)
+    save(clean / "sub" / "a.png", picture(9))
+    result = run(source=clean, out=tmp_path / "out", synthesize=Synthesis("noise"), val=0)
+    assert "1 image in sub-folders is not used" in result.notices
 
 
 def test_clean_images_make_shards_without_degraded_ones(tmp_path: Path) -> None:
