@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from dataclasses import fields
@@ -70,6 +71,32 @@ def found_under(patch: pytest.MonkeyPatch, folder: Path, other: Path) -> Path:
 
     patch.setattr(os, "stat", found)
     return other
+
+
+def refuse_records(patch: pytest.MonkeyPatch, what: str, record: Path) -> None:
+    """Let the system refuse to "read" or to "write_to" a file of records, as another user's.
+
+    Root, as whom the tests may run, is refused nothing.
+    """
+    read, open_file = Path.read_text, os.open
+
+    def refuse(path: object) -> None:
+        if Path(str(path)) == record:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    def read_other(path: Path, *words: Any, **more: Any) -> str:
+        refuse(path)
+        return read(path, *words, **more)
+
+    def open_other(path: Any, flags: int, *words: Any, **more: Any) -> int:
+        if flags & os.O_RDWR:
+            refuse(path)
+        return open_file(path, flags, *words, **more)
+
+    if what == "read":
+        patch.setattr(Path, "read_text", read_other)
+    else:
+        patch.setattr(os, "open", open_other)
 
 
 def write_checkpoint(path: Path, net: DFT, **meta: Any) -> Path:

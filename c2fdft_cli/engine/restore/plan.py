@@ -143,6 +143,8 @@ def plan_restore(
     # look at different times, so they might otherwise divide different lists.
     own = [with_usable_names(item) for item in items[runtime.rank :: runtime.world]]
     todo, skipped = _split(own, manifest, writing.overwrite)
+    if todo:
+        manifest.check_writable()
     executor, notice = _executor(checkpoint, grid, runtime, sampling, machine, samples, todo)
     todo, too_large = _all_checked(todo, executor, inputs.single)
     advice = (grid_warning(trained_grid(checkpoint), grid, checkpoint.grid()), notice)
@@ -158,7 +160,14 @@ def plan_restore(
         single=inputs.single,
         folder=folder,
         manifest=manifest,
-        warnings=[*runtime.notes, *filter(None, advice), *_stale(skipped), *renamed, *too_large],
+        warnings=[
+            *runtime.notes,
+            *filter(None, advice),
+            *_unread(manifest),
+            *_stale(skipped),
+            *renamed,
+            *too_large,
+        ],
         remarks=found.remarks,
         not_read=inputs.not_read,
         protocol=None if recipe is None else recipe.train.protocol,
@@ -171,7 +180,8 @@ def _manifest(
     """Open the manifest of the folder that the outputs are in.
 
     Raises:
-        UsageError: OUT is an existing file that the manifest has no record of.
+        UsageError: OUT is an existing file, and by the manifest not what this program wrote.
+        DataError: the manifest cannot be read.
     """
     place = None if out == STDIO else folder or Path(out).parent
     manifest = Manifest(place, {**settings, "weights": sha256_of(weights)}, weights.name)
@@ -179,8 +189,17 @@ def _manifest(
     if is_file and os.path.exists(out) and not manifest.has(Path(out)):
         # A user's file: OUT may be the last match of a shell's pattern.
         hint = "name a folder for the outputs; to replace this file, delete it first"
-        raise UsageError("OUT exists and was not written by this program", where=out, hint=hint)
+        what = "OUT exists and was not written by this program"
+        if manifest.was_changed(Path(out)):
+            what = "OUT was changed after this program wrote it"
+        raise UsageError(what, where=out, hint=hint, details=_unread(manifest))
     return manifest
+
+
+def _unread(manifest: Manifest) -> list[str]:
+    """Return a warning for each file of records that the user may not read."""
+    effect = "the files that it lists count as files without a record"
+    return [f"{path} cannot be read (no permission): {effect}" for path in manifest.unread]
 
 
 def _check_folders(specs: Sequence[str], out: str, folder: Path | None, writing: Writing) -> None:
@@ -306,7 +325,8 @@ def _doubts(item: Item, manifest: Manifest) -> list[tuple[Path, str]]:
     known = [
         path
         for path in reversed(item.files)
-        if is_there(path) and (path == item.output or manifest.has(path))
+        if is_there(path)
+        if path == item.output or manifest.has(path) or manifest.was_changed(path)
     ]
     if known and item.source.data is None:
         manifest.look_at(item.source.path)  # once for all of them
