@@ -12,8 +12,10 @@ import shutil
 import stat
 import sys
 import threading
+import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -447,6 +449,54 @@ def identity(path: str | Path) -> tuple[int, int] | str:
     except (OSError, ValueError):  # it does not exist, or no file can have this name
         return os.path.realpath(path)
     return status.st_dev, status.st_ino
+
+
+def same_files(paths: Iterable[Path], others: Iterable[str | Path]) -> list[Path]:
+    """Return those of the paths that lead to one of the other files or folders.
+
+    On some file systems that ignore case (exFAT through FUSE, some network drives) the number of
+    an inode depends on the spelling of the path. There, two spellings of one path are taken for one
+    file unless its folder lists both of them.
+    """
+    others = list(others)
+    known = {identity(other) for other in others}
+
+    @cache  # made only when it is needed, because resolving links takes time
+    def spellings() -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for real in map(os.path.realpath, others):
+            found.setdefault(folded(real), set()).add(real)
+        return found
+
+    def is_spelled_otherwise(path: Path) -> bool:
+        real = real_path(path)
+        return any(_is_one_path(real, Path(one)) for one in spellings().get(folded(str(real)), ()))
+
+    return [
+        path
+        for path in paths
+        # what does not exist is no other spelling of what does
+        if identity(path) in known or (os.path.exists(path) and is_spelled_otherwise(path))
+    ]
+
+
+def folded(name: str) -> str:
+    """Return a key that is equal for all names that a file system may take for one another.
+
+    It ignores case, and whether accented letters are composed (NFC) or not (NFD).
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _is_one_path(first: Path, second: Path) -> bool:
+    """Whether two real paths that differ in spelling at most lead to the same file."""
+    if first == second:
+        return True
+    if first.name != second.name:
+        with contextlib.suppress(OSError):  # not listed, they are taken for one, to be safe
+            if {first.name, second.name} <= set(os.listdir(first.parent)):
+                return False
+    return _is_one_path(first.parent, second.parent)
 
 
 def checked_path(name: str, value: str | Path) -> str:

@@ -33,7 +33,9 @@ from c2fdft_cli.files import (
     read_error,
     read_text,
     require_new,
+    same_files,
 )
+from tests.kit.restore import found_under
 
 
 def names(folder):
@@ -425,6 +427,37 @@ def test_a_lock_of_a_killed_process_without_flock(tmp_path, monkeypatch):
     lock.unlink()
     with hold_folder(tmp_path, "taken"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("in", "IN"), ("stra\u00dfe", "STRASSE"), ("caf\u00e9", "CAFE\u0301"), ("A/in", "a/IN")],
+)
+def test_a_file_is_recognised_if_its_number_depends_on_the_spelling(
+    tmp_path, monkeypatch, first, second
+):
+    """As on exFAT through FUSE."""
+    (tmp_path / first).mkdir(parents=True)
+    (tmp_path / first / "a.png").write_text("mine")
+    other = found_under(monkeypatch, tmp_path / first, tmp_path / second, same_inode=False)
+    assert same_files([other], [tmp_path / first]) == [other]
+    assert same_files([other / "a.png", other / "b.png"], [tmp_path / first / "a.png"]) == [
+        other / "a.png"
+    ]
+    assert same_files([tmp_path], [other]) == []
+
+
+def test_files_whose_names_differ_in_case_are_not_one(tmp_path):
+    for name in ("in", "IN"):
+        (tmp_path / name).mkdir()
+    if len(names(tmp_path)) < 2:
+        pytest.skip("this file system does not tell cases apart")
+    (tmp_path / "in" / "a.png").write_text("mine")
+    (tmp_path / "IN" / "a.png").write_text("yours")
+    (tmp_path / "in" / "link.png").symlink_to(tmp_path / "IN" / "a.png")
+    assert same_files([tmp_path / "IN", tmp_path / "IN" / "a.png"], [tmp_path / "in"]) == []
+    assert same_files([tmp_path / "IN" / "a.png"], [tmp_path / "in" / "a.png"]) == []
+    assert same_files([tmp_path / "IN" / "a.png"], [tmp_path / "in" / "link.png"]) != []
 
 
 def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):

@@ -56,17 +56,22 @@ def overflow_in_half_precision(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Restorer, "__call__", call)
 
 
-def found_under(patch: pytest.MonkeyPatch, folder: Path, other: Path) -> Path:
+def found_under(
+    patch: pytest.MonkeyPatch, folder: Path, other: Path, *, same_inode: bool = True
+) -> Path:
     """Let `os.stat` find `folder` under the name `other` too, and return `other`.
 
     This simulates a file system that ignores case: links would be resolved, and mounting a real one
-    needs root.
+    needs root. Without `same_inode` the number of the inode depends on the spelling of the path.
     """
     stat = os.stat
 
     def found(path: Any, *words: Any, **more: Any) -> os.stat_result:
-        if isinstance(path, str | os.PathLike):
-            path = str(path).replace(str(other), str(folder))
+        if isinstance(path, str | os.PathLike) and str(other) in str(path):
+            status = stat(str(path).replace(str(other), str(folder)), *words, **more)
+            if not same_inode:
+                return os.stat_result((status.st_mode, status.st_ino + 1_000_003, *status[2:]))
+            return status
         return stat(path, *words, **more)
 
     patch.setattr(os, "stat", found)

@@ -39,7 +39,7 @@ from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.strips import StripNetwork
-from c2fdft_cli.files import check_folder, checked_path, identity, real_path
+from c2fdft_cli.files import check_folder, checked_path, real_path, same_files
 
 _SAMPLING, _MACHINE, _WRITING = Sampling(), Machine(), Writing()
 
@@ -204,7 +204,7 @@ def _unread(manifest: Manifest) -> list[str]:
 
 def _check_folders(specs: Sequence[str], out: str, folder: Path | None, writing: Writing) -> None:
     """Refuse folders that are not writable, or that inputs and outputs would share."""
-    if folder is not None and identity(folder) in map(identity, specs):
+    if folder is not None and same_files([folder], specs):
         what = "inputs and outputs are in one folder"
         raise UsageError(what, where=folder, hint="choose another folder for OUT")
     _check_beside(specs, folder, writing)
@@ -219,22 +219,20 @@ def _check_beside(specs: Sequence[str], folder: Path | None, writing: Writing) -
 
     The next `restore` would take them for inputs, and the next `eval` for results without targets.
     """
-    whose = {identity(spec): "inputs" for spec in specs}
-    if folder is not None:
-        whose[identity(folder)] = "outputs"
     for option, beside in _folders_beside(writing):
         place = real_path(beside)  # check its parents too, as both commands search sub-folders
-        places = map(identity, (place, *place.parents))
-        found = next((whose[one] for one in places if one in whose), None)
-        if found is not None:
-            raise _mixed(option, beside, found)
+        places = (place, *place.parents)
+        if folder is not None and same_files(places, [folder]):
+            raise _mixed(option, beside, "outputs")
+        if same_files(places, specs):
+            raise _mixed(option, beside, "inputs")
 
 
 def _check_not_among(inputs: Inputs, writing: Writing) -> None:
     """Refuse the same for a folder of listed or matched files; its sub-folders are allowed."""
-    folders = {identity(folder) for folder in {one.path.parent for one in inputs.sources}}
+    folders = {one.path.parent for one in inputs.sources}
     for option, beside in _folders_beside(writing):
-        if identity(beside) in folders:
+        if same_files([beside], folders):
             raise _mixed(option, beside, "inputs")
 
 

@@ -469,12 +469,18 @@ def test_inputs_and_outputs_in_one_folder_are_refused(options: Request) -> None:
         plan(options, out=options.source)
 
 
+@pytest.mark.parametrize("same_inode", [True, False])
 @pytest.mark.parametrize("option", ["out", "compare"])
 def test_the_inputs_folder_by_another_name_is_refused(
-    options: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+    options: Request,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    same_inode: bool,
 ) -> None:
     """As by `restore Photos photos` on a file system that ignores case."""
-    other = found_under(monkeypatch, Path(options.source), tmp_path / "IN")
+    folder = Path(options.source)
+    other = found_under(monkeypatch, folder, tmp_path / "IN", same_inode=same_inode)
     with pytest.raises(UsageError, match=r"one folder|folder of the inputs"):
         plan(options, **{option: str(other) if option == "out" else other})
 
