@@ -346,11 +346,15 @@ def private_cache_folder() -> Path:
     """Return the user's cache folder, to which no one else may write; it is created if necessary.
 
     Raises:
-        OSError: it cannot be created, or others can write to it.
+        OSError: it cannot be created, others can write to it, or the home folder has no full path.
         RuntimeError: the user has no home folder.
     """
-    caches = Path.home() / _CACHES.get(sys.platform, ".cache")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or caches) / "c2fdft"
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not caches.is_absolute():  # then it is to be ignored, says the XDG specification
+        caches = Path.home() / _CACHES.get(sys.platform, ".cache")
+    if not caches.is_absolute():  # a folder would appear wherever the program is called
+        raise OSError(f"the home folder must be an absolute path, got {Path.home()}")
+    folder = caches / "c2fdft"
     # Files in this folder are loaded as code. `mkdir` accepts an existing folder whoever made it,
     # so its owner and mode are checked afterwards, with `lstat` because a link could point
     # elsewhere later.
@@ -374,7 +378,7 @@ def hold_folder(folder: Path, taken: str, name: str = LOCK) -> Iterator[None]:
 
     Raises:
         HeldError: another process holds the lock.
-        ResourceError: the folder cannot be written to.
+        ResourceError: the folder or its lock file cannot be written to.
     """
     from filelock import FileLock, Timeout
 
@@ -390,13 +394,25 @@ def hold_folder(folder: Path, taken: str, name: str = LOCK) -> Iterator[None]:
         raise HeldError(taken, where=folder, hint=hint) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
-            raise write_error(error, folder) from error
+            raise _lock_error(error, folder / name) from error
     try:
         yield
     finally:
         # The file is not removed: otherwise one process could hold the lock of the removed file
         # while another locks a new file of the same name.
         lock.release()
+
+
+def _lock_error(error: OSError, lock: Path) -> ResourceError:
+    """Make the error for a lock file that cannot be opened or locked."""
+    if not (isinstance(error, PermissionError) and os.path.lexists(lock)):
+        return write_error(error, lock.parent)
+    return ResourceError(
+        "no permission to write to the lock file",
+        where=lock,
+        hint="if it belongs to another user, ask them for write permission (chmod g+rw), or delete "
+        "it while no one works in this folder",
+    )
 
 
 def _if_gone(lock: Path) -> str:

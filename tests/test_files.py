@@ -337,6 +337,21 @@ def test_the_cache_folder_of_windows(tmp_path, monkeypatch):
     assert private_cache_folder() == tmp_path / "AppData/Local/c2fdft"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="HOME is not the home folder there")
+def test_a_cache_folder_is_never_relative(tmp_path, monkeypatch):
+    """It would be made in the current folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("XDG_CACHE_HOME", "caches")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert private_cache_folder() == tmp_path / ".cache/c2fdft"
+    monkeypatch.setenv("HOME", "home")
+    with pytest.raises(OSError, match="must be an absolute path, got home"):
+        private_cache_folder()
+    assert names(Path()) == []
+
+
 def test_a_cache_folder_of_another_user_is_refused(tmp_path, monkeypatch):
     """Code is loaded from it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -387,6 +402,18 @@ def test_a_folder_is_used_unlocked_only_if_its_file_system_has_no_locks(
     expected = contextlib.nullcontext() if works else pytest.raises(ResourceError)
     with expected, hold_folder(tmp_path, "taken"):
         pass
+
+
+def test_a_lock_file_of_another_user_is_named(tmp_path, monkeypatch):
+    (tmp_path / ".lock").touch()
+    refused = failing(errno.EACCES, str(tmp_path / ".lock"))
+    monkeypatch.setattr(filelock.FileLock, "acquire", refused)
+    with (
+        pytest.raises(ResourceError, match=r"\.lock: no permission to write") as caught,
+        hold_folder(tmp_path, "taken"),
+    ):
+        pass
+    assert "chmod g+rw" in caught.value.hint
 
 
 @pytest.mark.parametrize(
