@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shutil
 import signal
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -647,6 +651,17 @@ def test_other_bytes_from_standard_input_are_another_input(
     assert other.failure is not None
     assert run(options, **words, stdin=second, overwrite=True).failure is None
     assert (tmp_path / "made.png").read_bytes() != made
+
+
+def test_standard_output_needs_no_temporary_folder(
+    options: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=out))
+    monkeypatch.setattr(tempfile, "tempdir", "/missing")
+    assert run(options, source=f"{options.source}/2.png", out="-", identity=True).failure is None
+    before = read_picture(Path(options.source) / "2.png").pixels
+    assert np.array_equal(read_picture(out.getvalue()).pixels, before)
 
 
 def test_standard_input_replaces_no_file_of_the_user(options: Request, tmp_path: Path) -> None:
