@@ -68,6 +68,7 @@ class Manifest:
         self._written: dict[Path, list[int] | None] = {}
         self._run = secrets.token_hex(4)
         self._known: dict[str, tuple[dict[str, Any], ...]] = {}
+        self.unread: list[Path] = []
         self.read_again()
 
     def read_again(self) -> None:
