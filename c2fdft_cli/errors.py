@@ -152,6 +152,18 @@ def no_more_threads(error: Exception) -> ResourceError | None:
     )
 
 
+def no_temporary_folder(error: Exception) -> ResourceError | None:
+    """Recognise that Python finds no folder for temporary files."""
+    if not isinstance(error, FileNotFoundError) or "No usable temporary directory" not in str(
+        error
+    ):
+        return None
+    return ResourceError(
+        "no folder for temporary files is writable",
+        hint="set the environment variable TMPDIR to a folder in which you may write",
+    )
+
+
 def lost_process(error: Exception) -> ResourceError | None:
     """Recognise that another process of the job ended while this one waits for it.
 

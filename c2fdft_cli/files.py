@@ -12,8 +12,10 @@ import shutil
 import stat
 import sys
 import threading
+import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -344,11 +346,15 @@ def private_cache_folder() -> Path:
     """Return the user's cache folder, to which no one else may write; it is created if necessary.
 
     Raises:
-        OSError: it cannot be created, or others can write to it.
+        OSError: it cannot be created, others can write to it, or the home folder has no full path.
         RuntimeError: the user has no home folder.
     """
-    caches = Path.home() / _CACHES.get(sys.platform, ".cache")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or caches) / "c2fdft"
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not caches.is_absolute():  # then it is to be ignored, says the XDG specification
+        caches = Path.home() / _CACHES.get(sys.platform, ".cache")
+    if not caches.is_absolute():  # a folder would appear wherever the program is called
+        raise OSError(f"the home folder must be an absolute path, got {Path.home()}")
+    folder = caches / "c2fdft"
     # Files in this folder are loaded as code. `mkdir` accepts an existing folder whoever made it,
     # so its owner and mode are checked afterwards, with `lstat` because a link could point
     # elsewhere later.
@@ -372,7 +378,7 @@ def hold_folder(folder: Path, taken: str, name: str = LOCK) -> Iterator[None]:
 
     Raises:
         HeldError: another process holds the lock.
-        ResourceError: the folder cannot be written to.
+        ResourceError: the folder or its lock file cannot be written to.
     """
     from filelock import FileLock, Timeout
 
@@ -388,13 +394,25 @@ def hold_folder(folder: Path, taken: str, name: str = LOCK) -> Iterator[None]:
         raise HeldError(taken, where=folder, hint=hint) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
-            raise write_error(error, folder) from error
+            raise _lock_error(error, folder / name) from error
     try:
         yield
     finally:
         # The file is not removed: otherwise one process could hold the lock of the removed file
         # while another locks a new file of the same name.
         lock.release()
+
+
+def _lock_error(error: OSError, lock: Path) -> ResourceError:
+    """Make the error for a lock file that cannot be opened or locked."""
+    if not (isinstance(error, PermissionError) and os.path.lexists(lock)):
+        return write_error(error, lock.parent)
+    return ResourceError(
+        "no permission to write to the lock file",
+        where=lock,
+        hint="if it belongs to another user, ask them for write permission (chmod g+rw), or delete "
+        "it while no one works in this folder",
+    )
 
 
 def _if_gone(lock: Path) -> str:
@@ -447,6 +465,54 @@ def identity(path: str | Path) -> tuple[int, int] | str:
     except (OSError, ValueError):  # it does not exist, or no file can have this name
         return os.path.realpath(path)
     return status.st_dev, status.st_ino
+
+
+def same_files(paths: Iterable[Path], others: Iterable[str | Path]) -> list[Path]:
+    """Return those of the paths that lead to one of the other files or folders.
+
+    On some file systems that ignore case (exFAT through FUSE, some network drives) the number of
+    an inode depends on the spelling of the path. There, two spellings of one path are taken for one
+    file unless its folder lists both of them.
+    """
+    others = list(others)
+    known = {identity(other) for other in others}
+
+    @cache  # made only when it is needed, because resolving links takes time
+    def spellings() -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for real in map(os.path.realpath, others):
+            found.setdefault(folded(real), set()).add(real)
+        return found
+
+    def is_spelled_otherwise(path: Path) -> bool:
+        real = real_path(path)
+        return any(_is_one_path(real, Path(one)) for one in spellings().get(folded(str(real)), ()))
+
+    return [
+        path
+        for path in paths
+        # what does not exist is no other spelling of what does
+        if identity(path) in known or (os.path.exists(path) and is_spelled_otherwise(path))
+    ]
+
+
+def folded(name: str) -> str:
+    """Return a key that is equal for all names that a file system may take for one another.
+
+    It ignores case, and whether accented letters are composed (NFC) or not (NFD).
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _is_one_path(first: Path, second: Path) -> bool:
+    """Whether two real paths that differ in spelling at most lead to the same file."""
+    if first == second:
+        return True
+    if first.name != second.name:
+        with contextlib.suppress(OSError):  # not listed, they are taken for one, to be safe
+            if {first.name, second.name} <= set(os.listdir(first.parent)):
+                return False
+    return _is_one_path(first.parent, second.parent)
 
 
 def checked_path(name: str, value: str | Path) -> str:

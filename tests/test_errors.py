@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+
 import pytest
 
 from c2fdft_cli import errors
@@ -85,3 +87,14 @@ def test_a_limit_of_threads_is_recognised(error, limited):
     found = errors.no_more_threads(error)
     assert (found is not None) == limited
     assert found is None or found.exit_code == 5
+
+
+def test_a_lack_of_folders_for_temporary_files_is_recognised(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", list)
+    with pytest.raises(FileNotFoundError) as caught:
+        tempfile.gettempdir()
+    found = errors.no_temporary_folder(caught.value)
+    assert found.exit_code == 5
+    assert "TMPDIR" in found.hint
+    assert errors.no_temporary_folder(FileNotFoundError(2, "No such file or directory")) is None

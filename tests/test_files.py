@@ -33,7 +33,9 @@ from c2fdft_cli.files import (
     read_error,
     read_text,
     require_new,
+    same_files,
 )
+from tests.kit.restore import found_under
 
 
 def names(folder):
@@ -335,6 +337,21 @@ def test_the_cache_folder_of_windows(tmp_path, monkeypatch):
     assert private_cache_folder() == tmp_path / "AppData/Local/c2fdft"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="HOME is not the home folder there")
+def test_a_cache_folder_is_never_relative(tmp_path, monkeypatch):
+    """It would be made in the current folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("XDG_CACHE_HOME", "caches")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert private_cache_folder() == tmp_path / ".cache/c2fdft"
+    monkeypatch.setenv("HOME", "home")
+    with pytest.raises(OSError, match="must be an absolute path, got home"):
+        private_cache_folder()
+    assert names(Path()) == []
+
+
 def test_a_cache_folder_of_another_user_is_refused(tmp_path, monkeypatch):
     """Code is loaded from it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -387,6 +404,18 @@ def test_a_folder_is_used_unlocked_only_if_its_file_system_has_no_locks(
         pass
 
 
+def test_a_lock_file_of_another_user_is_named(tmp_path, monkeypatch):
+    (tmp_path / ".lock").touch()
+    refused = failing(errno.EACCES, str(tmp_path / ".lock"))
+    monkeypatch.setattr(filelock.FileLock, "acquire", refused)
+    with (
+        pytest.raises(ResourceError, match=r"\.lock: no permission to write") as caught,
+        hold_folder(tmp_path, "taken"),
+    ):
+        pass
+    assert "chmod g+rw" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
@@ -425,6 +454,37 @@ def test_a_lock_of_a_killed_process_without_flock(tmp_path, monkeypatch):
     lock.unlink()
     with hold_folder(tmp_path, "taken"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("in", "IN"), ("stra\u00dfe", "STRASSE"), ("caf\u00e9", "CAFE\u0301"), ("A/in", "a/IN")],
+)
+def test_a_file_is_recognised_if_its_number_depends_on_the_spelling(
+    tmp_path, monkeypatch, first, second
+):
+    """As on exFAT through FUSE."""
+    (tmp_path / first).mkdir(parents=True)
+    (tmp_path / first / "a.png").write_text("mine")
+    other = found_under(monkeypatch, tmp_path / first, tmp_path / second, same_inode=False)
+    assert same_files([other], [tmp_path / first]) == [other]
+    assert same_files([other / "a.png", other / "b.png"], [tmp_path / first / "a.png"]) == [
+        other / "a.png"
+    ]
+    assert same_files([tmp_path], [other]) == []
+
+
+def test_files_whose_names_differ_in_case_are_not_one(tmp_path):
+    for name in ("in", "IN"):
+        (tmp_path / name).mkdir()
+    if len(names(tmp_path)) < 2:
+        pytest.skip("this file system does not tell cases apart")
+    (tmp_path / "in" / "a.png").write_text("mine")
+    (tmp_path / "IN" / "a.png").write_text("yours")
+    (tmp_path / "in" / "link.png").symlink_to(tmp_path / "IN" / "a.png")
+    assert same_files([tmp_path / "IN", tmp_path / "IN" / "a.png"], [tmp_path / "in"]) == []
+    assert same_files([tmp_path / "IN" / "a.png"], [tmp_path / "in" / "a.png"]) == []
+    assert same_files([tmp_path / "IN" / "a.png"], [tmp_path / "in" / "link.png"]) != []
 
 
 def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):

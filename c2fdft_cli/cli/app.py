@@ -24,6 +24,7 @@ from c2fdft_cli.errors import (
     gpu_failure,
     lost_process,
     no_more_threads,
+    no_temporary_folder,
     unloadable_library,
 )
 from c2fdft_cli.files import is_disk_full, remove_temporaries, write_error
@@ -175,7 +176,9 @@ def _known(error: Exception, words: Sequence[str]) -> C2fdftError | None:
     if known is None and _is_awaited():
         known = lost_process(error)
     if known is None:
-        known = gpu_failure(error) or no_more_threads(error) or _out_of_memory(error)
+        known = gpu_failure(error) or no_more_threads(error) or no_temporary_folder(error)
+    if known is None:
+        known = _out_of_memory(error)
     if known is None and isinstance(error, OSError) and is_disk_full(error):
         known = write_error(error, Path(error.filename or "standard output"))
     return known

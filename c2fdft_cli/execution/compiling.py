@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import torch
@@ -17,6 +19,7 @@ from c2fdft_cli.execution.cuda.cards import AMPERE
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.fused.choose import are_tried
 from c2fdft_cli.execution.surroundings import change_until_return
+from c2fdft_cli.files import private_cache_folder
 
 MUCH_WORK = 4_000_000_000
 """Pixels through the network from which a minute of compiling pays off on CUDA; an estimate."""
@@ -50,6 +53,20 @@ def compile_in_place(net: nn.Module, setting: str, runtime: Runtime) -> str | No
             # training has a few patch sizes, each of which gets its own graph.
             module.compile(dynamic=False)
     return note
+
+
+def load_without_temporary_folder() -> None:
+    """Let torch load its compiler where no folder for temporary files is writable.
+
+    Every optimiser loads it, and it chooses a folder for what it will compile. It gets one in the
+    user's cache, if there is one; otherwise loading it fails.
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        with suppress(OSError, RuntimeError):
+            folder = private_cache_folder() / "inductor"
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def is_compiled(net: nn.Module) -> bool:

@@ -282,6 +282,10 @@ def test_a_bug_is_a_json_document_too(monkeypatch, capsys):
         ("can't start new thread", "error: the system starts no more threads"),
         ("DefaultCPUAllocator: can't allocate memory", "error: out of memory\nhint: close other"),
         (MemoryError(), "error: out of memory\nhint: close other programs"),
+        (
+            FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"),
+            "error: no folder for temporary files is writable\nhint: set the environment",
+        ),
     ],
 )
 def test_a_fault_of_the_machine_is_an_error_without_a_traceback(monkeypatch, capsys, fault, says):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from dataclasses import fields
@@ -55,21 +56,52 @@ def overflow_in_half_precision(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Restorer, "__call__", call)
 
 
-def found_under(patch: pytest.MonkeyPatch, folder: Path, other: Path) -> Path:
+def found_under(
+    patch: pytest.MonkeyPatch, folder: Path, other: Path, *, same_inode: bool = True
+) -> Path:
     """Let `os.stat` find `folder` under the name `other` too, and return `other`.
 
     This simulates a file system that ignores case: links would be resolved, and mounting a real one
-    needs root.
+    needs root. Without `same_inode` the number of the inode depends on the spelling of the path.
     """
     stat = os.stat
 
     def found(path: Any, *words: Any, **more: Any) -> os.stat_result:
-        if isinstance(path, str | os.PathLike):
-            path = str(path).replace(str(other), str(folder))
+        if isinstance(path, str | os.PathLike) and str(other) in str(path):
+            status = stat(str(path).replace(str(other), str(folder)), *words, **more)
+            if not same_inode:
+                return os.stat_result((status.st_mode, status.st_ino + 1_000_003, *status[2:]))
+            return status
         return stat(path, *words, **more)
 
     patch.setattr(os, "stat", found)
     return other
+
+
+def refuse_records(patch: pytest.MonkeyPatch, what: str, record: Path) -> None:
+    """Let the system refuse to "read" or to "write_to" a file of records, as another user's.
+
+    Root, as whom the tests may run, is refused nothing.
+    """
+    read, open_file = Path.read_text, os.open
+
+    def refuse(path: object) -> None:
+        if Path(str(path)) == record:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    def read_other(path: Path, *words: Any, **more: Any) -> str:
+        refuse(path)
+        return read(path, *words, **more)
+
+    def open_other(path: Any, flags: int, *words: Any, **more: Any) -> int:
+        if flags & os.O_RDWR:
+            refuse(path)
+        return open_file(path, flags, *words, **more)
+
+    if what == "read":
+        patch.setattr(Path, "read_text", read_other)
+    else:
+        patch.setattr(os, "open", open_other)
 
 
 def write_checkpoint(path: Path, net: DFT, **meta: Any) -> Path:

@@ -14,7 +14,7 @@ from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json, option_words, path_of, takes_settings, weights_file
 from c2fdft_cli.engine.evaluate.options import WeightsOptions
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.files import ensure_folder, identity, require_existing, require_new
+from c2fdft_cli.files import ensure_folder, require_existing, require_new, same_files
 from c2fdft_cli.settings import (
     BORDER,
     OVERWRITE,
@@ -259,10 +259,10 @@ def _check_csv(csv: Path, inputs: Sequence[Path | None], pages: Sequence[Path]) 
     """Refuse a table that would replace an input, or a file of the report."""
     from c2fdft_cli.data.images.picture import is_image_path
 
-    if is_image_path(csv) or identity(csv) in {identity(one) for one in inputs if one is not None}:
+    if is_image_path(csv) or same_files([csv], [one for one in inputs if one is not None]):
         what = "--csv would replace an input or has the name of an image"
         raise UsageError(what, where=csv, hint="name another file, such as scores.csv")
-    if identity(csv) in map(identity, pages):
+    if same_files([csv], pages):
         raise UsageError("--csv is a file of --report", where=csv, hint="name another file")
 
 

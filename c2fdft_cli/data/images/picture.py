@@ -248,7 +248,18 @@ def frame_count(source: str | Path | bytes) -> int:
 def write_picture(
     path: str | Path, picture: Picture, *, quality: int = 95, replace: bool = True
 ) -> None:
-    """Write a picture atomically in the format of the suffix, as faithfully as the format allows.
+    """Write a picture atomically in the format of the suffix, encoded by `encode_picture`.
+
+    Raises:
+        UsageError: as by `encode_picture`.
+        TakenError: the file exists, and `replace` is false.
+        ResourceError: the file cannot be written.
+    """
+    atomic_write_bytes(path, encode_picture(path, picture, quality=quality), replace=replace)
+
+
+def encode_picture(path: str | Path, picture: Picture, *, quality: int = 95) -> bytes:
+    """Return the content of a picture's file, as faithful as the format of its suffix allows.
 
     `OUTPUT_FORMATS` states what a format can hold; what it cannot hold is dropped, and 16 bits are
     rounded to 8. A grey picture is saved with one channel, the rounded mean of its three. JPEG has
@@ -256,8 +267,6 @@ def write_picture(
 
     Raises:
         UsageError: the suffix is not supported, or its format cannot hold so large a picture.
-        TakenError: the file exists, and `replace` is false.
-        ResourceError: the file cannot be written.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in OUTPUT_FORMAT_OF:
@@ -271,8 +280,7 @@ def write_picture(
         raise UsageError(what, where=path, hint=f"at most {limit} px a side; use .png")
     samples = _samples(picture)
     samples = samples if output_format.is_deep else to_8bit(samples)
-    data = encode(suffix, samples, picture.metadata, quality)
-    atomic_write_bytes(path, data, replace=replace)
+    return encode(suffix, samples, picture.metadata, quality)
 
 
 def save_rgb8(path: str | Path, pixels: npt.NDArray[np.uint8]) -> None:

@@ -21,7 +21,14 @@ from c2fdft_cli.data.video.probe import VideoInfo, probe_video
 from c2fdft_cli.engine.restore.kinds import INPUT_SUFFIXES, NotRead, separate
 from c2fdft_cli.engine.restore.options import STDIO
 from c2fdft_cli.errors import C2fdftError, DataError, UsageError
-from c2fdft_cli.files import identity, is_hidden, read_error, read_text, real_path, require_existing
+from c2fdft_cli.files import (
+    is_hidden,
+    read_error,
+    read_text,
+    real_path,
+    require_existing,
+    same_files,
+)
 
 _SEVERAL_SUFFIXES = {".gif", ".webp", ".apng", ".avifs", ".tif", ".tiff", ".mpo"}
 MAX_FRAMES = 100_000
@@ -250,11 +257,13 @@ def _without(paths: list[Path], folder: Path | None) -> list[Path]:
     """Leave out files in the output folder, unless all inputs are in it."""
     if folder is None:
         return paths
-    outputs = identity(folder)
+    outputs = [folder]
 
     @cache
     def is_output(place: Path) -> bool:
-        return identity(place) == outputs or (place != place.parent and is_output(place.parent))
+        return bool(same_files([place], outputs)) or (
+            place != place.parent and is_output(place.parent)
+        )
 
     real_folder = cache(real_path)
 

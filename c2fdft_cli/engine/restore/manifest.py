@@ -2,7 +2,8 @@
 
 `.c2fdft-restore.jsonl` gets a short line just before a file is moved into place and a full one
 after that. So even if the program is killed between the two, the file it was about to write is
-recorded. The records are only informative: a file that exists is complete.
+recorded. Each line identifies the written file too, so that one that was damaged or replaced later
+is not taken for the program's own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -19,9 +21,11 @@ from typing import Any
 
 from c2fdft_cli.data.images.formats import JPEG_SUFFIXES
 from c2fdft_cli.data.video.probe import VIDEO_SUFFIXES
+from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.files import ensure_folder, read_error, write_error
 
 MANIFEST_NAME = ".c2fdft-restore.jsonl"
+_NAMES_OF_USERS = ".c2fdft-restore.*.jsonl"
 MAX_MANIFEST_BYTES = 256 << 20
 _USUAL = {"temporal_noise": "fixed", "crf": 18}
 """Defaults left out of the digest, so that records made before these settings were stay valid."""
@@ -29,14 +33,14 @@ _ONLY_FOR = {"quality": JPEG_SUFFIXES, "temporal_noise": VIDEO_SUFFIXES, "crf": 
 """Settings that change only outputs with these suffixes; others count as made with the default."""
 _DEFAULTS = {**_USUAL, "quality": 95}
 _WORDS = {"draws": "samples", "grid": "timesteps"}
-_AS_IT_IS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-"""If the name is a pipe without a reader, opening fails instead of waiting; on Windows, ends of
-lines are written as they are."""
+_AS_IT_IS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+"""If the name is a pipe without a reader or a symbolic link, opening fails instead of waiting or
+writing to another file; on Windows, ends of lines are written as they are."""
 _MAX_SHOWN = 60
 _MAX_BEGUN = 8
 """Number of lines per output, the newest ones, that are kept in memory."""
 _PIECES, _PIECE_BYTES = 16, 4096
-"""How much of an input identifies it, besides its size and time."""
+"""How much of a file identifies it, besides its size and time."""
 
 
 class Manifest:
@@ -46,6 +50,12 @@ class Manifest:
         folder: the output folder; None for standard output, for which nothing is recorded.
         settings: all settings that decide an output's pixels, besides its input and its file name.
         weights_file: the file name of the weights, for messages.
+
+    Attributes:
+        unread: the files of records that this user may not read, in a folder of several users.
+
+    Raises:
+        DataError: the system does not read the records, for another reason.
     """
 
     def __init__(
@@ -55,22 +65,48 @@ class Manifest:
         self._made_with = {**settings, "weights_file": weights_file}
         self._digest = cache(lambda suffix: settings_digest(_effective(settings, suffix)))
         self._sources: dict[Path, list[int] | None] = {}
+        self._written: dict[Path, list[int] | None] = {}
         self._run = secrets.token_hex(4)
         self._known: dict[str, tuple[dict[str, Any], ...]] = {}
+        self.unread: list[Path] = []
         self.read_again()
 
     def read_again(self) -> None:
         """Read what other processes have recorded since."""
+        self._known, self.unread = {}, []
+        for path in [] if self._folder is None else _record_files(self._folder):
+            try:
+                found = _read(path)
+            except PermissionError:
+                self.unread.append(path)
+                continue
+            for output, lines in found.items():
+                self._known[output] = (*lines, *self._known.get(output, ()))
+
+    def check_writable(self) -> None:
+        """Raise ResourceError if no record could be written; nothing is created."""
         if self._folder is not None:
-            self._known = _read(self._folder / MANIFEST_NAME)
+            try:
+                _, handle = _open_to_append(self._folder)
+                os.close(handle)
+            except ResourceError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
 
     def has(self, output: Path) -> bool:
-        """Whether an output was written by this program, with any settings."""
+        """Whether an output, as it is now, was written by this program, with any settings."""
         return self._entry(output) is not None
+
+    def was_changed(self, output: Path) -> bool:
+        """Whether this program wrote an output, and the present file is another one."""
+        lines = self._known.get(self._key(output), ())
+        return any("replaces" not in line for line in lines) and not self.has(output)
 
     def doubt(self, output: Path, source: Path) -> str | None:
         """Return why an existing file may differ from what this run would make; None if not."""
         found = self._entry(output)
+        if found is None and self.was_changed(output):
+            return "the file was changed after this program wrote it"
         if found is None:
             return "there is no record of how it was made"
         suffix = output.suffix.lower()
@@ -89,31 +125,44 @@ class Manifest:
         """
         self._sources[source] = _state_of(source) if data is None else _size_and_digest(data)
 
-    def begin(self, output: Path | None, source: Path) -> None:
-        """Record an output that is about to be written; arguments and errors as for `add`."""
-        if output is not None and self._folder is not None:
+    def begin(self, output: Path, source: Path, temporary: Path) -> None:
+        """Record an output that is about to get its name; ResourceError if that fails.
+
+        Args:
+            output: its path, also of a comparison or map.
+            source: the input, as for `look_at`.
+            temporary: the complete file that will be renamed to `output`.
+        """
+        if self._folder is not None:
             ensure_folder(self._folder)
+            self._written[output] = _state_of(temporary)
             more = {"replaces": _size_and_time(output), "run": self._run}
-            self._append(output, source, more)
+            self._append(output, source, self._written[output], more)
 
-    def add(self, output: Path | None, source: Path) -> None:
-        """Record a finished output (None: standard output); ResourceError if that fails."""
-        if output is not None:
-            self._append(output, source, {"made_with": self._made_with})
+    def add(self, output: Path, source: Path) -> None:
+        """Record an output that has got its name; ResourceError if that fails.
 
-    def _append(self, output: Path, source: Path, more: Mapping[str, Any]) -> None:
+        It is identified as at `begin`, because another program may have replaced it since.
+        """
+        if self._folder is not None:
+            written = self._written.pop(output, None) or _state_of(output)
+            self._append(output, source, written, {"made_with": self._made_with})
+
+    def _append(
+        self, output: Path, source: Path, written: list[int] | None, more: Mapping[str, Any]
+    ) -> None:
         if self._folder is None:
             return
         entry = {
             "output": self._key(output),
             "settings": self._digest(output.suffix.lower()),
             "source": self._state(source),
+            "written": written,
             **more,
         }
-        path = self._folder / MANIFEST_NAME
         line = (json.dumps(entry, ensure_ascii=True) + "\n").encode("ascii")
+        path, handle = _open_to_append(self._folder, os.O_CREAT)
         try:
-            handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _AS_IT_IS, 0o666)
             try:
                 rest = line if _is_at_new_line(handle) else b"\n" + line
                 # A single write to a file opened for appending keeps lines of processes apart. Only
@@ -132,15 +181,11 @@ class Manifest:
     def _entry(self, output: Path) -> Mapping[str, Any] | None:
         """Return the newest line of an output that tells how the present file was made.
 
-        A `begin` of this run does not, nor one after which the file was not replaced.
+        A `begin` of this run does not, nor a line about a file that is not the present one.
         """
-        if self._folder is None:
-            return None
-        now = _size_and_time(output)
         lines = self._known.get(self._key(output), ())
-        # The default is not None, because `replaces` is None if no file existed before.
         others = (one for one in lines if one.get("run") != self._run)
-        return next((one for one in others if one.get("replaces", ()) != now), None)
+        return next((one for one in others if _is_about(one, output)), None)
 
     def _differences(self, found: Mapping[str, Any], suffix: str) -> str:
         """Return the differences to an entry, such as ": seed 0, now 3"; "" if it has none."""
@@ -188,23 +233,60 @@ def _show(name: str, settings: Mapping[str, Any]) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
+def _own_name() -> str:
+    """Return the name of the file for this user's records where they may not write to the usual."""
+    user = ""
+    if sys.platform != "win32":  # which has no numbers of users
+        user = f".{os.getuid()}"
+    return f".c2fdft-restore{user}.jsonl"
+
+
+def _record_files(folder: Path) -> list[Path]:
+    """Return the files of records of a folder, this user's own last."""
+    others = sorted(folder.glob(_NAMES_OF_USERS), key=lambda path: path.name == _own_name())
+    return [folder / MANIFEST_NAME, *others]
+
+
+def _open_to_append(folder: Path, flags: int = 0) -> tuple[Path, int]:
+    """Open the file of records of a folder; return its path and handle.
+
+    If it belongs to another user, who lets no one else write to it, or is a symbolic link, it is a
+    file of this user's own.
+
+    Raises:
+        ResourceError: neither can be written to; its cause is the OSError.
+    """
+    for name in dict.fromkeys((MANIFEST_NAME, _own_name())):
+        path = folder / name
+        try:
+            return path, os.open(path, os.O_RDWR | os.O_APPEND | flags | _AS_IT_IS, 0o666)
+        except OSError as error:
+            failed, cause = write_error(error, path), error
+        if not (isinstance(cause, PermissionError) or path.is_symlink()):
+            break
+    raise failed from cause
+
+
 def _read(path: Path) -> dict[str, tuple[dict[str, Any], ...]]:
     """Read the newest lines of each output, newest first, back to that of its last finished file.
 
     Damaged lines are skipped.
 
     Raises:
-        DataError: the system does not read the file.
+        PermissionError: the user may not read the file.
+        DataError: the system does not read it, for another reason.
     """
     known: dict[str, tuple[dict[str, Any], ...]] = {}
     try:
-        status = path.stat()
-        # Reading a pipe would block.
+        status = path.lstat()
+        # Reading a pipe would block, and a link is not followed when records are written either.
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_MANIFEST_BYTES:
             return known
         lines = path.read_text(encoding="ascii", errors="replace").splitlines()
     except (FileNotFoundError, NotADirectoryError):
         return known
+    except PermissionError:
+        raise
     except OSError as error:  # it may say that all outputs are done
         raise read_error(error, path) from error
     for line in lines:
@@ -235,8 +317,27 @@ def _size_and_time(path: Path) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
+def _is_about(line: Mapping[str, Any], output: Path) -> bool:
+    """Whether the present file is the one whose writing a line records.
+
+    Lines of earlier versions lack `written`: a finished one counts as being about any file, and one
+    from before the renaming as being about any but the one that existed then.
+    """
+    now = _size_and_time(output)
+    if "written" not in line:
+        # The default is not None, because `replaces` is None if no file existed before.
+        return bool(line.get("replaces", ()) != now)
+    then = line["written"]
+    if now is None or not isinstance(then, list):
+        return bool(then == now)
+    if then[:2] == now:
+        return True
+    # Copying a folder gives its files other times. Only then is the content read.
+    return len(then) > 2 and then[0] == now[0] and then[2:] == (_state_of(output) or now)[2:]
+
+
 def _state_of(path: Path) -> list[int] | None:
-    """Return what identifies an input: size, time, and a digest of pieces of its content.
+    """Return what identifies a file: size, time, and a digest of pieces of its content.
 
     Archives give all their files one time, and uncompressed pictures of one size are equally long,
     so size and time alone do not tell two inputs apart. Reading whole files would take too long.

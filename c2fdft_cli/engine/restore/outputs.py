@@ -22,7 +22,7 @@ from c2fdft_cli.data.video.remux import audio_problem
 from c2fdft_cli.engine.restore.inputs import Inputs, Source
 from c2fdft_cli.engine.restore.options import FORMATS, SAME_FORMAT, STDIO, Writing
 from c2fdft_cli.errors import ResourceError, UsageError
-from c2fdft_cli.files import identity
+from c2fdft_cli.files import folded, same_files
 from c2fdft_cli.vocabulary import one_of
 
 _OTHER_SUFFIXES = (READ_SUFFIXES - WRITE_SUFFIXES) | {".gif", ".heic", ".exr", ".hdr", ".raw"}
@@ -229,8 +229,8 @@ def _mirrored_items(
     """Return items below the output folder, and notes on the names that had to be lengthened.
 
     Items that would share a file get the input's suffix in their names, and then a number:
-    a.jpg beside a.png gives a.jpg.png and a.png.png. Names are compared without case, because
-    some file systems ignore it.
+    a.jpg beside a.png gives a.jpg.png and a.png.png. Names are compared as by file systems that
+    ignore case and how accented letters are composed.
     """
 
     def item(source: Source, stem: str) -> Item:
@@ -242,7 +242,7 @@ def _mirrored_items(
 
     plain = [item(source, source.stem) for source in sources]
     # No output may have the name of a folder of outputs: that of a.jpg beside the folder a.png.
-    folders = {str(path).casefold() for one in plain for path in _folders(one, folder)}
+    folders = {folded(str(path)) for one in plain for path in _folders(one, folder)}
     claims = Counter(folders)
     claims.update(key for one in plain for key in _keys(one))
     # Unshared names are reserved before any name is lengthened, so they stay as they are whatever
@@ -272,7 +272,7 @@ def _longer_stems(source: Source) -> Iterator[str]:
 
 
 def _keys(item: Item) -> set[str]:
-    return {str(path).casefold() for path in item.files}
+    return {folded(str(path)) for path in item.files}
 
 
 def _folders(item: Item, top: Path) -> Iterable[Path]:
@@ -286,8 +286,8 @@ def _is_shared(item: Item, claims: Counter[str]) -> bool:
 
 
 def _refuse_replacing_inputs(items: list[Item]) -> None:
-    inputs = {identity(item.source.path) for item in items if item.source.data is None}
-    hit = [path for item in items for path in item.files if identity(path) in inputs]
+    inputs = [item.source.path for item in items if item.source.data is None]
+    hit = same_files([path for item in items for path in item.files], inputs)
     if hit:
         raise UsageError(
             "this output would replace an input",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,19 +20,20 @@ from torch import Tensor
 
 from c2fdft_cli.data.images.animation import FrameCache
 from c2fdft_cli.data.images.formats import OUTPUT_FORMAT_OF
-from c2fdft_cli.data.images.picture import Picture, write_picture
+from c2fdft_cli.data.images.picture import Picture, encode_picture
 from c2fdft_cli.data.images.pillow import too_long
 from c2fdft_cli.data.images.samples import to_8bit
 from c2fdft_cli.data.images.tensors import interleaved, to_integers
 from c2fdft_cli.engine.restore.batch import Batch, Outcome, Pixels, Wanted, refuse_not_finite
 from c2fdft_cli.engine.restore.manifest import Manifest
+from c2fdft_cli.engine.restore.options import Writing
 from c2fdft_cli.engine.restore.outputs import Item, is_about_one_file
 from c2fdft_cli.engine.restore.plan import RestorePlan
 from c2fdft_cli.engine.restore.result import ImageDone, failed, not_overwritten
 from c2fdft_cli.errors import C2fdftError, CheckpointError, ResourceError, UsageError
 from c2fdft_cli.execution.cuda.transfer import batches_in_flight, overlaps
 from c2fdft_cli.execution.memory import peak_bytes
-from c2fdft_cli.files import TakenError, ensure_folder
+from c2fdft_cli.files import TakenError, atomic_path, ensure_folder
 from c2fdft_cli.pipeline import InOrder, cores, in_order
 from c2fdft_cli.progress import Meter
 from c2fdft_cli.signals import StoppedError, StopRequest
@@ -211,13 +211,7 @@ def _finish(plan: RestorePlan, item: Item, picture: Picture, outcome: Outcome) -
     writing = plan.writing
     try:
         refuse_not_finite(outcome.is_finite, plan.weights, plan.runtime.precision)
-        # One manifest line before the files are written and one after: if the run is killed in
-        # between, the next run still recognises the picture as its own.
-        plan.manifest.begin(item.output, item.source.path)
-        kept = write_files(item, picture, outcome, writing.quality, writing.overwrite)
-        for path in item.files:
-            if path not in kept:  # do not record a file that another program wrote meanwhile
-                plan.manifest.add(path, item.source.path)
+        kept = write_files(item, picture, outcome, writing, plan.manifest)
     except (CheckpointError, UsageError) as error:  # NaN, or a format that cannot hold the picture
         return failed(item.source, error)
     except ResourceError as error:
@@ -250,8 +244,8 @@ def write_files(
     item: Item,
     picture: Picture,
     outcome: Outcome,
-    quality: int,
-    overwrite: bool,
+    writing: Writing,
+    manifest: Manifest,
 ) -> list[Path]:
     """Write all files of an item, the restored image last: if it exists, all of them do.
 
@@ -259,8 +253,8 @@ def write_files(
         item: the paths of the files.
         picture: the input.
         outcome: the restored image, also unrounded if a comparison or a map is to be made.
-        quality: JPEG quality.
-        overwrite: whether existing files are replaced.
+        writing: the JPEG quality, and whether existing files are replaced.
+        manifest: records the files.
 
     Returns:
         The files that already existed and were not overwritten.
@@ -280,26 +274,27 @@ def write_files(
             make[item.heat] = lambda: heat_map(image, deviation)
     if item.output is not None:
         make[item.output] = lambda: to_picture(outcome.pixels(), picture)
-    kept = [path for path in make if not overwrite and os.path.exists(path)]
+    kept = [path for path in make if not writing.overwrite and os.path.exists(path)]
     for path, picture_of in make.items():
         if path in kept:
             continue
         ensure_folder(path.parent)
+        data = encode_picture(path, picture_of(), quality=writing.quality)
         try:
-            write_picture(path, picture_of(), quality=quality, replace=overwrite)
-        except TakenError:  # created after the check above
+            # One manifest line before the file gets its name and one after: if the run is killed in
+            # between, the next run still recognises the file as its own.
+            with atomic_path(path, replace=writing.overwrite) as temporary:
+                temporary.write_bytes(data)
+                manifest.begin(path, item.source.path, temporary)
+            manifest.add(path, item.source.path)
+        except TakenError:  # created after the check above, by another program
             kept.append(path)
     if item.output is None:
-        _write_to_stdout(to_picture(outcome.pixels(), picture), item.suffix, quality)
-    return kept
-
-
-def _write_to_stdout(picture: Picture, suffix: str, quality: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"restored{suffix}"
-        write_picture(path, picture, quality=quality)
-        sys.stdout.buffer.write(path.read_bytes())
+        restored = to_picture(outcome.pixels(), picture)
+        name = f"standard output{item.suffix}"
+        sys.stdout.buffer.write(encode_picture(name, restored, quality=writing.quality))
         sys.stdout.buffer.flush()
+    return kept
 
 
 def dropped(picture: Picture, suffix: str, bit_depth: int | None) -> list[str]:

@@ -39,7 +39,7 @@ from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.strips import StripNetwork
-from c2fdft_cli.files import check_folder, checked_path, identity, real_path
+from c2fdft_cli.files import check_folder, checked_path, real_path, same_files
 
 _SAMPLING, _MACHINE, _WRITING = Sampling(), Machine(), Writing()
 
@@ -143,6 +143,8 @@ def plan_restore(
     # look at different times, so they might otherwise divide different lists.
     own = [with_usable_names(item) for item in items[runtime.rank :: runtime.world]]
     todo, skipped = _split(own, manifest, writing.overwrite)
+    if todo:
+        manifest.check_writable()
     executor, notice = _executor(checkpoint, grid, runtime, sampling, machine, samples, todo)
     todo, too_large = _all_checked(todo, executor, inputs.single)
     advice = (grid_warning(trained_grid(checkpoint), grid, checkpoint.grid()), notice)
@@ -158,7 +160,14 @@ def plan_restore(
         single=inputs.single,
         folder=folder,
         manifest=manifest,
-        warnings=[*runtime.notes, *filter(None, advice), *_stale(skipped), *renamed, *too_large],
+        warnings=[
+            *runtime.notes,
+            *filter(None, advice),
+            *_unread(manifest),
+            *_stale(skipped),
+            *renamed,
+            *too_large,
+        ],
         remarks=found.remarks,
         not_read=inputs.not_read,
         protocol=None if recipe is None else recipe.train.protocol,
@@ -171,7 +180,8 @@ def _manifest(
     """Open the manifest of the folder that the outputs are in.
 
     Raises:
-        UsageError: OUT is an existing file that the manifest has no record of.
+        UsageError: OUT is an existing file, and by the manifest not what this program wrote.
+        DataError: the manifest cannot be read.
     """
     place = None if out == STDIO else folder or Path(out).parent
     manifest = Manifest(place, {**settings, "weights": sha256_of(weights)}, weights.name)
@@ -179,13 +189,22 @@ def _manifest(
     if is_file and os.path.exists(out) and not manifest.has(Path(out)):
         # A user's file: OUT may be the last match of a shell's pattern.
         hint = "name a folder for the outputs; to replace this file, delete it first"
-        raise UsageError("OUT exists and was not written by this program", where=out, hint=hint)
+        what = "OUT exists and was not written by this program"
+        if manifest.was_changed(Path(out)):
+            what = "OUT was changed after this program wrote it"
+        raise UsageError(what, where=out, hint=hint, details=_unread(manifest))
     return manifest
+
+
+def _unread(manifest: Manifest) -> list[str]:
+    """Return a warning for each file of records that the user may not read."""
+    effect = "the files that it lists count as files without a record"
+    return [f"{path} cannot be read (no permission): {effect}" for path in manifest.unread]
 
 
 def _check_folders(specs: Sequence[str], out: str, folder: Path | None, writing: Writing) -> None:
     """Refuse folders that are not writable, or that inputs and outputs would share."""
-    if folder is not None and identity(folder) in map(identity, specs):
+    if folder is not None and same_files([folder], specs):
         what = "inputs and outputs are in one folder"
         raise UsageError(what, where=folder, hint="choose another folder for OUT")
     _check_beside(specs, folder, writing)
@@ -200,22 +219,20 @@ def _check_beside(specs: Sequence[str], folder: Path | None, writing: Writing) -
 
     The next `restore` would take them for inputs, and the next `eval` for results without targets.
     """
-    whose = {identity(spec): "inputs" for spec in specs}
-    if folder is not None:
-        whose[identity(folder)] = "outputs"
     for option, beside in _folders_beside(writing):
         place = real_path(beside)  # check its parents too, as both commands search sub-folders
-        places = map(identity, (place, *place.parents))
-        found = next((whose[one] for one in places if one in whose), None)
-        if found is not None:
-            raise _mixed(option, beside, found)
+        places = (place, *place.parents)
+        if folder is not None and same_files(places, [folder]):
+            raise _mixed(option, beside, "outputs")
+        if same_files(places, specs):
+            raise _mixed(option, beside, "inputs")
 
 
 def _check_not_among(inputs: Inputs, writing: Writing) -> None:
     """Refuse the same for a folder of listed or matched files; its sub-folders are allowed."""
-    folders = {identity(folder) for folder in {one.path.parent for one in inputs.sources}}
+    folders = {one.path.parent for one in inputs.sources}
     for option, beside in _folders_beside(writing):
-        if identity(beside) in folders:
+        if same_files([beside], folders):
             raise _mixed(option, beside, "inputs")
 
 
@@ -306,7 +323,8 @@ def _doubts(item: Item, manifest: Manifest) -> list[tuple[Path, str]]:
     known = [
         path
         for path in reversed(item.files)
-        if is_there(path) and (path == item.output or manifest.has(path))
+        if is_there(path)
+        if path == item.output or manifest.has(path) or manifest.was_changed(path)
     ]
     if known and item.source.data is None:
         manifest.look_at(item.source.path)  # once for all of them

@@ -148,7 +148,7 @@ class _Work:
             self.stop.check()
             writer.finish()
             # Inside the block, because the file gets its final name at the end of the block.
-            plan.manifest.begin(output, self.source.path)
+            plan.manifest.begin(output, self.source.path, temporary)
             self.notes.extend(writer.notes)
             if reader.complaint:
                 self.notes.append(f"damage in the video: {reader.complaint}")

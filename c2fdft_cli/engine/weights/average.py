@@ -24,7 +24,7 @@ from c2fdft_cli.engine.weights.checkpoint import (
 )
 from c2fdft_cli.engine.weights.convert_options import ONNX, SUFFIXES
 from c2fdft_cli.errors import CheckpointError, UsageError
-from c2fdft_cli.files import ensure_folder, identity, require_new
+from c2fdft_cli.files import ensure_folder, identity, require_new, same_files
 from c2fdft_cli.vocabulary import split_words
 
 
@@ -56,7 +56,7 @@ def average(
         ResourceError: the file cannot be written.
     """
     parts = _parts(sources, shares)
-    if identity(out) in map(identity, sources):
+    if same_files([out], sources):
         hint = "name another file with --out"
         raise UsageError("this output would replace an input", where=out, hint=hint)
     require_new(out, overwrite)

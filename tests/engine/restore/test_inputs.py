@@ -45,11 +45,12 @@ def test_outputs_inside_the_input_folder_are_not_inputs(folder: Path) -> None:
     assert found == ["2.png", "10.png", "sub/3.jpg"]
 
 
+@pytest.mark.parametrize("same_inode", [True, False])
 def test_outputs_inside_the_input_folder_are_found_by_another_name(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, same_inode: bool
 ) -> None:
     save(folder / "out" / "sub" / "2.png", random_picture(4, 5))
-    other = found_under(monkeypatch, folder / "out", folder / "OUT")
+    other = found_under(monkeypatch, folder / "out", folder / "OUT", same_inode=same_inode)
     found = names(find_inputs([str(folder)], skip=other))
     assert found == ["2.png", "10.png", "sub/3.jpg"]
 

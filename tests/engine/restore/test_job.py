@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import shutil
 import signal
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,6 +47,7 @@ from tests.kit.restore import (
     pixels,
     plan,
     random_picture,
+    refuse_records,
     run,
     save,
     write_checkpoint,
@@ -467,12 +473,18 @@ def test_inputs_and_outputs_in_one_folder_are_refused(options: Request) -> None:
         plan(options, out=options.source)
 
 
+@pytest.mark.parametrize("same_inode", [True, False])
 @pytest.mark.parametrize("option", ["out", "compare"])
 def test_the_inputs_folder_by_another_name_is_refused(
-    options: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+    options: Request,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    same_inode: bool,
 ) -> None:
     """As by `restore Photos photos` on a file system that ignores case."""
-    other = found_under(monkeypatch, Path(options.source), tmp_path / "IN")
+    folder = Path(options.source)
+    other = found_under(monkeypatch, folder, tmp_path / "IN", same_inode=same_inode)
     with pytest.raises(UsageError, match=r"one folder|folder of the inputs"):
         plan(options, **{option: str(other) if option == "out" else other})
 
@@ -508,10 +520,10 @@ def test_extra_pictures_are_not_mixed_with_matched_or_listed_inputs(
 
 
 def test_a_full_disk_ends_the_run(options: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, picture: object, quality: int, replace: bool) -> None:
+    def full(path: Path, replace: bool) -> None:
         raise ResourceError("disk full", where=path)
 
-    monkeypatch.setattr(restore_pictures, "write_picture", full)
+    monkeypatch.setattr(restore_pictures, "atomic_path", full)
     with pytest.raises(ResourceError, match="disk full"):
         run(options)
 
@@ -641,6 +653,17 @@ def test_other_bytes_from_standard_input_are_another_input(
     assert (tmp_path / "made.png").read_bytes() != made
 
 
+def test_standard_output_needs_no_temporary_folder(
+    options: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=out))
+    monkeypatch.setattr(tempfile, "tempdir", "/missing")
+    assert run(options, source=f"{options.source}/2.png", out="-", identity=True).failure is None
+    before = read_picture(Path(options.source) / "2.png").pixels
+    assert np.array_equal(read_picture(out.getvalue()).pixels, before)
+
+
 def test_standard_input_replaces_no_file_of_the_user(options: Request, tmp_path: Path) -> None:
     mine = tmp_path / "mine.png"
     save(mine, random_picture(8, 8))
@@ -705,6 +728,64 @@ def test_a_file_of_another_program_is_never_replaced(options: Request, tmp_path:
         with pytest.raises(UsageError, match="was not written by this program"):
             plan(options, source=first, out=second, overwrite=overwrite)
     assert np.array_equal(pixels(Path(second)), before)
+
+
+def test_outputs_that_were_changed_later_are_named(options: Request, tmp_path: Path) -> None:
+    extra = {"compare": tmp_path / "c"}
+    run(options, **extra)
+    made = contents(tmp_path / "out")
+    (tmp_path / "out" / "0.png").write_bytes(b"")
+    shutil.copy(tmp_path / "in" / "1.png", tmp_path / "out" / "1.png")
+    (tmp_path / "c" / "2.compare.png").write_bytes(b"")
+    shutil.copyfile(tmp_path / "out" / "3.png", tmp_path / "copy")  # the same content
+    (tmp_path / "copy").replace(tmp_path / "out" / "3.png")
+    again = run(options, **extra)
+    assert {
+        Path(one.output).name: one.doubt for one in again.skipped if one.doubt
+    } == dict.fromkeys(
+        ["0.png", "1.png", "2.compare.png"], "the file was changed after this program wrote it"
+    )
+    assert isinstance(again.failure, PartialFailure)
+    assert run(options, **extra, overwrite=True).failure is None
+    assert same(contents(tmp_path / "out"), made)
+    assert {one.doubt for one in run(options, **extra).skipped} == {None}
+
+
+def test_a_file_in_the_place_of_an_output_is_never_replaced(
+    options: Request, tmp_path: Path
+) -> None:
+    words = {"source": f"{options.source}/0.png", "out": str(tmp_path / "mine.png")}
+    run(options, **words)
+    (tmp_path / "mine.png").unlink()
+    save(tmp_path / "mine.png", random_picture(8, 8))
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="OUT was changed after this program wrote it"):
+            plan(options, **words, overwrite=overwrite)
+
+
+def test_records_that_the_user_may_not_read_or_write_are_kept_apart(
+    options: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder of several users, the records belong to the one who restored there first."""
+    run(options)
+    refuse_records(monkeypatch, "write_to", tmp_path / "out" / MANIFEST_NAME)
+    (tmp_path / "out" / "0.png").unlink()
+    assert len(run(options).images) == 1
+    assert {one.doubt for one in run(options).skipped} == {None}
+    refuse_records(monkeypatch, "read", tmp_path / "out" / MANIFEST_NAME)
+    made = plan(options)
+    doubts = {Path(one.output).name: one.doubt for one in made.skipped}
+    assert doubts.pop("0.png") is None
+    assert set(doubts.values()) == {"there is no record of how it was made"}
+    assert f"{MANIFEST_NAME} cannot be read (no permission)" in made.warnings[0]
+
+
+def test_records_that_cannot_be_written_are_reported_before_work(
+    options: Request, tmp_path: Path
+) -> None:
+    (tmp_path / "out" / MANIFEST_NAME).mkdir(parents=True)
+    with pytest.raises(ResourceError, match=f"{MANIFEST_NAME}: cannot write the file"):
+        plan(options)
 
 
 def test_an_output_of_an_earlier_run_is_skipped_or_replaced(

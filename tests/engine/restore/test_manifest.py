@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from c2fdft_cli.engine.restore.manifest import MANIFEST_NAME, Manifest, settings_digest
 from c2fdft_cli.errors import DataError, ResourceError
+from tests.kit.restore import refuse_records
 
 OTHER_INPUT = "its input has changed since, or it was made from another one"
 SETTINGS: dict[str, Any] = {
@@ -28,6 +30,14 @@ SETTINGS: dict[str, Any] = {
     "temporal_noise": "fixed",
     "crf": 18,
 }
+
+
+def begun(output: Path, source: Path, settings: Any = SETTINGS, content: str = "restored") -> Path:
+    """Begin to write an output; return the temporary file, which has not got its name yet."""
+    temporary = output.with_name(".new")
+    temporary.write_text(content)
+    Manifest(output.parent, settings).begin(output, source, temporary)
+    return temporary
 
 
 def changed(**settings: Any) -> dict[str, Any]:
@@ -198,15 +208,50 @@ def test_a_pipe_in_place_of_the_manifest_does_not_block(tmp_path: Path, source: 
     manifest = Manifest(tmp_path, SETTINGS)
     assert not manifest.has(tmp_path / "a.png")
     with pytest.raises(ResourceError, match=MANIFEST_NAME):
-        manifest.begin(tmp_path / "a.png", source)
+        manifest.begin(tmp_path / "a.png", source, source)
+
+
+def test_records_in_a_folder_of_several_users_are_read_together(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of them have overwritten each other's files; the content tells whose a file is."""
+    first, second = tmp_path / "a.png", tmp_path / "b.png"
+    for output in (first, second):
+        output.write_text("by the first user")
+        Manifest(tmp_path, SETTINGS).add(output, source)
+    refuse_records(monkeypatch, "write_to", tmp_path / MANIFEST_NAME)
+    second.write_text("by the second one")
+    Manifest(tmp_path, changed(seed=1)).add(second, source)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    for settings, doubts in ((SETTINGS, [False, True]), (changed(seed=1), [True, False])):
+        known = Manifest(tmp_path, settings)
+        assert [known.doubt(one, source) is not None for one in (first, second)] == doubts
+        assert known.has(first)
+        assert known.has(second)
+
+
+def test_nothing_is_written_or_read_through_a_link(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "out").mkdir()
+    output, other = tmp_path / "out" / "a.png", tmp_path / "diary.txt"
+    Manifest(tmp_path, SETTINGS).add(tmp_path / "a.png", source)
+    (tmp_path / MANIFEST_NAME).rename(other)
+    before = other.read_bytes()
+    (tmp_path / "out" / MANIFEST_NAME).symlink_to(other)
+    manifest = Manifest(tmp_path / "out", SETTINGS)
+    assert not manifest.was_changed(output)
+    output.write_text("restored")
+    manifest.check_writable()
+    manifest.add(output, source)
+    assert other.read_bytes() == before
+    assert Manifest(tmp_path / "out", SETTINGS).has(output)
 
 
 def test_a_file_that_was_begun_and_exists_is_known(tmp_path: Path, source: Path) -> None:
     """The run was killed after the file was complete, but before it was recorded."""
     output = tmp_path / "a.png"
-    Manifest(tmp_path, SETTINGS).begin(output, source)
+    temporary = begun(output, source)
     assert not Manifest(tmp_path, SETTINGS).has(output)
-    output.write_text("restored")
+    temporary.rename(output)
     assert Manifest(tmp_path, SETTINGS).doubt(output, source) is None
     other = Manifest(tmp_path, changed(seed=1)).doubt(output, source)
     assert other == "made with other settings"
@@ -217,12 +262,12 @@ def test_a_file_that_was_not_replaced_keeps_its_record(tmp_path: Path, source: P
     output = tmp_path / "a.png"
     output.write_text("restored")
     Manifest(tmp_path, SETTINGS).add(output, source)
-    Manifest(tmp_path, changed(seed=1)).begin(output, source)
+    begun(output, source, changed(seed=1), "in another way")
     assert Manifest(tmp_path, SETTINGS).doubt(output, source) is None
     doubt = Manifest(tmp_path, changed(seed=1)).doubt(output, source)
     assert doubt == "made with other settings: seed 0, now 1"
     for _ in range(20):
-        Manifest(tmp_path, changed(seed=1)).begin(output, source)
+        begun(output, source, changed(seed=1), "in another way")
     assert Manifest(tmp_path, changed(seed=1)).doubt(output, source) is not None
     Manifest(tmp_path, SETTINGS).add(output, source)
     assert Manifest(tmp_path, SETTINGS).doubt(output, source) is None
@@ -240,8 +285,87 @@ def test_an_input_that_changes_after_it_was_read_is_noticed(tmp_path: Path, sour
 def test_a_file_of_the_user_stays_unknown(tmp_path: Path, source: Path) -> None:
     output = tmp_path / "a.png"
     output.write_text("somebody's")
-    Manifest(tmp_path, SETTINGS).begin(output, source)
+    begun(output, source)
     assert not Manifest(tmp_path, SETTINGS).has(output)
+    output.unlink()  # the run was killed, and then the user put another file there
+    begun(output, source)
+    output.write_text("else's")
+    assert not Manifest(tmp_path, SETTINGS).has(output)
+
+
+CHANGED = "the file was changed after this program wrote it"
+
+
+@pytest.mark.parametrize("content", ["", "somebody's", "RESTORED", "restored" * 40_000])
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_file_that_was_changed_later_is_noticed(
+    tmp_path: Path, source: Path, content: str, begins: bool
+) -> None:
+    """A power failure may leave an empty file, and a user may put another one in its place."""
+    output, manifest = tmp_path / "a.png", Manifest(tmp_path, SETTINGS)
+    output.write_text("restored")
+    if begins:
+        manifest.begin(output, source, output)
+    manifest.add(output, source)
+    assert Manifest(tmp_path, SETTINGS).doubt(output, source) is None
+    output.write_text(content)
+    os.utime(output, (1e9, 1e9))
+    later = Manifest(tmp_path, SETTINGS)
+    assert (later.has(output), later.was_changed(output)) == (False, True)
+    assert later.doubt(output, source) == CHANGED
+
+
+def test_a_copied_folder_is_recognised_by_its_content(tmp_path: Path, source: Path) -> None:
+    output = tmp_path / "out" / "a.png"
+    output.parent.mkdir()
+    output.write_text("restored")
+    Manifest(output.parent, SETTINGS).add(output, source)
+    shutil.copytree(output.parent, tmp_path / "copy", copy_function=shutil.copyfile)
+    os.utime(tmp_path / "copy" / "a.png", (1e9, 1e9))
+    assert Manifest(tmp_path / "copy", SETTINGS).doubt(tmp_path / "copy" / "a.png", source) is None
+
+
+def test_a_file_of_the_same_time_is_not_read(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "a.png"
+    output.write_text("restored")
+    Manifest(tmp_path, SETTINGS).add(output, source)
+    later = Manifest(tmp_path, SETTINGS)
+    monkeypatch.setattr("c2fdft_cli.engine.restore.manifest._state_of", None)
+    assert later.has(output)
+
+
+def test_a_file_that_another_run_replaced_is_not_recorded_as_ones_own(
+    tmp_path: Path, source: Path
+) -> None:
+    output, mine = tmp_path / "a.png", Manifest(tmp_path, SETTINGS)
+    output.write_text("restored")
+    mine.begin(output, source, output)
+    begun(output, source, changed(seed=1), "in another way").replace(output)
+    mine.add(output, source)
+    assert not Manifest(tmp_path, SETTINGS).has(output)
+
+
+def test_records_of_earlier_versions_say_nothing_of_the_file(tmp_path: Path, source: Path) -> None:
+    Manifest(tmp_path, SETTINGS).add(tmp_path / "a.png", source)
+    line = json.loads((tmp_path / MANIFEST_NAME).read_text())
+    del line["written"]
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(line) + "\n")
+    for content in ("restored", "in another way"):
+        (tmp_path / "a.png").write_text(content)
+        assert Manifest(tmp_path, SETTINGS).doubt(tmp_path / "a.png", source) is None
+
+
+@pytest.mark.parametrize("written", [3, "text", [], [1], [8, 0, "x"], {"size": 8}])
+def test_a_line_that_does_not_identify_its_file_counts_as_about_another(
+    tmp_path: Path, source: Path, written: object
+) -> None:
+    output = tmp_path / "a.png"
+    output.write_text("restored")
+    line = {"output": "a.png", "settings": "0", "source": None, "written": written}
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(line) + "\n")
+    assert Manifest(tmp_path, SETTINGS).doubt(output, source) == CHANGED
 
 
 def test_a_manifest_that_the_system_does_not_read_is_not_called_missing(

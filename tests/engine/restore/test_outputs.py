@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import unicodedata
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,14 @@ def test_names_that_differ_only_in_case_become_distinct(tmp_path: Path) -> None:
     assert sorted(names) == ["IMG_1.JPG.png", "IMG_1.jpg-2.png", "other.png", "x/img_1.png"]
     assert len(notes) == 2
     assert all("IMG_1" in note for note in notes)
+
+
+def test_names_that_differ_in_how_accents_are_composed_become_distinct(tmp_path: Path) -> None:
+    source = made(tmp_path / "in", "caf\u00e9.png", "cafe\u0301.png")
+    if len(list(source.iterdir())) < 2:
+        pytest.skip("this file system does not tell them apart")
+    names = named(outputs(source, tmp_path / "out"), tmp_path / "out")
+    assert len({unicodedata.normalize("NFC", name) for name in names}) == 2
 
 
 def test_extra_pictures_and_outputs_have_distinct_names(tmp_path: Path) -> None:
@@ -203,11 +212,12 @@ def test_a_name_of_dots_and_a_suffix_is_kept(tmp_path: Path) -> None:
     assert named(outputs(source / "..png", tmp_path, suffix="_r"), tmp_path) == ["._r.png"]
 
 
+@pytest.mark.parametrize("same_inode", [True, False])
 def test_inputs_are_never_replaced_under_another_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_inode: bool
 ) -> None:
     source = made(tmp_path / "in", "a.png")
-    other = found_under(monkeypatch, source, tmp_path / "IN")
+    other = found_under(monkeypatch, source, tmp_path / "IN", same_inode=same_inode)
     with pytest.raises(UsageError, match="would replace an input"):
         outputs(source / "a.png", other)
 

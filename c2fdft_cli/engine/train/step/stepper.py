@@ -24,7 +24,7 @@ from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.data.images.tensors import to_unit
 from c2fdft_cli.engine.train.step.objective import Objective
 from c2fdft_cli.errors import ResourceError
-from c2fdft_cli.execution.compiling import is_compiled
+from c2fdft_cli.execution.compiling import is_compiled, load_without_temporary_folder
 from c2fdft_cli.execution.cuda.recorded import Recorder, records
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.memory import reuse_freed_memory
@@ -66,6 +66,7 @@ class Stepper:
         self.runtime = runtime
         self.updates = 0
         self.bad_steps = 0
+        load_without_temporary_folder()
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(),
             # Set before each step as a function of only the iteration, so there is no scheduler

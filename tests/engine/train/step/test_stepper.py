@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from c2fdft_cli.recipe.schema import FineStage, Train
 from c2fdft_cli.vocabulary import Recompute
 from tests.kit.formula import fill, relative
 from tests.kit.graphs import Graph, graphs  # noqa: F401 - a fixture
+from tests.kit.processes import python
 
 CPU = torch.device("cpu")
 ALPHA_BAR = alpha_bar_of(beta_schedule())
@@ -360,3 +362,20 @@ def move_half_way(stepper: Stepper) -> None:
     for parameter in stepper.net.parameters():
         parameter.grad = torch.ones_like(parameter)
     stepper.scaler.unscale_(stepper.optimizer)
+
+
+@pytest.mark.slow
+def test_a_stepper_is_made_without_a_folder_for_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a new process, because torch loads its compiler, which wants such a folder, once."""
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    program = """
+import tempfile
+from tests.engine.train.step.test_stepper import make_stepper
+tempfile._candidate_tempdir_list, tempfile.tempdir = list, None
+make_stepper()
+"""
+    done = python("-c", program)
+    assert done.returncode == 0, done.stderr
