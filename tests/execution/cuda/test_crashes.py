@@ -151,12 +151,14 @@ def test_both_kinds_of_trials_are_watched(cache: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(choose, "try_out", count)
     block = Block(16, 1, 4.0, False, "with_bias")
     prepared = PreparedBlock.of(block, torch.float16, packed=False)
-    z = torch.zeros(1, 4, 4, 16).as_subclass(_OnGpu)
-    assert choose.passes_for(prepared, z) == choose.PLAIN
+    weight = prepared.norm1.weight.as_subclass(_OnGpu)
+    prepared = prepared._replace(norm1=prepared.norm1._replace(weight=weight))
+    assert choose.passes_for(prepared) == choose.PLAIN
 
     monkeypatch.setattr(training, "_chosen", {})
     monkeypatch.setattr(training, "_try_where", lambda *_: (count(), choose.Trial("norm", None))[1])
     norm = PixelNorm(16, "with_bias")
+    z = torch.zeros(1, 4, 4, 16)
     training.norm_for(norm, z.half().as_subclass(_OnGpu), torch.float16)
     assert tried == [1, 1]
     assert list(cache.iterdir()) == []
