@@ -24,6 +24,7 @@ from c2fdft_cli.engine.weights.average import average
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.recipe.schema import Diffusion
 from tests.kit.command import run as run_command
+from tests.kit.gpu import pretend_gpu
 from tests.kit.processes import python
 from tests.kit.restore import (
     overflow_in_half_precision,
@@ -445,6 +446,19 @@ def test_a_missing_compiler_gives_a_warning(weights, monkeypatch):
     with pytest.warns(UserWarning, match=r"torch\.compile needs a C\+\+ compiler"):
         slow = c2fdft.load(weights, device="cpu", precision="fp32", compile="on")
     assert slow(np.zeros((8, 8, 3), np.uint8)).shape == (8, 8, 3)
+
+
+def test_a_gpu_that_is_not_used_gives_a_warning(weights, monkeypatch, tmp_path):
+    pretend_gpu(monkeypatch, (6, 1), ["sm_80", "sm_90"], "GTX 1080")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    says = "running on the CPU: torch .* has no kernels for the GTX 1080"
+    with pytest.warns(UserWarning, match=says) as caught:
+        old = c2fdft.load(weights, precision="fp32")
+    assert caught[0].filename == __file__
+    source = save(tmp_path / "a.png", random_picture(8, 8))
+    with pytest.warns(UserWarning, match=says) as caught:
+        old.restore_folder(source, tmp_path / "out")
+    assert caught[0].filename == __file__
 
 
 def test_a_restorer_can_be_copied_and_pickled(restorer):
