@@ -144,7 +144,9 @@ def load(
 class Restorer:
     """Restores images in memory and folders of files; created by `load`.
 
-    Calls from several threads run one after another; several restorers can run at the same time. A
+    Calls from several threads run one after another; several restorers can run at the same time. On
+    CUDA only if they have the same precision: torch has one setting for all threads of whether
+    float32 products are rounded to TF32, and one in fp32 would compute with that of the others. A
     process that is forked after `load` computes on one thread, a spawned one on all.
 
     Attributes:
