@@ -150,8 +150,9 @@ def _block_bytes(strips: StripNetwork, line: int, height: int, rows: int, cast: 
     # negligible compared with the rows of a large image.
     if passes.gather is not PLAIN.gather:
         # A single strip's v stays where it was computed; that of others is copied.
-        gather = 3 * size * haloed + (0 if is_one_strip else size * strip)
-        return int(2 * line * ((_FULL + size) * height + max(gather, apply)))
+        copied = 0 if is_one_strip else size * strip
+        gathered = 3 * size * haloed + copied
+        return int(2 * line * ((_FULL + size) * height + max(gathered, apply)))
     sums = _FULL * cast * (1 if dtype == torch.float32 else 3)  # squares; q and k if they are cast
     # The peak is in the depth-wise convolution, with 3s before it and 3s after it. The norm has
     # been freed by then; at the projection, together with it, there were s + 3s. After the

@@ -74,8 +74,9 @@ def test_the_estimate_is_near_the_peak(
         require_triton()
         fused = fused_passes()
         passes = PLAIN._replace(**{part: getattr(fused, part) for part in parts})
-    mode = FakeTensorMode()
-    with mode, torch.no_grad(), mock.patch.object(strips_module, "passes_for", lambda _: passes):
+    mode, patch = FakeTensorMode(), mock.patch.object(strips_module, "passes_for")
+    with mode, torch.no_grad(), patch as passes_for:
+        passes_for.return_value = passes
         net = counting.fake_network(Network(dim=dim, blocks=[2, 1, 1, 1]), mode)
         strips = StripNetwork(net, rows, dtype)
         x, t = (torch.empty(s, device=counting.DEVICE) for s in ((1, 6, 256, 192), (1,)))

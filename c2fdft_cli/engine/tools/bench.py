@@ -128,7 +128,9 @@ def _bench(
 ) -> Generator[float, None, BenchResult]:
     run, executor, calls = _part(options, recipe, runtime)
     computes = options.part != "loader"
-    times, rates, peak = [], [], 0
+    times: list[float] = []
+    rates: list[float] = []
+    peak = 0
     warm_ups = _warm_ups(options, runtime)
     for number in range(warm_ups + options.repeats):
         seconds = seconds_of(run, runtime)
