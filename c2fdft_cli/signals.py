@@ -23,7 +23,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
@@ -139,6 +139,29 @@ def unwinding(hint: str | None = None) -> Iterator[None]:
         yield
     finally:
         del _process.open[key]
+
+
+@contextmanager
+def ending_after(clean: Callable[[], object]) -> Iterator[None]:
+    """Call `clean` before a signal within the block ends a Python program that handles none.
+
+    Outside of the main thread nothing can be done, because Python delivers no signals there.
+    """
+
+    def handle(number: int, _: FrameType | None) -> None:
+        clean()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    main = threading.current_thread() is threading.main_thread()
+    fatal = [n for n in STOP_SIGNALS if main and signal.getsignal(n) is signal.SIG_DFL]
+    for number in fatal:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number in fatal:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class StopRequest:

@@ -90,7 +90,8 @@ def load(
     """Load weights for restoring images; the keywords are options of `c2fdft restore`.
 
     A Python warning is issued if fine weights are used on timesteps that they were not trained on,
-    and if compiling is requested but no compiler is available.
+    if a GPU is not used or not in the usual way, and if compiling is requested but no compiler is
+    available.
 
     Args:
         weights: a packaged name such as "derain", or a checkpoint file, which may be an official
@@ -135,15 +136,17 @@ def load(
     checkpoint = load_checkpoint(path)
     times = choose_grid(sampling, checkpoint.grid(), checkpoint.meta.diffusion.timesteps)
     warning = grid_warning(trained_grid(checkpoint), times, checkpoint.grid())
-    if warning is not None:
-        warnings.warn(warning, stacklevel=3)
+    for note in (*runtime.notes, *filter(None, [warning])):
+        warnings.warn(note, stacklevel=3)
     return Restorer(checkpoint, times, runtime, sampling, machine)
 
 
 class Restorer:
     """Restores images in memory and folders of files; created by `load`.
 
-    Calls from several threads run one after another; several restorers can run at the same time. A
+    Calls from several threads run one after another; several restorers can run at the same time. On
+    CUDA only if they have the same precision: torch has one setting for all threads of whether
+    float32 products are rounded to TF32, and one in fp32 would compute with that of the others. A
     process that is forked after `load` computes on one thread, a spawned one on all.
 
     Attributes:
@@ -274,7 +277,8 @@ class Restorer:
     ) -> RestoreResult:
         """Restore images and videos as `c2fdft restore` does; existing outputs are skipped.
 
-        A process that torchrun started restores its share of them.
+        A process that torchrun started restores its share of them. What the command prints before
+        it starts is issued as Python warnings.
 
         Args:
             source: a folder, a file, a glob, `@list.txt`, or several of them.
@@ -313,6 +317,8 @@ class Restorer:
         plan = plan_restore(
             sources, folder, sampling=sampling, machine=self._machine, writing=writing
         )
+        for warning in plan.warnings:
+            warnings.warn(warning, stacklevel=3)
         job = restore(plan)
         for done, _ in enumerate(job, start=1):
             if progress is not None:

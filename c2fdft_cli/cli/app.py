@@ -176,9 +176,10 @@ def _known(error: Exception, words: Sequence[str]) -> C2fdftError | None:
     if known is None and _is_awaited():
         known = lost_process(error)
     if known is None:
-        known = gpu_failure(error) or no_more_threads(error) or no_temporary_folder(error)
+        known = no_more_threads(error) or no_temporary_folder(error)
     if known is None:
-        known = _out_of_memory(error)
+        # Memory first: the driver reports its lack in the words of a failure of the GPU.
+        known = _out_of_memory(error) or gpu_failure(error)
     if known is None and isinstance(error, OSError) and is_disk_full(error):
         known = write_error(error, Path(error.filename or "standard output"))
     return known

@@ -18,10 +18,11 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Compute float32 matrix products in full float32, even if the caller allows TF32 on a GPU."""
+    """Compute float32 products and convolutions in full float32, even if TF32 is allowed."""
     # The setting is the whole process's: meanwhile the products of other threads are exact, too.
     restore = remember_rounding()
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:

@@ -120,13 +120,40 @@ def _refuse_unlike_devices(store: Any, rank: int, world: int, device: torch.devi
     """
     store.set(f"device of {rank}", device.type)
     kinds = [store.get(f"device of {other}").decode() for other in range(world)]
-    if len(set(kinds)) > 1:
-        found = ", ".join(f"process {other}: {kind}" for other, kind in enumerate(kinds))
-        raise UsageError(
-            f"the processes of this training would compute on different devices ({found})",
-            hint="remove the GPUs that the installed torch does not support from "
-            "CUDA_VISIBLE_DEVICES (`c2fdft doctor` lists what it supports), or use --device cpu",
+    _refuse_unlike(
+        kinds,
+        "the processes of this training would compute on different devices",
+        "remove the GPUs that the installed torch does not support from "
+        "CUDA_VISIBLE_DEVICES (`c2fdft doctor` lists what it supports), or use --device cpu",
+    )
+
+
+def refuse_unlike_starts(start: str, runtime: Runtime) -> None:
+    """Raise UsageError in all processes of the training unless all start from the same state.
+
+    Machines without a common run folder may find a state on some of them only. The processes of the
+    others would train new weights, and the mean of both gradients would fit neither.
+
+    Args:
+        start: describes the state that this process starts from.
+        runtime: the runtime of this process.
+    """
+    if dist.is_initialized():
+        starts: list[Any] = [None] * runtime.world
+        dist.all_gather_object(starts, start, group=_patient_groups[0])
+        _refuse_unlike(
+            starts,
+            "the processes of this training would start from different states",
+            "the run folder must be the same on all machines: use a shared file system, or copy "
+            "the folder to all of them before resuming (docs/howto/cluster.md)",
         )
+
+
+def _refuse_unlike(values: list[str], what: str, hint: str) -> None:
+    """Raise UsageError with the value of each process, given by rank, if they differ."""
+    if len(set(values)) > 1:
+        found = ", ".join(f"process {rank}: {value}" for rank, value in enumerate(values))
+        raise UsageError(f"{what} ({found})", hint=hint)
 
 
 def agree_on_precision(runtime: Runtime) -> Runtime:

@@ -18,6 +18,9 @@ it has the largest tensors. The residual stream and the skips are float32 (4 byt
                   GELU or applies it in place
                   If the image is one strip on CUDA, v is not copied out of q, k, v: the s above
                   does not apply, but in this pass the whole q, k, v (3 s) are alive
+        fused kernels (on CUDA) replace each pass, or not, and need less: in gather q, k, v before
+                  the convolution and v after it, which is then no part of q, k, v; in apply
+                  nothing up to 192 channels (and above them at most what the plain passes need)
         compiled kernels (on a CPU) have, besides stream and v, only a few tiles in the cache and
                   the norm of one image's strip:  s * 2C w (r + 2)
     joining       the decoder's stream (2C) is made from the skip (C) and the level below (2C at
@@ -34,7 +37,9 @@ import torch
 from torch import nn
 
 from c2fdft_cli.core.network import DFT, SIZE_MULTIPLE
+from c2fdft_cli.execution.cuda.cards import WIDEST_SECOND_PASS
 from c2fdft_cli.execution.cuda.products import sums_without_copies
+from c2fdft_cli.execution.fused.choose import PLAIN
 from c2fdft_cli.execution.kernels import CAST_PIXELS, casts_in_pieces, has_onednn_linear
 from c2fdft_cli.execution.strips import StripNetwork, default_rows
 
@@ -114,7 +119,7 @@ def strip_bytes(
     if strips.is_native:
         block = _native_block_bytes(line, together, height, dtype, rows)
     else:
-        block = _block_bytes(net, line, height, dtype, rows, cast)
+        block = _block_bytes(strips, line, height, rows, cast)
     skip_rows = rows if offload_skips else height
     return out + max(_joining_bytes(line, height, dtype, rows, skip_rows), block)
 
@@ -128,26 +133,33 @@ def _joining_bytes(line: int, height: int, dtype: torch.dtype, rows: int, skip_r
     return int(line * (streams + strip))
 
 
-def _block_bytes(
-    net: DFT, line: int, height: int, dtype: torch.dtype, rows: int, cast: float
-) -> int:
+def _block_bytes(strips: StripNetwork, line: int, height: int, rows: int, cast: float) -> int:
     """Return the bytes of a block of decoder level 1: stream, v, and the larger strip pass."""
     # All terms are in units of a row with 2C channels; `line` has C.
-    size = dtype.itemsize
+    net, dtype, size = strips.net, strips.dtype, strips.dtype.itemsize
+    # Compiled passes are estimated as the plain ones.
+    passes = PLAIN if strips.compiled else strips.widest_passes()
     strip, haloed = min(rows, height), min(rows + 2, height)
+    # Norm and hidden layer while this layer is computed; hidden layer and the result to be added to
+    # the stream while it is narrowed. In both cases at most s in addition to the hidden layer.
+    apply = (size + _hidden(net, dtype) * size) * strip
+    if passes.apply is not PLAIN.apply and 2 * net.dim <= WIDEST_SECOND_PASS:
+        apply = 0
+    is_one_strip = net.output.weight.device.type == "cuda" and rows >= height
+    # Not counted: the sums, c^2 floats per strip, of which few are held at a time. They are
+    # negligible compared with the rows of a large image.
+    if passes.gather is not PLAIN.gather:
+        # A single strip's v stays where it was computed; that of others is copied.
+        copied = 0 if is_one_strip else size * strip
+        gathered = 3 * size * haloed + copied
+        return int(2 * line * ((_FULL + size) * height + max(gathered, apply)))
     sums = _FULL * cast * (1 if dtype == torch.float32 else 3)  # squares; q and k if they are cast
     # The peak is in the depth-wise convolution, with 3s before it and 3s after it. The norm has
     # been freed by then; at the projection, together with it, there were s + 3s. After the
     # convolution its input has been freed: 3s are left, and what the sums need.
     gather = max(6 * size * haloed, 3 * size * haloed + sums)
-    # Norm and hidden layer while this layer is computed; hidden layer and the result to be added to
-    # the stream while it is narrowed. In both cases at most s in addition to the hidden layer.
-    apply = (size + _hidden(net, dtype) * size) * strip
-    # One strip on CUDA: the first pass creates q, k and v, so they are no additional term there.
-    if net.output.weight.device.type == "cuda" and rows >= height:
+    if is_one_strip:  # the first pass creates q, k and v, so they are no additional term there
         return int(2 * line * (_FULL * height + max(gather, 3 * size * height + apply)))
-    # Not counted: the sums, c^2 floats per strip, of which few are held at a time. They are
-    # negligible compared with the rows of a large image.
     return int(2 * line * ((_FULL + size) * height + max(gather, apply)))
 
 

@@ -134,6 +134,13 @@ class StripNetwork:
         """Release the GPU memory that a recorded call holds."""
         self._recorder.forget()
 
+    def widest_passes(self) -> Passes:
+        """Return the passes of decoder level 1, which needs the most memory.
+
+        If they are not chosen yet, the kernels are tried now.
+        """
+        return self._passes_of(self._decoders[-1][0])
+
     def work(self, n: int, height: int, width: int) -> int:
         """Return the total work of a call with `n` images, in the arbitrary unit of `watch`."""
         levels = [*self._encoders, self._latent, *self._decoders]
@@ -224,10 +231,7 @@ class StripNetwork:
 
     def _blocks(self, level: _Level, z: Tensor, time: Tensor, rows: int) -> None:
         """Run the blocks of a level in place on `z: [n, h, w, c]` float32."""
-        h, one = z.shape[1], level[0]
-        passes = _NATIVE
-        if isinstance(one, PreparedBlock):
-            passes = self._compiled_passes or passes_for(one, z)
+        h, passes = z.shape[1], self._passes_of(level[0])
         # With a single strip v may stay where it was computed, as a third of q, k, v; a copy would
         # take two more passes through memory.
         if h <= rows and runs_on_gpu(z):
@@ -248,6 +252,13 @@ class StripNetwork:
             for top, bottom in strips:
                 passes.apply(block, z[:, top:bottom], v[:, top:bottom], time, mixing)
                 self._report_progress(_APPLY, z[:, top:bottom])
+
+    @torch.no_grad()
+    def _passes_of(self, block: PreparedBlock | NativeBlock) -> Passes:
+        """Return the passes that run blocks like this one."""
+        if not isinstance(block, PreparedBlock):
+            return _NATIVE
+        return self._compiled_passes or passes_for(block)
 
     def _gather(
         self,

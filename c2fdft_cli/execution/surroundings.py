@@ -95,6 +95,8 @@ def usual_settings() -> Iterator[None]:
         stack.callback(_process.restore)
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             stack.enter_context(torch.cuda.device(torch.cuda.current_device()))
+        else:
+            stack.callback(_first_gpu_is_current)
         # Not torch.get_default_device(), which in torch 2.6 does not know `with torch.device(...)`.
         if torch.empty(0).device.type != "cpu":
             stack.enter_context(torch.device("cpu"))
@@ -104,6 +106,12 @@ def usual_settings() -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
         yield
+
+
+def _first_gpu_is_current() -> None:
+    """Make the first GPU the current one, as it is before CUDA is used, if CUDA has been used."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.set_device(0)
 
 
 def change_until_return(change: Callable[[], object], restore: Callable[[], object]) -> None:

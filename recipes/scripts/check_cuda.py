@@ -1,12 +1,13 @@
-"""Check that the program computes correctly on this GPU, and time it, in at most half an hour.
+"""Check that the program computes correctly on this GPU, and time it, in at most 31 minutes.
 
     python recipes/scripts/check_cuda.py OUT [--stages env,ops,kernels,net,grad,memory,cli,restore,train,compiled,ranks]
 
 Each stage runs in its own process (after a CUDA error a process is unusable) with a time limit, and
 appends JSON lines to OUT/cuda.jsonl. At the end OUT/cuda.md holds two tables, of checks and of
 times, for docs/performance.md. The exit code is 1 if a check failed. Nothing is downloaded. If a
-command may take at most ten minutes, split the stages: `env,ops,kernels,net,grad,memory`,
-`cli,restore,train` and `compiled,ranks`. `--device cpu --quick` tests the script without a GPU.
+command may take at most ten minutes, split the stages: `env,ops,kernels`,
+`net,grad,memory`, `cli,restore,train` and `compiled,ranks`. `--device cpu --quick` tests the script
+without a GPU.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.engine.weights.choose import choose_weights
 from c2fdft_cli.errors import ResourceError
-from c2fdft_cli.execution.compiling import compile_in_place, functions_given_up
+from c2fdft_cli.execution.compiling import allow_failures, compile_in_place, functions_given_up
 from c2fdft_cli.execution.cuda import recorded as recording
 from c2fdft_cli.execution.cuda.cards import AMPERE, WIDEST_ON_CHIP, is_served, lay_out_weights
 from c2fdft_cli.execution.device import Runtime, make_runtime
@@ -446,6 +447,7 @@ def net(check: Check) -> None:
 
     x_t is subtracted because it would hide errors.
     """
+    allow_failures()  # as when restoring: the precisions share code, and exceed torch's limit of 8
     models = {"random": random_network(check.network()).eval()}
     if not check.quick:
         for name in ("derain", "derain-4step", "denoise"):

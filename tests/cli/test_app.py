@@ -279,6 +279,8 @@ def test_a_bug_is_a_json_document_too(monkeypatch, capsys):
             "CUDA error: an illegal memory access was encountered\nCUDA kernel...",
             "error: the GPU failed: CUDA error: an illegal memory access was enc",
         ),
+        ("CUDA error: out of memory\nCUDA kernel...", "error: out of memory\nhint: close other"),
+        ("Triton Error [CUDA]: out of memory", "error: out of memory\nhint: close other"),
         ("can't start new thread", "error: the system starts no more threads"),
         ("DefaultCPUAllocator: can't allocate memory", "error: out of memory\nhint: close other"),
         (MemoryError(), "error: out of memory\nhint: close other programs"),

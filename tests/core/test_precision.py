@@ -18,11 +18,13 @@ def test_autocast_is_off_on_any_device() -> None:
             pass
 
 
-def test_exact_products_are_reset_after_an_error() -> None:
+def test_exact_products_are_reset_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     before = torch.get_float32_matmul_precision()
-    with pytest.raises(ValueError, match="no"), exact_products():
-        raise ValueError("no")
+    with pytest.raises(ValueError, match="False"), exact_products():
+        raise ValueError(torch.backends.cudnn.allow_tf32)
     assert torch.get_float32_matmul_precision() == before
+    assert torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("allowed", [True, False])

@@ -73,6 +73,19 @@ def test_calls_that_overlap_restore_what_was_before_the_first() -> None:
     assert torch.get_float32_matmul_precision() == "medium"
 
 
+@pytest.mark.parametrize("used", [True, False])
+def test_the_current_gpu_is_the_same_afterwards_if_the_call_was_the_first_to_use_it(
+    monkeypatch: pytest.MonkeyPatch, used: bool
+) -> None:
+    current: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    with usual_settings():
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: used)
+        if used:
+            torch.cuda.set_device(1)
+    assert current == [1, 0] * used
+
+
 def test_a_forked_process_has_the_programs_settings_unless_it_is_within_a_call() -> None:
     """A call of another thread never returns there."""
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from types import ModuleType
+from unittest import mock
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from c2fdft_cli.engine.tools.live_bytes import LiveBytes
+from c2fdft_cli.execution import strips as strips_module
+from c2fdft_cli.execution.fused.choose import PLAIN, fused_passes
 from c2fdft_cli.execution.inference_memory import strip_bytes
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.schema import FineStage, Network, Stage
@@ -50,17 +53,37 @@ def test_two_images_move_twice_what_one_does(counting: ModuleType) -> None:
     assert two / one == pytest.approx(2, rel=0.05)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "parts"),
+    [
+        (torch.float32, ()),
+        (torch.bfloat16, ()),
+        (torch.bfloat16, ("gather", "mixing", "apply")),
+        (torch.bfloat16, ("gather",)),
+        (torch.bfloat16, ("apply",)),
+    ],
+)
 @pytest.mark.parametrize("rows", [256, 30])
-def test_the_estimate_is_near_the_peak(counting: ModuleType, rows: int, dtype: torch.dtype) -> None:
-    mode = FakeTensorMode()
-    with mode, torch.no_grad():
-        net = counting.fake_network(Network(blocks=[2, 1, 1, 1]), mode)
+@pytest.mark.parametrize("dim", [48, 136])
+def test_the_estimate_is_near_the_peak(
+    counting: ModuleType, dim: int, rows: int, dtype: torch.dtype, parts: tuple[str, ...]
+) -> None:
+    """By plain passes, and with some parts replaced by the kernels, also above 256 channels."""
+    passes = PLAIN
+    if parts:
+        require_triton()
+        fused = fused_passes()
+        passes = PLAIN._replace(**{part: getattr(fused, part) for part in parts})
+    mode, patch = FakeTensorMode(), mock.patch.object(strips_module, "passes_for")
+    with mode, torch.no_grad(), patch as passes_for:
+        passes_for.return_value = passes
+        net = counting.fake_network(Network(dim=dim, blocks=[2, 1, 1, 1]), mode)
         strips = StripNetwork(net, rows, dtype)
         x, t = (torch.empty(s, device=counting.DEVICE) for s in ((1, 6, 256, 192), (1,)))
         with LiveBytes() as live, counting.Traffic():
             strips(x, t)
-    assert strip_bytes(strips, 256, 192, 1, rows) == pytest.approx(live.peak, rel=0.04)
+        planned = strip_bytes(strips, 256, 192, 1, rows)
+    assert planned == pytest.approx(live.peak, rel=0.04)
 
 
 def test_a_training_step_uses_the_kernels_where_supported(counting: ModuleType) -> None:

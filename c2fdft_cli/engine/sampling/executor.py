@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from c2fdft_cli.core.network import padded_side
+from c2fdft_cli.core.precision import exact_products
 from c2fdft_cli.engine.sampling.ensemble import mean_and_deviation
 from c2fdft_cli.engine.sampling.restorer import Restorer
 from c2fdft_cli.errors import ResourceError
@@ -249,7 +250,8 @@ class Executor:
                 tile=self._tile,
             )
         chosen = [names[i] for i in failed]
-        again = self._in_float32.start(lq[failed], chosen, lambda _: progress(1.0))
+        with exact_products():  # half precision allows TF32 for what it computes in float32
+            again = self._in_float32.start(lq[failed], chosen, lambda _: progress(1.0))
         # Cloned, because tensors made in inference mode must not be changed in place outside it.
         image, deviation = restored.image.clone(), restored.deviation
         image[failed] = again.image

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from c2fdft_cli.core.attention import Attention
 from c2fdft_cli.core.diffusion import time_grid
@@ -26,13 +27,14 @@ from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.execution.compiling import compile_in_place
 from c2fdft_cli.execution.cuda.recorded import records
 from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.execution.fused.choose import busy_seconds
 from c2fdft_cli.execution.memory import peak_bytes
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.progress import Job
 from c2fdft_cli.recipe.schema import Network, Recipe
 from c2fdft_cli.vocabulary import many
 
-GEMM_SIDE = 2048
+GEMM_SIDE, CUDA_GEMM_SIDE = 2048, 8192
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class BenchResult:
     images_per_second: batch / seconds.
     gmac: multiply-adds of a run in units of 1e9 (a training step counts as three forward passes).
     tflops: 2 * MAC / seconds in units of 1e12.
-    gemm_tflops: the rate of a 2048^3 `torch.mm` in the same type, timed between the runs.
+    gemm_tflops: the rate of a 2048^3 matrix product, on CUDA 8192^3, in the same type, timed
+        between the runs.
     of_gemm: tflops / gemm_tflops.
     peak_memory: peak bytes of the device's allocator, or of this process on a CPU.
     """
@@ -125,12 +128,16 @@ def _bench(
 ) -> Generator[float, None, BenchResult]:
     run, executor, calls = _part(options, recipe, runtime)
     computes = options.part != "loader"
-    times, rates = [], []
+    times: list[float] = []
+    rates: list[float] = []
+    peak = 0
     warm_ups = _warm_ups(options, runtime)
     for number in range(warm_ups + options.repeats):
         seconds = seconds_of(run, runtime)
         if number >= warm_ups:
             times.append(seconds)
+            if not rates:  # before the first product, which needs memory too
+                peak = peak_bytes(runtime.device)
             if computes:
                 # between the runs, so that a lower clock or another program slows both alike
                 rates.append(gemm_tflops(runtime))
@@ -155,7 +162,7 @@ def _bench(
         tflops=tflops,
         gemm_tflops=of_machine,
         of_gemm=tflops / of_machine if tflops and of_machine else None,
-        peak_memory=peak_bytes(runtime.device),
+        peak_memory=peak,
     )
 
 
@@ -254,10 +261,17 @@ def _wait(runtime: Runtime) -> None:
 
 def gemm_tflops(runtime: Runtime) -> float:
     """Measure the rate of a large matrix product, in 1e12 operations per second."""
-    side = (GEMM_SIDE, GEMM_SIDE)
-    a = torch.ones(side, device=runtime.device, dtype=runtime.dtype)
-    seconds: Sequence[float] = [seconds_of(lambda: a @ a, runtime) for _ in range(2)]
-    return 2 * GEMM_SIDE**3 / min(seconds) / 1e12
+    on_cuda = runtime.device.type == "cuda"
+    n = CUDA_GEMM_SIDE if on_cuda else GEMM_SIDE
+    # Random values: multiplying equal ones draws less power, so that a GPU's clock is higher.
+    a = torch.randn((n, n), device=runtime.device).to(runtime.dtype)
+
+    def run() -> Tensor:
+        return a @ a
+
+    with torch.cuda.device_of(a):  # type: ignore[no-untyped-call]
+        seconds = [busy_seconds(run) if on_cuda else seconds_of(run, runtime) for _ in range(2)]
+    return 2 * n**3 / min(seconds) / 1e12
 
 
 def device_name(device: torch.device) -> str:

@@ -93,7 +93,9 @@ class Fallbacks:
         return training_kernels(recipe.network, recipe.train.compile, self._runtime)
 
     def fit(self, batch: Batch) -> None:
-        """Choose the micro-batch of this patch size, once; all processes use the smallest one.
+        """Choose the micro-batch of this patch size, once; all processes use the same one.
+
+        It is the smallest one of the processes that cannot run their rows at once.
 
         On CUDA, and if the network is compiled, a micro-batch is tested first, before any process
         waits for the gradients of another.
@@ -121,6 +123,11 @@ class Fallbacks:
             # size would wait forever for the others.
             if not all_reduce_min(int(is_compiled(net)), self._runtime.device):
                 run_uncompiled(net)
+        # A process whose rows run at once may have a row less than others: it must not make these
+        # run a second micro-batch, of one row, for which all would wait.
+        if self.micro[patch] >= len(batch):
+            most = -(-self._cycle.stage(batch.iteration)[1] // self._runtime.world)
+            self.micro[patch] = max(most, len(batch))
         self.micro[patch] = all_reduce_min(self.micro[patch], self._runtime.device)
         if self.micro[patch] < len(batch):
             self._notify(

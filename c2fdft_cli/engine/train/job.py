@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import signal
 import sys
@@ -41,7 +42,12 @@ from c2fdft_cli.engine.train.tensorboard import TensorBoard
 from c2fdft_cli.engine.train.validator import Validator, scorable_validation
 from c2fdft_cli.engine.weights.stored import enough_memory
 from c2fdft_cli.errors import CheckpointError, Interrupted, ResourceError, UsageError
-from c2fdft_cli.execution.distributed import all_reduce_min, any_rank, barrier
+from c2fdft_cli.execution.distributed import (
+    all_reduce_min,
+    any_rank,
+    barrier,
+    refuse_unlike_starts,
+)
 from c2fdft_cli.execution.memory import give_back_freed_memory, peak_bytes
 from c2fdft_cli.progress import Job
 from c2fdft_cli.signals import StopRequest, graceful_stop, unwinding
@@ -58,7 +64,8 @@ def train(options: TrainOptions) -> Job[TrainEvent, TrainResult]:
 
     Raises:
         UsageError: the run folder is not empty, the shards are not those of the run, the settings
-            of the degradation are invalid, or TensorBoard is required but not installed.
+            of the degradation are invalid, TensorBoard is required but not installed, or other
+            processes of the training start from another state.
         DataError: there are no usable shards or streak masks, or a validation image is too small to
             be scored.
         CheckpointError: the state or the initial weights cannot be used.
@@ -136,6 +143,8 @@ class _Training:
         )
         if options.resume is not None:
             self._restore_state(options.resume)
+        if self.runtime.world > 1:
+            refuse_unlike_starts(self._start(), self.runtime)
         self.loader = make_loader(
             self.recipe, self.section, self.shards, degrade, self.step + 1, self.runtime
         )
@@ -169,6 +178,15 @@ class _Training:
             self.fallbacks.micro = loaded.micro
         self.state.best_psnr = loaded.best_psnr
         self.state.metrics = dict(loaded.meta.metrics)
+
+    def _start(self) -> str:
+        """Describe the state that this process starts from, for a comparison with the others."""
+        path = self.options.resume
+        if path is None:
+            return "a new run"
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return f"step {self.step}, sha256 {digest[:12]}"
 
     def _refuse_other_images(self, loaded: LoadedState) -> None:
         """Raise UsageError unless the images are those of the run, also those for validation.

@@ -22,6 +22,7 @@ import torch
 
 from c2fdft_cli.errors import GpuError
 from c2fdft_cli.files import private_cache_folder
+from c2fdft_cli.signals import ending_after, unwinding
 from c2fdft_cli.version import __version__
 
 
@@ -65,14 +66,21 @@ def watched_trial(device: torch.device) -> Iterator[None]:
         yield
         return
     path = _file_of(device)
-    written = path is not None and _write_new(path)
-    responds = True
-    try:
-        yield
-        responds = _responds(device)
-    finally:
-        if path and written and responds:
+    written, responds = False, True
+
+    def remove() -> None:
+        if path and written:
             path.unlink(missing_ok=True)
+
+    # A signal is no breakdown either: the file must not stay.
+    with unwinding(), ending_after(remove):
+        try:
+            written = path is not None and _write_new(path)
+            yield
+            responds = _responds(device)
+        finally:
+            if responds:
+                remove()
     if not responds:
         raise GpuError(
             f"one of the program's kernels failed on the {torch.cuda.get_device_name(device)}, "

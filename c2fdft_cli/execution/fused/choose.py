@@ -91,26 +91,22 @@ class Trial(NamedTuple):
 _chosen: dict[tuple[object, ...], Passes] = {}
 
 
-def passes_for(block: PreparedBlock, z: Tensor) -> Passes:
-    """Return the fastest passes for blocks like this one, on the device of z.
-
-    Args:
-        block: the block whose weights are used in the trial.
-        z: a residual stream, `[n, h, w, c]` float32.
+def passes_for(block: PreparedBlock) -> Passes:
+    """Return the fastest passes for blocks like this one, on the device of its weights.
 
     Raises:
         UsageError: the environment variable has an unknown value.
         GpuError: a kernel failed so badly that this process cannot use the GPU any more.
     """
-    dtype = block.norm1.dtype
-    if not are_tried(z.device, dtype):
+    dtype, device, width = block.norm1.dtype, block.norm1.weight.device, len(block.norm1.weight)
+    if not are_tried(device, dtype):
         return PLAIN
     biased, switch = block.qkv.bias is not None, os.environ.get(SWITCH)
-    key = (z.device, dtype, z.shape[-1], block.heads, len(block.widen.weight), biased,
+    key = (device, dtype, width, block.heads, len(block.widen.weight), biased,
            block.norm1.bias is not None, switch)  # fmt: skip
     if key not in _chosen:
-        with watched_trial(z.device):
-            _chosen[key], _ = try_out(block, z.device, z.shape[-1], even_slower=switch == "on")
+        with watched_trial(device):
+            _chosen[key], _ = try_out(block, device, width, even_slower=switch == "on")
     return _chosen[key]
 
 

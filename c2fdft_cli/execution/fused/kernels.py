@@ -14,6 +14,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+SIZES = ["height", "width", "skip", "rows", "share"]
+"""Arguments of the depth-wise kernels of which Triton compiles no further versions if they are 1 or
+multiples of 16. With these, most new sizes of pictures would wait for a version, which no trial has
+compared with the plain passes."""
+
 
 @triton.jit
 def floats(at, mask):
@@ -299,7 +304,7 @@ def add_squares(y, square):
     return square
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def depthwise_kernel(
     x, weight, bias, v, height, width, skip, rows, share,
     C: tl.constexpr, CHANNELS: tl.constexpr,
@@ -343,7 +348,7 @@ def depthwise_kernel(
         to += width * C
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def sums_kernel(
     x, weight, bias, sums, height, width, skip, rows, share,
     C: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr,

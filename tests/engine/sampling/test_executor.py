@@ -312,6 +312,25 @@ def test_an_image_that_is_not_finite_is_restored_again_in_float32(
     assert torch.equal(ran.image[::2], others.image[::2])
 
 
+def test_what_is_restored_again_is_not_rounded_to_tf32(
+    tiny_net: Callable[..., DFT], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As half precision on a GPU allows it for products and convolutions in float32."""
+    half, seen = Runtime(torch.device("cpu"), torch.bfloat16), []
+    call = Restorer.__call__
+
+    def watched(self: Restorer, *args: Any) -> Tensor:
+        seen.append((self.runtime.precision, torch.backends.cudnn.allow_tf32))
+        return call(self, *args)
+
+    monkeypatch.setattr(Restorer, "__call__", watched)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    executor = Executor(StripNetwork(tiny_net(), dtype=half.dtype), ALPHA_BAR, GRID, half)
+    executor.restorer = Overflowing(executor.restorer.predict_noise, ALPHA_BAR, GRID, half)
+    executor(torch.zeros(1, 3, 16, 16), ["a"])
+    assert seen == [("bf16", True), ("fp32", False)]
+
+
 def test_a_result_of_float32_that_is_not_finite_is_returned(make: Callable[..., Executor]) -> None:
     executor = make()
     executor.restorer = Overflowing(executor.restorer.predict_noise, ALPHA_BAR, GRID, RUNTIME)

@@ -52,6 +52,28 @@ def test_the_run_that_records_is_not_timed(part, recorded, warm_ups, monkeypatch
     assert next(durations, None) is None
 
 
+def test_a_gpu_is_compared_with_a_product_that_keeps_it_busy(monkeypatch):
+    """Of 8192^3, timed on the GPU: the launch of a small product takes as long as the product."""
+    factors, randn = [], torch.randn
+
+    def made(size, device):
+        factors.append((size, device.type))
+        return randn(8, 8)
+
+    monkeypatch.setattr(torch, "randn", made)
+    monkeypatch.setattr(module, "busy_seconds", lambda run: run().numel() * 0 + 2.0)
+    assert module.gemm_tflops(Runtime(torch.device("cuda"))) == 8192**3 / 1e12
+    assert factors == [((8192, 8192), "cuda")]
+
+
+def test_the_product_s_memory_is_not_that_of_the_run(monkeypatch):
+    used = [1]
+    monkeypatch.setattr(module, "peak_bytes", lambda _: used[0])
+    monkeypatch.setattr(module, "gemm_tflops", lambda _: used.__setitem__(0, 2) or 1.0)
+    options = BenchOptions("forward", size=16, repeats=2)
+    assert module.bench(options, RECIPE, Runtime(torch.device("cpu"))).run().peak_memory == 1
+
+
 def test_more_batches_are_timed_than_the_recipe_has_iterations(shard_folder):
     recipe = load_recipe("tiny", ["coarse.iterations=2"])
     options = BenchOptions("loader", size=16, repeats=4, data=shard_folder)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from c2fdft_cli.engine.sampling.executor import MIN_ROWS, Executor
 from c2fdft_cli.engine.sampling.restorer import Restorer
+from c2fdft_cli.engine.tools.bench import random_batch
 from c2fdft_cli.engine.train import fallbacks as attempts
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.setup import set_up
@@ -32,6 +34,25 @@ from tests.kit.training import (
 def fallbacks_of(options: TrainOptions) -> attempts.Fallbacks:
     stepper = Stepper(make_objective(options), options.recipe.train, options.runtime)
     return attempts.Fallbacks(options, stepper, notify=print)
+
+
+@pytest.mark.parametrize(("wanted", "rank", "vote"), [(9, 0, 2), (9, 2, 2), (1, 0, 2), (1, 2, 1)])
+def test_a_process_with_fewer_rows_does_not_divide_those_of_others(
+    tmp_path, shard_folder, monkeypatch, wanted, rank, vote
+):
+    """Of the four rows the first process has one and the last two."""
+    options = set_up(request("coarse", shard_folder, tmp_path / "run"))
+    train = replace(options.recipe.train, micro_batch=wanted)
+    options = replace(
+        options,
+        recipe=replace(options.recipe, train=train),
+        runtime=replace(options.runtime, rank=rank, world=3),
+    )
+    votes = []
+    monkeypatch.setattr(attempts, "all_reduce_min", lambda vote, _: votes.append(vote) or vote)
+    rows = 2 if rank == 2 else 1
+    fallbacks_of(options).fit(random_batch(rows, 16, 1000))
+    assert votes == [vote]
 
 
 @pytest.mark.acceptance
@@ -73,8 +94,6 @@ def test_out_of_memory_with_one_image_is_an_error(tmp_path, shard_folder, monkey
 
 def test_a_failed_attempt_ends_in_all_processes(tmp_path, shard_folder, monkeypatch):
     """None is left waiting; the hint names a micro-batch to resume with, which then works."""
-    from dataclasses import replace
-
     from c2fdft_cli.engine.train.job import train
 
     options = set_up(request("coarse", shard_folder, tmp_path / "run"))

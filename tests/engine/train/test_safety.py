@@ -367,6 +367,41 @@ def test_all_processes_of_a_training_take_the_next_name(tmp_path, shard_folder, 
     assert done.returncode == 0, done.stderr
 
 
+OWN_FOLDERS = """
+    import os, sys
+    from pathlib import Path
+    from c2fdft_cli.engine.train.job import train
+    from c2fdft_cli.engine.train.request import TrainRequest
+    from c2fdft_cli.engine.train.setup import set_up
+    from c2fdft_cli.errors import UsageError
+    from c2fdft_cli.execution.distributed import destroy_process_group
+
+    data, machines, *overrides = sys.argv[1:]
+    out = Path(machines, os.environ["RANK"], "run")
+    request = TrainRequest(recipe="tiny", overrides=overrides, data=Path(data), device="cpu",
+                           precision="fp32", out=out, resume_auto=True)
+    try:
+        train(set_up(request))
+    except UsageError as error:
+        assert "(process 0: step 1, sha256 " in str(error), error
+        assert str(error).endswith(", process 1: a new run)"), error
+    else:
+        raise AssertionError("the processes started from different states")
+    destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_a_state_that_only_one_machine_has_is_not_resumed(tmp_path, shard_folder):
+    """The processes of the others would train new weights; all processes report it."""
+    with pytest.raises(Interrupted):
+        run(request("coarse", shard_folder, tmp_path / "0" / "run", max_seconds=0.0))
+    script = tmp_path / "own.py"
+    script.write_text(textwrap.dedent(OWN_FOLDERS))
+    done = torchrun(script, shard_folder, tmp_path, *MINI)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_state_that_another_process_advanced_is_noticed(tmp_path, shard_folder):
     """The state was read before the other process finished, whose metrics must not be truncated."""
     out = tmp_path / "run"

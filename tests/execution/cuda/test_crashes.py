@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +20,9 @@ from c2fdft_cli.execution.cuda.crashes import crash_file, crash_note, watched_tr
 from c2fdft_cli.execution.device import make_runtime
 from c2fdft_cli.execution.fused import choose, training
 from c2fdft_cli.execution.prepared import PreparedBlock
+from c2fdft_cli.signals import describe
 from tests.kit.gpu import pretend_gpu, require_triton
+from tests.kit.processes import start
 
 GPU = torch.device("cuda", 0)
 
@@ -55,6 +58,41 @@ def test_the_file_is_there_only_during_a_trial(cache: Path) -> None:
     with pytest.raises(KeyboardInterrupt), watched_trial(GPU):
         raise KeyboardInterrupt
     assert list(cache.iterdir()) == []
+
+
+INTERRUPTED = """
+import importlib.metadata, os, signal, sys, time
+import torch
+from c2fdft_cli import signals
+from c2fdft_cli.execution.cuda.crashes import watched_trial
+
+importlib.metadata.version = lambda _: "3.6.0"
+torch.cuda.get_device_name = lambda *_: "NVIDIA H100"
+if sys.argv[1] == "command":
+    signals.install()
+with watched_trial(torch.device("cuda", 0)):
+    assert len(os.listdir(os.environ["XDG_CACHE_HOME"] + "/c2fdft")) == 1
+    os.kill(os.getpid(), int(sys.argv[2]))
+    time.sleep(5)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["command", "program"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_a_trial_leaves_no_file(tmp_path: Path, kind: str, number: int) -> None:
+    """Neither in a command, nor in a Python program that handles no signals."""
+    script = tmp_path / "interrupted.py"
+    script.write_text(INTERRUPTED)
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    process = start(script, kind, int(number), env=env, stderr=subprocess.PIPE)
+    _, text = process.communicate(timeout=60)
+    assert "AssertionError" not in text
+    if kind == "program":
+        assert process.returncode == -number
+    else:
+        assert f"SignalReceived: {describe(number)}" in text
+    assert list((tmp_path / "c2fdft").iterdir()) == []
 
 
 def test_after_a_crash_the_kernels_are_not_tried(
@@ -151,12 +189,14 @@ def test_both_kinds_of_trials_are_watched(cache: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(choose, "try_out", count)
     block = Block(16, 1, 4.0, False, "with_bias")
     prepared = PreparedBlock.of(block, torch.float16, packed=False)
-    z = torch.zeros(1, 4, 4, 16).as_subclass(_OnGpu)
-    assert choose.passes_for(prepared, z) == choose.PLAIN
+    weight = prepared.norm1.weight.as_subclass(_OnGpu)
+    prepared = prepared._replace(norm1=prepared.norm1._replace(weight=weight))
+    assert choose.passes_for(prepared) == choose.PLAIN
 
     monkeypatch.setattr(training, "_chosen", {})
     monkeypatch.setattr(training, "_try_where", lambda *_: (count(), choose.Trial("norm", None))[1])
     norm = PixelNorm(16, "with_bias")
+    z = torch.zeros(1, 4, 4, 16)
     training.norm_for(norm, z.half().as_subclass(_OnGpu), torch.float16)
     assert tried == [1, 1]
     assert list(cache.iterdir()) == []

@@ -39,3 +39,45 @@ def test_kernels_compile_and_hardly_spill(capability: int) -> None:
         wide = row["kernel"] == "second_pass_kernel" and row["case"].startswith("192 ")
         limit = 512 if "feed_forward" in row["kernel"] else 256 if wide else 208
         assert row["spilled"] <= limit, row
+
+
+VERSIONS = """
+import torch, triton
+from types import SimpleNamespace
+from triton.backends.compiler import GPUTarget
+from c2fdft_cli.execution.fused import kernels, operators
+
+target = GPUTarget("cuda", 90, 32)
+triton.runtime.driver.set_active(SimpleNamespace(
+    get_current_target=lambda: target, get_current_device=lambda: 0,
+    get_current_stream=lambda _: 0,
+))
+made = {"depthwise_kernel": set(), "sums_kernel": set(), "total_kernel": set()}
+
+class Compiles:
+    def __init__(self, name):
+        self.name, self.kernel = name, getattr(kernels, name)
+
+    def __getitem__(self, grid):
+        def start(*args, **options):
+            made[self.name].add(self.kernel.warmup(*args, grid=grid, **options).hash)
+        return start
+
+for name in made:
+    setattr(kernels, name, Compiles(name))
+with torch.device("meta"):
+    taps = torch.empty(144, 1, 3, 3, dtype=torch.bfloat16)
+    for height, width, skip in ((256, 192, 0), (200, 190, 1), (77, 193, 0), (17, 16, 1)):
+        x = torch.empty(1, height, width, 144, dtype=torch.bfloat16)
+        operators._depthwise(x, taps, None, 1, skip, height - skip)
+assert len(made["depthwise_kernel"]) == len(made["sums_kernel"]) == 1, made
+"""
+
+
+@pytest.mark.acceptance
+def test_pictures_of_all_sizes_run_the_version_that_was_tried() -> None:
+    """Triton compiled another one for each combination of sizes that are multiples of 16, or 1."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    words = [sys.executable, "-c", VERSIONS]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
