@@ -10,10 +10,11 @@ from typing import Any, BinaryIO
 import imagecodecs
 import numpy as np
 import tifffile
-from PIL import Image, TiffImagePlugin
+from PIL import TiffImagePlugin
 from PIL.ExifTags import IFD, Base
 from tifffile.tifffile import jpeg_shape
 
+from c2fdft_cli.data.images import lzw
 from c2fdft_cli.data.images.formats import HINTS, Unreadable
 from c2fdft_cli.data.images.metadata import Metadata, density_of, iptc_of, upright_xmp
 from c2fdft_cli.data.images.pillow import quiet_pillow
@@ -35,12 +36,17 @@ _WHITE_IS_ZERO, _PALETTE, _CMYK, _YCBCR = 0, 3, 5, 6
 _WITH_ALPHA = {_WHITE_IS_ZERO, 1, 2}
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2
 _LZW, _JPEG = 5, 7
+_LOW_BIT_FIRST = 2
 _COPY, _MASK = 1, 4
 """Bits of a page's subfile type: a smaller copy of another page, or its mask."""
 # None, CCITT, LZW, JPEG, deflate, PackBits, LZMA, Zstandard. For strips in other image formats
 # (JPEG 2000, WebP, ...) the size in their headers would have to be checked before decoding.
 _COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG, 8, 32946, 32773, 34925, 50000}
 _STRIP_SIZE = 1 << 20
+_YCBCR_COEFFICIENTS, _REFERENCE_BLACK_WHITE = 529, 532
+_BT601, _FULL_RANGE = (0.299, 0.587, 0.114), (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)
+_ROWS = 256
+"""Rows that are converted at a time, to bound the memory."""
 
 
 @contextlib.contextmanager
@@ -66,10 +72,7 @@ def decode_tiff(data: bytes, frame: int) -> Decoded:
         check_size(page.tilewidth or 1, page.tilelength or 1)
         _check_kind(page)
         _check_segments(page, data)
-        converted = int(page.photometric) == _YCBCR and page.compression != _JPEG
-        by_libtiff = converted or page.compression == _LZW
-        pixels = _by_libtiff(data, page) if by_libtiff else page.asarray()
-        return Decoded(_samples(page, pixels), _orientation(page), _metadata(page, data))
+        return Decoded(_samples(page), _orientation(page), _metadata(page, data))
 
 
 def _metadata(page: tifffile.TiffPage, data: bytes) -> Metadata:
@@ -167,23 +170,30 @@ def _check_segments(page: tifffile.TiffPage, data: bytes) -> None:
             _, height, width, _ = jpeg_shape(data[offset : offset + size])
             if max(height, width) > largest:
                 raise ValueError("a part of the file is larger than the picture")
+        if page.compression == _LZW:
+            _check_lzw(data[offset : offset + size], page)
 
 
-def _by_libtiff(data: bytes, page: tifffile.TiffPage) -> Array:
-    """Decode a page like tifffile, whose LZW decoder follows undefined codes out of its table.
+def _check_lzw(segment: bytes | bytearray, page: tifffile.TiffPage) -> None:
+    """Refuse undefined codes, because imagecodecs follows them beyond its table.
 
-    YCbCr is converted to RGB. CMYK, which imagecodecs would convert too, is decoded by Pillow.
+    Codes after the last pixel are ignored, because some programs write a wrong end there.
     """
-    if int(page.photometric) != _CMYK:
-        return imagecodecs.tiff_decode(data, index=page.index)
-    with quiet_pillow(), Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
-        image.seek(page.index)
-        return np.asarray(image)
+    if page.fillorder == _LOW_BIT_FIRST:
+        segment = imagecodecs.bitorder_decode(segment)
+    width, height = (
+        (page.tilewidth, page.tilelength)
+        if page.is_tiled
+        else (page.imagewidth, min(page.rowsperstrip, page.imagelength))
+    )
+    bits = page.samplesperpixel * page.bitspersample
+    if not lzw.is_sound(bytes(segment), height * -(-width * bits // 8)):
+        raise ValueError("its LZW codes are damaged")
 
 
-def _samples(page: tifffile.TiffPage, pixels: Array) -> Array:
+def _samples(page: tifffile.TiffPage) -> Array:
     """Return uint8 or uint16 [h, w, c], white as the largest value, alpha not premultiplied."""
-    samples = np.atleast_3d(pixels)
+    samples = np.atleast_3d(page.asarray())
     samples = np.moveaxis(samples, 0, 2) if page.axes == "SYX" else samples
     if samples.shape != (page.imagelength, page.imagewidth, page.samplesperpixel):
         raise ValueError("the pixels are damaged")
@@ -195,8 +205,8 @@ def _samples(page: tifffile.TiffPage, pixels: Array) -> Array:
         return grey_if_equal(palette[samples[..., 0]], _block(page, Base.InterColorProfile))
     if photometric == _CMYK:
         return rgb_from_cmyk(samples[..., :4], _block(page, Base.InterColorProfile))
-    if photometric == _YCBCR:  # its decoder returns RGB
-        return samples[..., :3]
+    if photometric == _YCBCR and page.compression != _JPEG:  # its decoder returns RGB
+        return _rgb_from_ycbcr(samples[..., :3], page)
     samples = full_range(samples, page.bitspersample)
     count = _COLOURS[photometric]
     colours, alpha = samples[..., :count], samples[..., count : count + 1]
@@ -209,6 +219,48 @@ def _samples(page: tifffile.TiffPage, pixels: Array) -> Array:
         plain = np.rint(colours * (white / np.maximum(alpha.astype(np.float64), 1)))
         colours = np.minimum(plain, white).astype(samples.dtype)
     return np.concatenate([colours, alpha], axis=2)
+
+
+def _rgb_from_ycbcr(samples: Array, page: tifffile.TiffPage) -> Array:
+    """Convert uint8 [h, w, 3] to RGB (TIFF 6.0, section 21)."""
+    red, green, blue = _fractions(page, _YCBCR_COEFFICIENTS, _BT601)
+    limits = np.array(_fractions(page, _REFERENCE_BLACK_WHITE, _FULL_RANGE)).reshape(3, 2)
+    black, span = limits[:, 0], limits[:, 1] - limits[:, 0]
+    if min(red, green, blue) <= 0 or span.min() <= 0:
+        raise ValueError("its description of the colours is damaged")
+    # Each sample is a byte, so the products are looked up.
+    codes = np.arange(256)[:, None]
+    y, cb, cr = ((codes - black) * (np.array([255, 127, 127]) / span)).T
+    columns = [samples[..., channel] for channel in range(3)]
+    rgb = np.empty(samples.shape, np.uint8)
+    for top in range(0, len(samples), _ROWS):
+        rows = slice(top, top + _ROWS)
+        light, towards_blue, towards_red = (
+            table[column[rows]] for table, column in zip((y, cb, cr), columns, strict=True)
+        )
+        r = light + towards_red * (2 - 2 * red)
+        b = light + towards_blue * (2 - 2 * blue)
+        g = (light - blue * b - red * r) / green
+        rgb[rows] = np.rint(np.stack([r, g, b], axis=2)).clip(0, 255)
+    return rgb
+
+
+def _fractions(page: tifffile.TiffPage, tag: int, usual: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the numbers of a tag: fractions, or of any other type; `usual` without the tag.
+
+    Raises:
+        ValueError: their number is another than that of `usual`, or a denominator is 0.
+    """
+    stored = page.tags.valueof(tag, default=None)
+    if stored is None:
+        return usual
+    stored = stored if isinstance(stored, tuple) else (stored,)
+    if len(stored) == len(usual):
+        return tuple(map(float, stored))
+    above, below = stored[::2], stored[1::2]  # tifffile returns fractions as pairs of integers
+    if len(stored) != 2 * len(usual) or not all(below):
+        raise ValueError("its description of the colours is damaged")
+    return tuple(a / b for a, b in zip(above, below, strict=True))
 
 
 def _has_alpha(page: tifffile.TiffPage) -> bool:

@@ -228,6 +228,21 @@ def test_the_range_of_ycbcr_may_be_stored_as_integers():
 
 
 @pytest.mark.parametrize(
+    "tag",
+    [
+        (532, (16, 1)),
+        (532, (16, 1, 235, 1)),
+        (532, (16, 0, *STUDIO[2:])),
+        (532, (235, 1, 16, 1, *STUDIO[4:])),
+        (529, (1, 1, 0, 1, 1, 1)),
+    ],
+)
+def test_a_damaged_description_of_ycbcr_is_refused(tag):
+    with pytest.raises(DataError, match="its description of the colours is damaged"):
+        read_picture(ycbcr_tiff((1, 2, 3), tag))
+
+
+@pytest.mark.parametrize(
     ("values", "photometric", "name"),
     [
         (ramp(channels=1)[..., 0].astype(np.int16), "minisblack", "16-bit signed integer TIFF"),
@@ -318,12 +333,12 @@ def test_damaged_files_write_nothing_to_standard_error(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_lzw_codes_that_were_not_defined_are_refused():
-    """imagecodecs' own LZW decoder follows them beyond its table: this stream crashed it."""
+def test_lzw_codes_that_were_not_defined_are_found_before_they_are_decoded():
+    """Given the output size, imagecodecs follows them beyond its table: this stream crashed it."""
     codes = bytes.fromhex("807f20503824160d0784426150b864361d0f8844625138a456")
     data = tiff_bytes(ramp(40, 40, dtype=np.uint8), photometric="rgb", compression="lzw")
     at = data.index(imagecodecs.lzw_encode(ramp(40, 40, dtype=np.uint8).tobytes())[:24])
-    with pytest.raises(DataError, match="code not yet in table"):
+    with pytest.raises(DataError, match="LZW codes are damaged"):
         read_picture(data[:at] + codes + data[at + len(codes) :])
 
 
