@@ -484,9 +484,21 @@ def same_files(paths: Iterable[Path], others: Iterable[str | Path]) -> list[Path
             found.setdefault(folded(real), set()).add(real)
         return found
 
+    names_in = cache(lambda folder: frozenset(os.listdir(folder)))
+
+    def is_one_path(first: Path, second: Path) -> bool:
+        """Whether two real paths that differ in spelling at most lead to the same file."""
+        if first == second:
+            return True
+        if first.name != second.name:
+            with contextlib.suppress(OSError):  # not listed, they are taken for one, to be safe
+                if {first.name, second.name} <= names_in(first.parent):
+                    return False
+        return is_one_path(first.parent, second.parent)
+
     def is_spelled_otherwise(path: Path) -> bool:
         real = real_path(path)
-        return any(_is_one_path(real, Path(one)) for one in spellings().get(folded(str(real)), ()))
+        return any(is_one_path(real, Path(one)) for one in spellings().get(folded(str(real)), ()))
 
     return [
         path
@@ -502,17 +514,6 @@ def folded(name: str) -> str:
     It ignores case, and whether accented letters are composed (NFC) or not (NFD).
     """
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-
-
-def _is_one_path(first: Path, second: Path) -> bool:
-    """Whether two real paths that differ in spelling at most lead to the same file."""
-    if first == second:
-        return True
-    if first.name != second.name:
-        with contextlib.suppress(OSError):  # not listed, they are taken for one, to be safe
-            if {first.name, second.name} <= set(os.listdir(first.parent)):
-                return False
-    return _is_one_path(first.parent, second.parent)
 
 
 def checked_path(name: str, value: str | Path) -> str:

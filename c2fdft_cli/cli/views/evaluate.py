@@ -60,10 +60,9 @@ def write(
         command, lines = console.command(*sys.argv[1:]), [_protocol(result), *_remarks(result)]
         pages = write_report(report, document, gallery, command, lines, result.recipe)
         written += pages
-        remarks = [
-            f"size of the page: {console.megabytes(pages[0].stat().st_size)}",
-            *gallery.note(len(result.rows)),
-        ]
+        size = pages[0].stat().st_size
+        remarks = [f"size of the page: {console.megabytes(size)}"] if size >= 1 << 20 else []
+        remarks += gallery.note(len(result.rows))
     return written, remarks
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import stat
 import sys
@@ -25,7 +26,7 @@ from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.files import ensure_folder, read_error, write_error
 
 MANIFEST_NAME = ".c2fdft-restore.jsonl"
-_NAMES_OF_USERS = ".c2fdft-restore.*.jsonl"
+_NAME_OF_USER = re.compile(r"\.c2fdft-restore\.\d{1,10}\.jsonl")
 MAX_MANIFEST_BYTES = 256 << 20
 _USUAL = {"temporal_noise": "fixed", "crf": 18}
 """Defaults left out of the digest, so that records made before these settings were stay valid."""
@@ -243,8 +244,11 @@ def _own_name() -> str:
 
 def _record_files(folder: Path) -> list[Path]:
     """Return the files of records of a folder, this user's own last."""
-    others = sorted(folder.glob(_NAMES_OF_USERS), key=lambda path: path.name == _own_name())
-    return [folder / MANIFEST_NAME, *others]
+    try:
+        names = [name for name in os.listdir(folder) if _NAME_OF_USER.fullmatch(name)]
+    except OSError:  # it does not exist, or cannot be listed
+        names = []
+    return [folder / name for name in (MANIFEST_NAME, *sorted(names, key=_own_name().__eq__))]
 
 
 def _open_to_append(folder: Path, flags: int = 0) -> tuple[Path, int]:

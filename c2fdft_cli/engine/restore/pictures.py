@@ -38,7 +38,7 @@ from c2fdft_cli.pipeline import InOrder, cores, in_order
 from c2fdft_cli.progress import Meter
 from c2fdft_cli.signals import StoppedError, StopRequest
 
-DIFFERENCE_GAIN = 4.0
+DIFFERENCE_GAIN = 4
 _GAP = 8
 _HEAT_PERCENTILE = 99.0
 _LOADED_BYTES = 8 + 12
@@ -336,8 +336,12 @@ def comparison(source: Picture, image: Tensor) -> Picture:
     """Draw degraded | restored | difference (times 4, grey where they agree), 8 bit."""
     degraded = to_8bit(source.pixels)
     restored = quantise(image, 8, grey=source.grey)
-    change = restored.astype(np.float32) - degraded
-    difference = np.clip(128 + DIFFERENCE_GAIN * change, 0, 255).round().astype(np.uint8)
+    # In place and in 16 bits, which hold 128 +/- 4 * 255: a picture may have 100 megapixels.
+    change = restored.astype(np.int16)
+    change -= degraded
+    change *= DIFFERENCE_GAIN
+    change += 128
+    difference = change.clip(0, 255, out=change).astype(np.uint8)
     gap = np.full((len(degraded), _GAP, 3), 255, np.uint8)
     return Picture(np.concatenate([degraded, gap, restored, gap, difference], axis=1))
 
