@@ -474,14 +474,20 @@ def same_files(paths: Iterable[Path], others: Iterable[str | Path]) -> list[Path
     an inode depends on the spelling of the path. There, two spellings of one path are taken for one
     file unless its folder lists both of them.
     """
-    others = list(others)
-    known = {identity(other) for other in others}
+    targets = [Path(other) for other in others]
+    known = set(map(identity, targets))
+    real_folder = cache(real_path)  # resolving the links of each path would take most of the time
 
-    @cache  # made only when it is needed, because resolving links takes time
-    def spellings() -> dict[str, set[str]]:
-        found: dict[str, set[str]] = {}
-        for real in map(os.path.realpath, others):
-            found.setdefault(folded(real), set()).add(real)
+    def real(path: Path) -> Path:
+        if path.is_symlink() or path.name == "..":
+            return real_path(path)
+        return real_folder(path.parent) / path.name
+
+    @cache  # made only when it is needed
+    def spellings() -> dict[str, set[Path]]:
+        found: dict[str, set[Path]] = {}
+        for one in map(real, targets):
+            found.setdefault(folded(str(one)), set()).add(one)
         return found
 
     names_in = cache(lambda folder: frozenset(os.listdir(folder)))
@@ -497,8 +503,8 @@ def same_files(paths: Iterable[Path], others: Iterable[str | Path]) -> list[Path
         return is_one_path(first.parent, second.parent)
 
     def is_spelled_otherwise(path: Path) -> bool:
-        real = real_path(path)
-        return any(is_one_path(real, Path(one)) for one in spellings().get(folded(str(real)), ()))
+        found = real(path)
+        return any(is_one_path(found, one) for one in spellings().get(folded(str(found)), ()))
 
     return [
         path
