@@ -98,15 +98,14 @@ class Manifest:
         """Whether an output, as it is now, was written by this program, with any settings."""
         return self._entry(output) is not None
 
-    def was_changed(self, output: Path) -> bool:
-        """Whether this program wrote an output, and the present file is another one."""
-        lines = self._known.get(self._key(output), ())
-        return any("replaces" not in line for line in lines) and not self.has(output)
+    def was_written(self, output: Path) -> bool:
+        """Whether this program finished an output of this name, which may be another file now."""
+        return any("replaces" not in line for line in self._known.get(self._key(output), ()))
 
     def doubt(self, output: Path, source: Path) -> str | None:
         """Return why an existing file may differ from what this run would make; None if not."""
         found = self._entry(output)
-        if found is None and self.was_changed(output):
+        if found is None and self.was_written(output):
             return "the file was changed after this program wrote it"
         if found is None:
             return "there is no record of how it was made"

@@ -147,7 +147,8 @@ def plan_restore(
         manifest.check_writable()
     executor, notice = _executor(checkpoint, grid, runtime, sampling, machine, samples, todo)
     todo, too_large = _all_checked(todo, executor, inputs.single)
-    advice = (grid_warning(trained_grid(checkpoint), grid, checkpoint.grid()), notice)
+    warning = grid_warning(trained_grid(checkpoint), grid, checkpoint.grid())
+    advice = (warning, notice, *_unread(manifest))
     return RestorePlan(
         sampling=sampling,
         writing=writing,
@@ -160,14 +161,7 @@ def plan_restore(
         single=inputs.single,
         folder=folder,
         manifest=manifest,
-        warnings=[
-            *runtime.notes,
-            *filter(None, advice),
-            *_unread(manifest),
-            *_stale(skipped),
-            *renamed,
-            *too_large,
-        ],
+        warnings=[*runtime.notes, *filter(None, advice), *_stale(skipped), *renamed, *too_large],
         remarks=found.remarks,
         not_read=inputs.not_read,
         protocol=None if recipe is None else recipe.train.protocol,
@@ -190,7 +184,7 @@ def _manifest(
         # A user's file: OUT may be the last match of a shell's pattern.
         hint = "name a folder for the outputs; to replace this file, delete it first"
         what = "OUT exists and was not written by this program"
-        if manifest.was_changed(Path(out)):
+        if manifest.was_written(Path(out)):
             what = "OUT was changed after this program wrote it"
         raise UsageError(what, where=out, hint=hint, details=_unread(manifest))
     return manifest
@@ -324,7 +318,7 @@ def _doubts(item: Item, manifest: Manifest) -> list[tuple[Path, str]]:
         path
         for path in reversed(item.files)
         if is_there(path)
-        if path == item.output or manifest.has(path) or manifest.was_changed(path)
+        if path == item.output or manifest.has(path) or manifest.was_written(path)
     ]
     if known and item.source.data is None:
         manifest.look_at(item.source.path)  # once for all of them

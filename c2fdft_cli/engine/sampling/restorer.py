@@ -8,13 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from c2fdft_cli.core.diffusion import (
-    PredictNoise,
-    ddim_sample,
-    ddim_step,
-    gaussian,
-    to_image,
-)
+from c2fdft_cli.core.diffusion import PredictNoise, ddim_sample, ddim_step, gaussian, to_image
 from c2fdft_cli.core.network import pad_to_multiple, padded_side
 from c2fdft_cli.engine.weights.build import refuse_lost_image
 from c2fdft_cli.execution.cuda.transfer import upload

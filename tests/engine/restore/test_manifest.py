@@ -238,7 +238,7 @@ def test_nothing_is_written_or_read_through_a_link(tmp_path: Path, source: Path)
     before = other.read_bytes()
     (tmp_path / "out" / MANIFEST_NAME).symlink_to(other)
     manifest = Manifest(tmp_path / "out", SETTINGS)
-    assert not manifest.was_changed(output)
+    assert not manifest.was_written(output)
     output.write_text("restored")
     manifest.check_writable()
     manifest.add(output, source)
@@ -311,7 +311,7 @@ def test_a_file_that_was_changed_later_is_noticed(
     output.write_text(content)
     os.utime(output, (1e9, 1e9))
     later = Manifest(tmp_path, SETTINGS)
-    assert (later.has(output), later.was_changed(output)) == (False, True)
+    assert (later.has(output), later.was_written(output)) == (False, True)
     assert later.doubt(output, source) == CHANGED
 
 
