@@ -46,7 +46,8 @@ def evaluate_weights(
         UsageError, ResourceError, CheckpointError, DataError: whichever occurs first.
     """
     subject = _open(checkpoint, runs, options, pairs)
-    return _job(subject, pairs or open_shards(data, subject), runs, options)
+    pairs = pairs or open_shards(data, subject)
+    return _job(subject, pairs, _chosen(pairs, subject, runs, options), runs, options)
 
 
 def compare_weights(
@@ -77,33 +78,43 @@ def compare_weights(
         own, theirs = theirs.protocol.name, replace(theirs, protocol=ours.protocol)
         notes.append(f"note: scored with A's protocol, {ours.protocol.name}, not its own, {own}")
     alone = replace(options, pictures=False)
-    return _job(ours, pairs, runs, options), _job(theirs, pairs, runs, alone, notes)
+    mine = _chosen(pairs, ours, runs, options)
+    return _job(ours, pairs, mine, runs, options), _job(theirs, pairs, mine, runs, alone, notes)
 
 
 def _open(
     checkpoint: Path, runs: WeightsOptions, options: EvalOptions, pairs: PairSource | None
 ) -> Subject:
     of_blocks = PROTOCOL if isinstance(pairs, BlockPairs) else None
-    return open_subject(
+    subject = open_subject(
         checkpoint,
         protocol=options.protocol or of_blocks,
         device=runs.device,
         precision=runs.precision,
     )
+    _timesteps_in_use(subject, runs.grid)  # refuses others before the images are looked at
+    return subject
+
+
+def _chosen(
+    pairs: PairSource, subject: Subject, runs: WeightsOptions, options: EvalOptions
+) -> Sequence[int]:
+    """Choose the pairs to score, check the sizes of all, and return this process's share."""
+    chosen = spread_indices(len(pairs), runs.images)
+    sizes = [(pairs.names[i], partial(pairs.size, i)) for i in chosen]
+    check_all_sizes(sizes, options.border + subject.protocol.border, f"{pairs.unit}s")
+    return options.share(chosen)
 
 
 def _job(
     subject: Subject,
     pairs: PairSource,
+    mine: Sequence[int],
     runs: WeightsOptions,
     options: EvalOptions,
     notes: Sequence[str] = (),
 ) -> Job[Scored, EvalResult]:
     timesteps = _timesteps_in_use(subject, runs.grid)
-    chosen = spread_indices(len(pairs), runs.images)
-    sizes = [(pairs.names[i], partial(pairs.size, i)) for i in chosen]
-    check_all_sizes(sizes, options.border + subject.protocol.border, f"{pairs.unit}s")
-    mine = options.share(chosen)
     restorers = [
         subject.executor(timesteps, seed, self_ensemble=runs.self_ensemble)
         for seed in range(runs.seed, runs.seed + runs.seeds)
