@@ -29,6 +29,14 @@ def no_file(path, kind):
         path.symlink_to({"dangling link": "nowhere", "link loop": path.name}.get(kind, "/dev/zero"))
 
 
+def damage_pixels(path):
+    """Damage a PNG's pixels behind an intact header, which is noticed only when they are read."""
+    data = bytearray(path.read_bytes())
+    for place in range(len(data) // 2, len(data) // 2 + 20):
+        data[place] ^= 0x55
+    path.write_bytes(data)
+
+
 def encoded(image, kind, **options):
     file = io.BytesIO()
     image.save(file, kind, **options)

@@ -13,7 +13,7 @@ import typer
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json, option_words, path_of, takes_settings, weights_file
 from c2fdft_cli.engine.evaluate.options import WeightsOptions
-from c2fdft_cli.errors import UsageError
+from c2fdft_cli.errors import PartialFailure, UsageError
 from c2fdft_cli.files import ensure_folder, require_existing, require_new, same_files
 from c2fdft_cli.settings import (
     BORDER,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 SETS, MEASURES, FILES = "What is scored", "Metrics", "Files"
 """The headings of options that are rarely needed."""
-_OF_WEIGHTS = ("images", "seeds", "grid", "self_ensemble")
+_OF_WEIGHTS = ("images", "seed", "seeds", "grid", "self_ensemble")
 """Options that have no effect without weights."""
 
 
@@ -300,10 +300,7 @@ def _evaluate(
     document, words = compared(result, rival)
     written, remarks = write(result, rival, document, words, scores.csv, scores.report, gallery)
     following = None if scores.report else _with_report(source, runs, scores)
-    failures = [result.failure]
-    if rival is not None:
-        failures.append(rival.failure_of(f"B ({scores.against})"))
-    failure = None if scores.allow_missing else next(filter(None, failures), None)
+    failure = None if scores.allow_missing else _incomplete(result, rival, scores.against)
     if json:
         console.emit({**document, "written": [str(path) for path in written], "next": following})
     else:
@@ -313,6 +310,21 @@ def _evaluate(
             console.say_next(following)
     if failure is not None:
         raise failure
+
+
+def _incomplete(
+    result: EvalResult, rival: EvalResult | None, against: str | None
+) -> PartialFailure | None:
+    """Return the error that the command ends with if a side is incomplete, or both sides are."""
+    if rival is None:
+        return result.failure
+    sides = (result.failure_of("A"), rival.failure_of(f"B ({against})"))
+    found = [one for one in sides if one is not None]
+    if len(found) < 2:
+        return found[0] if found else None
+    details = [line for one in found for line in (str(one), *one.details)]
+    what = "both sides of the comparison are incomplete"
+    return PartialFailure(what, hint=found[0].hint, details=details)
 
 
 def _given(runs: WeightsOptions) -> list[str]:

@@ -17,7 +17,6 @@ from c2fdft_cli.engine.evaluate.pairing import (
     Matched,
     check_all_sizes,
     degraded_beside,
-    fail,
     listed_pairs,
     own_names,
     pair_files,
@@ -34,7 +33,8 @@ def evaluate_files(
 ) -> Job[Scored, EvalResult]:
     """Score saved files, paired by name.
 
-    16-bit files are rounded to 8 bits, except with a protocol for unrounded output.
+    16-bit files are rounded to 8 bits, except with a protocol for unrounded output. Pairs whose
+    pixels cannot be read are skipped and listed in the result.
 
     Args:
         restored: folder or file.
@@ -44,8 +44,8 @@ def evaluate_files(
 
     Raises:
         DataError: nothing to score, or a list of the images that differ in size from their
-            targets, are smaller than SSIM's window, or cannot be read; from the iteration, a file
-            whose pixels cannot be read.
+            targets, are smaller than SSIM's window, or cannot be read; from the iteration, no pair
+            whose pixels can be read.
     """
     return _job(pair_files(restored, target), options, degraded)
 
@@ -95,8 +95,7 @@ def _score_files(
         (pair.name, partial(_score_pair, pair, pairs.degraded.get(pair.lq), scorer))
         for pair in mine
     ]
-    rows, problems = yield from score_each(tasks)
-    fail(problems, len(pairs.pairs))
+    rows, problems = yield from score_each(tasks, options, "pairs")
     remarks = remarks_on_pairs([(pair.lq, pair.gt) for pair in pairs.pairs])
     return EvalResult(
         protocol,
@@ -109,6 +108,7 @@ def _score_files(
         {pair.name: pairs.degraded.get(pair.lq, pair.gt) for pair in pairs.pairs},
         notes=[f"note: {one}" for one in remarks],
         chosen_by=options.chosen_by(),
+        unreadable=problems,
         with_inputs=bool(pairs.degraded),
     )
 

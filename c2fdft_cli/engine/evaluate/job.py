@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from c2fdft_cli.engine.evaluate.metrics import without_mean
-from c2fdft_cli.engine.evaluate.pairing import LISTED
+from c2fdft_cli.engine.evaluate.pairing import LISTED, fail
 from c2fdft_cli.engine.sampling.scoring import Metric, Scored, Scorer, mean_scores
 from c2fdft_cli.errors import DataError, PartialFailure
 from c2fdft_cli.metrics.protocols import Protocol
@@ -140,26 +140,28 @@ class EvalResult:
         return summarise(list(map(statistics.fmean, seeds))).std if seeds else None
 
 
-def collect(scored: Iterable[Scored]) -> Generator[Scored, None, list[Scored]]:
-    """Yield the records with their pictures, and return them without the pictures."""
-    rows = []
-    for one in scored:
-        rows.append(replace(one, pictures=None))
-        yield one
-    return rows
-
-
 def score_each(
-    tasks: Sequence[tuple[str, Callable[[], Scored]]],
+    tasks: Iterable[tuple[str, Callable[[], Scored]]],
+    options: EvalOptions,
+    unit: str,
+    *,
+    ahead: bool = True,
 ) -> Generator[Scored, None, tuple[list[Scored], list[str]]]:
-    """Score images in order, in threads that work ahead.
+    """Score images in order.
 
     Args:
         tasks: the name of each image, and the function that scores it.
+        options: says whether there are other processes, which may have scored their images.
+        unit: what the images are called, in the plural.
+        ahead: whether two threads work ahead.
 
     Returns:
         The records, and the errors of images that cannot be scored.
+
+    Raises:
+        DataError: from the iteration, no image can be scored, in a single process.
     """
+    rows: list[Scored] = []
     problems: list[str] = []
 
     def one(task: tuple[str, Callable[[], Scored]]) -> Scored | str:
@@ -169,12 +171,12 @@ def score_each(
         except DataError as error:
             return str(error) if error.where else f"{name}: {error}"
 
-    def scored() -> Generator[Scored, None, None]:
-        for outcome in in_order(one, tasks, workers=2):
-            if isinstance(outcome, str):
-                problems.append(outcome)
-            else:
-                yield outcome
-
-    rows = yield from collect(scored())
+    for outcome in in_order(one, tasks, workers=2) if ahead else map(one, tasks):
+        if isinstance(outcome, str):
+            problems.append(outcome)
+        else:
+            rows.append(replace(outcome, pictures=None))
+            yield outcome
+    if not rows and options.world == 1:
+        fail(problems, len(problems), unit)
     return rows, problems

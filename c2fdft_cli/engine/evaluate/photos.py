@@ -10,7 +10,7 @@ from pathlib import Path
 from c2fdft_cli.data.layouts.listing import beyond_the_first, refuse_videos, some_images
 from c2fdft_cli.engine.evaluate.files import read_image
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult, score_each
-from c2fdft_cli.engine.evaluate.pairing import fail, own_names, without_suffix
+from c2fdft_cli.engine.evaluate.pairing import own_names, without_suffix
 from c2fdft_cli.engine.sampling.scoring import Scored, pictures_of
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.files import require_existing
@@ -50,9 +50,7 @@ def _score_images(
     images: list[tuple[str, Path]], options: EvalOptions
 ) -> Generator[Scored, None, EvalResult]:
     tasks = [(name, partial(_score_image, name, path, options)) for name, path in images]
-    rows, problems = yield from score_each(tasks)
-    if not rows and options.world == 1:  # the other processes may have scored theirs
-        fail(problems, len(images), "images")
+    rows, problems = yield from score_each(tasks, options, "images")
     return EvalResult(
         PROTOCOL,
         rows,

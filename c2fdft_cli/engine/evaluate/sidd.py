@@ -18,9 +18,8 @@ from c2fdft_cli.data.layouts.sidd import (
     read_blocks,
 )
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult, score_each
-from c2fdft_cli.engine.evaluate.pairing import fail
 from c2fdft_cli.engine.sampling.pairs import DecodedPair, PairSource
-from c2fdft_cli.engine.sampling.scoring import Scored, Scorer
+from c2fdft_cli.engine.sampling.scoring import Scored
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.protocols import PROTOCOLS
 from c2fdft_cli.progress import Job
@@ -91,22 +90,28 @@ def evaluate_blocks(pairs: BlockPairs, options: EvalOptions) -> Job[Scored, Eval
     Raises:
         DataError: from the iteration, blocks smaller than SSIM's window.
     """
-    scorer = options.scorer(PROTOCOLS[options.protocol or PROTOCOL])
     indices = options.share(range(len(pairs)))
-    work = _score(pairs, indices, scorer, options.chosen_by(CHOSEN_BY))
+    work = _score(pairs, indices, options)
     return Job(work, total=len(indices), title="eval", unit="block")
 
 
 def _score(
-    pairs: BlockPairs, indices: list[int], scorer: Scorer, chosen_by: str
+    pairs: BlockPairs, indices: list[int], options: EvalOptions
 ) -> Generator[Scored, None, EvalResult]:
+    scorer = options.scorer(PROTOCOLS[options.protocol or PROTOCOL])
+
     def one(i: int) -> Scored:
         pair = pairs.pair(i)
         return scorer(pair.name, as_tensor(pair.lq), as_tensor(pair.gt))
 
-    rows, problems = yield from score_each([(pairs.names[i], partial(one, i)) for i in indices])
-    fail(problems, len(pairs), "blocks")
-    what = f"{pairs.ours.variable} of {pairs.ours.path.name}, 8 bit"
+    tasks = [(pairs.names[i], partial(one, i)) for i in indices]
+    rows, problems = yield from score_each(tasks, options, "blocks")
     return EvalResult(
-        scorer.protocol, rows, what, scorer.border, found_by=pairs.found_by, chosen_by=chosen_by
+        scorer.protocol,
+        rows,
+        f"{pairs.ours.variable} of {pairs.ours.path.name}, 8 bit",
+        options.border,
+        found_by=pairs.found_by,
+        chosen_by=options.chosen_by(CHOSEN_BY),
+        unreadable=problems,
     )

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from c2fdft_cli.core.diffusion import check_grid
-from c2fdft_cli.engine.evaluate.job import DEFAULT, EvalOptions, EvalResult, collect
+from c2fdft_cli.engine.evaluate.job import DEFAULT, EvalOptions, EvalResult, score_each
 from c2fdft_cli.engine.evaluate.options import WeightsOptions
 from c2fdft_cli.engine.evaluate.pairing import check_all_sizes
 from c2fdft_cli.engine.evaluate.sidd import CHOSEN_BY, PROTOCOL, BlockPairs
@@ -33,6 +33,7 @@ def evaluate_weights(
     """Restore pairs, and score the results and the inputs.
 
     The output is rounded first as `restore` rounds it, except with protocols for unrounded output.
+    Pairs whose pixels cannot be read are skipped and listed in the result.
 
     Args:
         checkpoint: the weights.
@@ -143,11 +144,11 @@ def _score_weights(
 ) -> Generator[Scored, None, EvalResult]:
     scorer = options.scorer(subject.protocol)
 
-    def scored() -> Generator[Scored, None, None]:
-        for i in indices:
-            yield _mean(list(restore_and_score(pairs, [i], restorers, scorer)), subject)
+    def scored(i: int) -> Scored:
+        return _mean(list(restore_and_score(pairs, [i], restorers, scorer)), subject)
 
-    rows = yield from collect(scored())
+    tasks = [(pairs.names[i], partial(scored, i)) for i in indices]
+    rows, problems = yield from score_each(tasks, options, f"{pairs.unit}s", ahead=False)
     recipe = subject.checkpoint.meta.recipe
     default = "the weights' recipe" if recipe is not None else DEFAULT
     if isinstance(pairs, BlockPairs):
@@ -167,6 +168,7 @@ def _score_weights(
         notes=[*notes, *([pairs.note] if pairs.note else [])],
         recipe=recipe,
         chosen_by=options.chosen_by(default),
+        unreadable=problems,
     )
 
 

@@ -16,6 +16,7 @@ import pytest
 from c2fdft_cli.data.images.picture import save_rgb8
 from tests.kit.command import run as run_command
 from tests.kit.formula import photo
+from tests.kit.images import damage_pixels
 from tests.kit.weights import write_random
 
 run = partial(run_command, "eval")
@@ -113,6 +114,19 @@ def test_an_incomplete_b_is_named(folders: tuple[Path, Path], tmp_path: Path) ->
     assert f"B: not restored: {folders[1] / '2.png'}" in result.stdout.replace("\n", "")
     facts = json.loads(run(*folders, "--against", other, "--allow-missing", "--json").stdout)
     assert facts["against"]["missing"]["restored"] == [str(folders[1] / "2.png")]
+
+
+def test_two_incomplete_sides_are_both_named(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    other = fill(tmp_path / "b", 20, count=2)
+    damage_pixels(other / "1.png")
+    (folders[0] / "2.png").unlink()
+    result = run(*folders, "--against", other)
+    assert result.exit_code == 6
+    said = result.stderr.replace("\n", "")
+    assert "error: both sides of the comparison are incomplete" in said
+    assert "A: scored 2 of 3: the set is incomplete" in said
+    assert f"B ({other}): scored 1 of 3: the set is incomplete" in said
+    assert f"{other / '1.png'}: cannot read the image" in said
 
 
 def test_weights_on_noisy_images(weights: Path, folders: tuple[Path, Path]) -> None:
@@ -374,7 +388,9 @@ def test_one_bad_pair_gives_no_mean(folders: tuple[Path, Path]) -> None:
     assert "mean" not in result.stdout
 
 
-@pytest.mark.parametrize("words", [("--images", "1"), ("--seeds", "3"), ("--grid", "999")])
+@pytest.mark.parametrize(
+    "words", [("--images", "1"), ("--seed", "1"), ("--seeds", "3"), ("--grid", "999")]
+)
 def test_options_of_weights_need_weights(
     folders: tuple[Path, Path], words: tuple[str, str]
 ) -> None:

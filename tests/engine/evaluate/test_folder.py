@@ -24,7 +24,7 @@ from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.recipe.schema import Network
 from tests.kit.evaluate import save
 from tests.kit.formula import photo
-from tests.kit.images import EXCHANGED_PROFILE, SRGB_PROFILE
+from tests.kit.images import EXCHANGED_PROFILE, SRGB_PROFILE, damage_pixels
 from tests.kit.restore import Request, run
 
 RUNS = WeightsOptions(device="cpu", precision="fp32")
@@ -107,11 +107,14 @@ def test_a_set_with_missing_partners_is_incomplete(tmp_path: Path, weights: Path
     (folder / "input" / "3.png").unlink()
     save(folder / "cover.png", photo(0))
     save(folder / "masks" / "1.png", photo(0))
+    damaged = folder / "input" / "1.png"
+    damage_pixels(damaged)
     result = evaluate_weights(weights, RUNS, EvalOptions("rgb"), pairs=open_folder(folder)).run()
-    assert [row.name for row in result.rows] == ["0", "1"]
+    assert [row.name for row in result.rows] == ["0"]
+    assert [str(damaged) in one for one in result.unreadable] == [True]
     assert result.without_target == [folder / "input" / "2.png"]
     assert result.without_restored == [folder / "target" / "3.png"]
-    assert "scored 2 of 4: the set is incomplete" in str(result.failure)
+    assert "scored 1 of 4: the set is incomplete" in str(result.failure)
     told = f"skipped: 1 mask; on neither side of the pairs: 1 image, such as {folder / 'cover.png'}"
     assert told in result.notes[-1]
 

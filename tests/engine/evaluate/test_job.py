@@ -27,6 +27,7 @@ from c2fdft_cli.metrics.full_reference import FULL_SET, load_piq
 from c2fdft_cli.metrics.protocols import PROTOCOLS, score
 from tests.kit.evaluate import degraded, run, save
 from tests.kit.formula import photo
+from tests.kit.images import damage_pixels
 from tests.kit.restore import overflow_in_half_precision
 from tests.kit.weights import write_random
 
@@ -140,10 +141,24 @@ def test_unreadable_files_are_named(folders: tuple[Path, Path]) -> None:
     (out / "9.png").write_text("not an image")
     with pytest.raises(DataError, match=r"^[^:]*9\.png: cannot read the image"):
         run(out, target)
-    # an intact header before damaged pixels, which are noticed only when they are read
-    data = (target / "10.png").read_bytes()
-    (out / "9.png").write_bytes(data[: len(data) // 2])
-    with pytest.raises(DataError, match=r"^[^:]*9\.png: cannot read the image"):
+
+
+def test_pairs_with_damaged_pixels_are_named_and_the_others_scored(
+    folders: tuple[Path, Path],
+) -> None:
+    out, target = folders
+    whole = run(out, target).rows
+    damage_pixels(out / "9.png")
+    result = run(out, target)
+    assert result.rows == whole[1:]
+    [problem] = result.unreadable
+    assert problem.startswith(f"{out / '9.png'}: cannot read the image")
+    assert result.failure is not None
+    assert str(result.failure) == "scored 2 of 3: the set is incomplete"
+    assert result.failure.details == (problem,)
+    for name in ("10.png", "11.png"):
+        damage_pixels(out / name)
+    with pytest.raises(DataError, match="3 of 3 pairs cannot be scored"):
         run(out, target)
 
 
