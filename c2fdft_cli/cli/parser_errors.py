@@ -10,7 +10,7 @@ from typing import Any
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.command_list import COMMANDS, load_command
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.vocabulary import did_you_mean
+from c2fdft_cli.vocabulary import PACKAGED_TASKS, did_you_mean, for_shell
 
 _NUMBERS = {
     "int_parsing": "an integer",
@@ -18,6 +18,14 @@ _NUMBERS = {
     "float_parsing": "a number",
 }
 """What a value must be, by the type of Pydantic's error."""
+_NO_COMMAND = re.compile(r"No such command '(?P<name>.*?)'", re.DOTALL)
+_MEANT: dict[str, str] = {
+    **{task: f"restore IN OUT --task {task}" for task in PACKAGED_TASKS},
+    **dict.fromkeys(("infer", "inference", "predict", "run", "enhance"), "restore IN OUT"),
+    **dict.fromkeys(("test", "score", "metrics"), "eval RESTORED TARGET"),
+    "train": "train-coarse",
+}
+"""What users mean by names that are no commands."""
 _NOT_A_NUMBER = re.compile(r""": (?P<value>'.*'|".*") is not a valid (?P<kind>int|float)""")
 """The text of Typer before 0.29, which has no Pydantic."""
 
@@ -36,7 +44,7 @@ def convert(error: Any, words: Sequence[str]) -> UsageError:
     unknown = _unknown_option(error, words)
     near = None if unknown is None else _near_option(error, unknown)
     if unknown is not None and os.path.exists(unknown):
-        hint = f"for the file of this name, write ./{unknown}; {hint}"
+        hint = f"for the file of this name, write {for_shell('./' + unknown)}; {hint}"
     elif near is not None:
         hint = f"{near} {hint}"
     elif unknown is not None and _takes_recipe_values(context.command):
@@ -48,6 +56,8 @@ def convert(error: Any, words: Sequence[str]) -> UsageError:
         hint = f"write {command} {order}; {hint}" if order else hint
     elif context is not None and context.parent is None and words and os.path.exists(words[0]):
         hint = f"name a command first: {console.command('restore', *words)}"
+    elif command := _near_command(error):
+        hint = f"{command} {hint}"
     return UsageError(_message(error, words), hint=hint)
 
 
@@ -65,6 +75,8 @@ def _message(error: Any, words: Sequence[str]) -> str:
     if type(error).__name__ == "NoSuchOption":
         return str(error.message)  # without Typer's suggestions, which are often far off
     text = str(error.format_message()).rstrip(".")
+    if no_command := _NO_COMMAND.match(text):
+        return no_command[0]
     number = _NOT_A_NUMBER.search(text)
     if number is not None:
         kind = _NUMBERS["int_parsing" if number["kind"] == "int" else "float_parsing"]
@@ -87,6 +99,18 @@ def _near_option(error: Any, given: str) -> str | None:
     # Without hyphens, which would make all short names alike.
     near = did_you_mean(given.partition("=")[0].strip("-"), [name[2:] for name in known])
     return near and near.replace("mean ", "mean --")
+
+
+def _near_command(error: Any) -> str | None:
+    """Return "did you mean c2fdft ...?" if a name is not a command, but another name of one."""
+    found = _NO_COMMAND.match(str(error.format_message()))
+    if found is None or error.ctx is None:
+        return None
+    name, known = found["name"].lower(), list(error.ctx.command.list_commands(error.ctx))
+    if error.ctx.parent is None and name in _MEANT:
+        return f"did you mean {error.ctx.command_path} {_MEANT[name]}?"
+    near = did_you_mean(name, known)
+    return near and near.replace("mean ", f"mean {error.ctx.command_path} ")
 
 
 def _is_misuse_of_arguments(error: Any) -> bool:

@@ -21,7 +21,7 @@ from c2fdft_cli.execution.cuda.cards import (
     unusable_gpu,
 )
 from c2fdft_cli.execution.cuda.crashes import crash_note
-from c2fdft_cli.vocabulary import DEVICES, check_choice, number_in_environment
+from c2fdft_cli.vocabulary import DEVICES, check_choice, number_in_environment, one_of
 
 PRECISIONS = {
     "fp32": torch.float32,
@@ -32,6 +32,7 @@ PRECISIONS = {
 """The dtype of tensors and matrix products by precision; "tf32" is float32 whose products a GPU
 computes with operands rounded to 10 bits of mantissa."""
 
+_GPU_NAMES = {"gpu", "nvidia", "amd", "rocm", "apple", "metal"}
 _NUMBERED = re.compile(r"cuda:(\d{1,3})", re.ASCII)
 
 _REPAYS_CASTS = 1.5
@@ -176,6 +177,9 @@ def _prepare_cuda(device: torch.device, precision: str) -> tuple[str, str | None
 def _resolve_device(name: str) -> tuple[torch.device, str | None]:
     """Return the device, and a note with the reason if "auto" does not use the GPU."""
     numbered = _NUMBERED.fullmatch(name)
+    if str(name).lower() in _GPU_NAMES:  # the nearest word by its letters is "cpu"
+        what = f"--device must be {one_of(DEVICES)}, got {name!r}"
+        raise UsageError(what, hint="NVIDIA's and AMD's GPUs are cuda, Apple's mps")
     name = "cuda" if numbered else check_choice("--device", name, DEVICES)
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "cuda" and not has_cuda:

@@ -62,7 +62,8 @@ def test_the_help_command_prints_the_help(words):
 
 
 def test_help_of_an_unknown_command_is_an_error():
-    refused("help", "restor", code=2, says="Did you mean 'restore'?")
+    refused("help", "restor", code=2, says="No such command 'restor'")
+    assert "hint: did you mean c2fdft restore?" in run("help", "restor").stderr
 
 
 @pytest.mark.parametrize("user", ["~", "~root"])
@@ -126,7 +127,7 @@ def test_the_program_without_arguments_shows_the_pipeline_on_one_screen(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["restor"], "Did you mean 'restore'?"),
+        (["restor"], "No such command 'restor'"),
         (["train-coarse", "--nonsense"], "No such option"),
         (["prepare"], "Missing argument"),
         (["train-coarse", "--data", "x", "--max-time", "soon"], "--max-time"),
@@ -204,7 +205,7 @@ def test_an_option_without_its_value_refers_to_the_help_of_its_command(words, co
         (["restore", "-task", "rain"], 2, "No such option: -t", "did you mean --task? see `c2fdft"),
         (["restore", "a", "--weight=x"], 2, "option: --weight", "did you mean --weights? see `c2"),
         (["restore", "a", "--out", "b"], 2, "option: --out", "write c2fdft restore IN... OUT; see"),
-        (["restor"], 2, "Did you mean 'restore'?", "c2fdft --help"),
+        (["restor"], 2, "No such command 'restor'", "did you mean c2fdft restore? see `c2fdft --h"),
         (
             ["restore", "a.jpg"],
             2,
@@ -229,6 +230,10 @@ def test_an_option_without_its_value_refers_to_the_help_of_its_command(words, co
         ),
         (["restore", "a", "b", "--eta", "x"], 2, "--eta must be a number, got 'x'", "see `c2fdft"),
         (["no command", "out"], 2, "No such command 'no command'", "see `c2fdft --help`"),
+        (["derain", "a"], 2, "No such command 'derain'", "mean c2fdft restore IN OUT --task der"),
+        (["Predict", "a"], 2, "No such command 'Predict'", "mean c2fdft restore IN OUT?"),
+        (["evaluate"], 2, "No such command 'evaluate'", "did you mean c2fdft eval? see"),
+        (["recipes", "shw"], 2, "No such command 'shw'", "did you mean c2fdft recipes show?"),
         (["weights", "average", "--out", "x"], 2, "argument 'CKPT'", "c2fdft weights average --"),
     ],
 )

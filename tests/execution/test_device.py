@@ -90,6 +90,13 @@ def test_unknown_devices_and_precisions_are_refused(device, precision, kind, wor
         make_runtime(device, precision)
 
 
+@pytest.mark.parametrize("name", ["gpu", "GPU", "nvidia"])
+def test_a_gpu_by_another_name_is_not_taken_for_a_cpu(name):
+    with pytest.raises(UsageError) as caught:
+        make_runtime(name)
+    assert caught.value.hint == "NVIDIA's and AMD's GPUs are cuda, Apple's mps"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu_is_refused():
     with pytest.raises(ResourceError, match="no CUDA device") as caught:

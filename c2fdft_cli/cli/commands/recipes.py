@@ -11,6 +11,7 @@ import typer
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.command_list import Command, Group
 from c2fdft_cli.cli.options import Json, Overwrite, path_of
+from c2fdft_cli.errors import UsageError
 
 recipes = typer.Typer(
     cls=Group,
@@ -76,6 +77,9 @@ def copy(
     from c2fdft_cli.files import atomic_write_text, ensure_folder, require_new
     from c2fdft_cli.recipe.files import load_recipe, write_recipe
 
+    if str(target) == "-":
+        hint = f"print it with {console.command('recipes', 'show', name)}"
+        raise UsageError("recipes copy writes a file, not standard output", hint=hint)
     require_new(target, overwrite)
     text = write_recipe(load_recipe(name))
     ensure_folder(target.parent)

@@ -233,6 +233,8 @@ def _show_plan(options: TrainOptions, json: bool) -> None:
     if json:
         console.emit(plan)
         return
+    for notice in plan.notices:
+        console.remark(notice)
     columns = ("patch", "batch", "micro", "iterations", "s / step", "time", "memory")
     rows = [
         (

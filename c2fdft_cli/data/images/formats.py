@@ -125,6 +125,7 @@ HINTS = {
 _SUFFIX_OF_UNREAD = {
     suffix: kind for kind, suffixes in _UNREAD_SUFFIXES.items() for suffix in suffixes.split()
 }
+UNREAD_SUFFIXES = frozenset(_SUFFIX_OF_UNREAD)
 _PPM = re.compile(rb"P[1-6]\s+(?:#[^\n]*\n\s*)*[0-9]+\s")
 _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
 

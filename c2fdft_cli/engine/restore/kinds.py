@@ -18,7 +18,6 @@ _UNKNOWN = "unknown"
 _SYNC, _PACKETS = 0x47, ((0, 188), (4, 192))
 """The first byte of each packet of an MPEG transport stream; offsets and lengths of packets."""
 _TRANSPORT_SUFFIXES = {".ts", ".mts", ".m2ts"}
-_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class NotRead:
         kind: the format, such as HEIC.
         count: how many there are.
         hint: what to do about them.
-        files: the first of them.
+        files: their paths.
     """
 
     kind: str
@@ -66,7 +65,7 @@ def separate(files: Iterable[tuple[Path, bool]]) -> tuple[dict[Path, bool], list
         elif kind is not None or named:
             inputs[path] = kind == VIDEO
     return inputs, [
-        NotRead(kind, len(paths), HINTS[kind], paths[:_SHOWN]) for kind, paths in not_read.items()
+        NotRead(kind, len(paths), HINTS[kind], paths) for kind, paths in not_read.items()
     ]
 
 

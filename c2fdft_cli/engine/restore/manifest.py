@@ -116,6 +116,14 @@ class Manifest:
             return "its input has changed since, or it was made from another one"
         return None
 
+    def is_made_from(self, output: Path, original: Path) -> bool:
+        """Whether an output, as it is now, was made from what a file holds now."""
+        found, now = self._entry(output), _state_of(original)
+        then = None if found is None else found.get("source")
+        if not isinstance(then, list) or now is None or len(then) != len(now):
+            return False
+        return then == now or (len(now) > 2 and (then[0], then[2:]) == (now[0], now[2:]))
+
     def look_at(self, source: Path, data: bytes | None = None) -> None:
         """Remember the state of an input before it is read, as it may change before `add`.
 

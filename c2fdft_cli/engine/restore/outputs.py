@@ -15,6 +15,7 @@ from c2fdft_cli.data.images.formats import (
     OUTPUT_FORMAT_OF,
     OUTPUT_FORMATS,
     READ_SUFFIXES,
+    UNREAD_SUFFIXES,
     WRITE_SUFFIXES,
 )
 from c2fdft_cli.data.video.probe import MUXERS, VIDEO_SUFFIXES, VideoInfo
@@ -25,7 +26,7 @@ from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.files import folded, same_files
 from c2fdft_cli.vocabulary import one_of
 
-_OTHER_SUFFIXES = (READ_SUFFIXES - WRITE_SUFFIXES) | {".gif", ".heic", ".exr", ".hdr", ".raw"}
+_OTHER_SUFFIXES = (READ_SUFFIXES - WRITE_SUFFIXES) | UNREAD_SUFFIXES | {".gif", ".pdf"}
 _FILE_SUFFIXES = WRITE_SUFFIXES | VIDEO_SUFFIXES
 _ALL_FILES_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _MAX_NAME_BYTES = 255

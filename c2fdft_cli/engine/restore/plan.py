@@ -139,6 +139,7 @@ def plan_restore(
     chosen = {"draws": samples, "grid": grid, "precision": runtime.precision}
     settings = {"eta": _eta(sampling, checkpoint)} | _settings(sampling, machine, writing) | chosen
     manifest = _manifest(out, folder, settings, found.path)
+    _refuse_originals(items)
     # The items are divided among the processes before existing outputs are sorted out: processes
     # look at different times, so they might otherwise divide different lists.
     own = [with_usable_names(item) for item in items[runtime.rank :: runtime.world]]
@@ -188,6 +189,28 @@ def _manifest(
             what = "OUT was changed after this program wrote it"
         raise UsageError(what, where=out, hint=hint, details=_unread(manifest))
     return manifest
+
+
+def _refuse_originals(items: Sequence[Item]) -> None:
+    """Refuse to replace the pictures that the inputs were made from: IN and OUT interchanged.
+
+    Raises:
+        UsageError: names the first of them.
+        DataError: the records of a folder of inputs cannot be read.
+    """
+    folders: dict[Path, Manifest] = {}
+    for item in items:
+        source, output = item.source, item.output
+        if source.data is not None or output is None or not is_there(output):
+            continue
+        # The folder that the user named: outputs below it are recorded there.
+        parents = source.path.parents
+        folder = parents[min(len(source.relative.parts), len(parents)) - 1]
+        made = folders.get(folder) or folders.setdefault(folder, Manifest(folder, {}))
+        if made.is_made_from(source.path, output):
+            what = f"the input {source.label} was made from this picture, which it would replace"
+            hint = "IN and OUT may be interchanged; to restore a result again, name another OUT"
+            raise UsageError(what, where=output, hint=hint)
 
 
 def _unread(manifest: Manifest) -> list[str]:

@@ -165,6 +165,8 @@ class RestoreResult:
             what.append(f"{many(len(stale), 'existing file')} {differ} and {verb} not overwritten")
             hints.append("use --overwrite to replace existing files")
         details = [*map(str, errors), *(f"{one.output}: {one.doubt}" for one in stale[:_SHOWN])]
+        if len(stale) > _SHOWN:
+            details.append(f"and {len(stale) - _SHOWN} more existing files")
         hint = "; ".join(hints) or None
         return PartialFailure(", ".join(what), where=self.folder, hint=hint, details=details)
 

@@ -57,7 +57,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Estimates for the whole training; `disk` is in bytes."""
+    """Estimates for the whole training, in bytes of `disk`, and what to know before it starts."""
 
     device: str
     precision: str
@@ -65,6 +65,7 @@ class TrainingPlan:
     hours: float
     disk: int
     stages: list[StagePlan]
+    notices: list[str]
 
 
 def plan_training(options: TrainOptions, seconds: float = SECONDS) -> Job[StagePlan, TrainingPlan]:
@@ -127,7 +128,8 @@ def _plan(
     )
     hours = sum(plan.hours for plan in plans)
     total = sum(plan.iterations for plan in plans)
-    return TrainingPlan(str(runtime.device), runtime.precision, total, hours, disk, plans)
+    notices = list(options.remarks(shards.has_lq))
+    return TrainingPlan(str(runtime.device), runtime.precision, total, hours, disk, plans, notices)
 
 
 def _time_step(

@@ -218,15 +218,9 @@ class _Training:
     def _events(self) -> Generator[TrainEvent, None, TrainResult]:
         started = time.monotonic()
         yield self._begun()
-        notices = (*self.options.runtime.notes, *self.options.notices, *self.board.notices)
-        yield from map(Notice, (*notices, *self._nothing_learned()))
+        remarks = self.options.remarks(self.shards.has_lq)
+        yield from map(Notice, (*remarks, *self.board.notices))
         yield from self._reporting(self.fallbacks.compile)
-        synthetic = self.recipe.data.synthesize
-        if synthetic is not None and self.shards.has_lq:
-            yield Notice(
-                f"training on synthetic {synthetic}: the shards' own degraded images are not used "
-                "(data.synthesize=null uses them)"
-            )
         with graceful_stop() as request, closing(self.board):
             self.board.open(self.step - self.unscored)
             if self.unscored:
@@ -247,16 +241,6 @@ class _Training:
         barrier()
         seconds = time.monotonic() - started
         return TrainResult(self.run.path, checkpoint, self.step, self.state.best_psnr, seconds)
-
-    def _nothing_learned(self) -> Iterator[str]:
-        """Report that the learning rate is 0 in the last steps."""
-        stage, periods = self.options.stage, self.section.periods
-        end, iterations = sum(period.length for period in periods), self.section.iterations
-        if end < iterations and periods[-1].floor == 0:
-            yield (
-                f"the learning rate is 0 after iteration {end} of {iterations}, where "
-                f"{stage}.periods end at a floor of 0: make them longer or the floor higher"
-            )
 
     def _refuse_diverged(self) -> None:
         """Raise ResourceError if the training ended with unusable weights."""

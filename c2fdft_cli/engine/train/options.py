@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -57,3 +58,23 @@ class TrainOptions:
         compiling = self.recipe.train.compile
         way = choose_recompute(network, fine, len(self.grid), compiling, self.runtime)
         return replace(fine, recompute=way)
+
+    def remarks(self, has_lq: bool) -> Iterator[str]:
+        """Yield what the user should know before the first step, or instead of it in a dry run.
+
+        has_lq: whether the shards hold degraded images.
+        """
+        yield from self.runtime.notes
+        yield from self.notices
+        synthetic, periods = self.recipe.data.synthesize, self.section.periods
+        if synthetic is not None and has_lq:
+            yield (
+                f"training on synthetic {synthetic}: the shards' own degraded images are not used "
+                "(data.synthesize=null uses them)"
+            )
+        end, iterations = sum(period.length for period in periods), self.section.iterations
+        if end < iterations and periods[-1].floor == 0:
+            yield (
+                f"the learning rate is 0 after iteration {end} of {iterations}, where "
+                f"{self.stage}.periods end at a floor of 0: make them longer or the floor higher"
+            )

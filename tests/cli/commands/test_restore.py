@@ -84,6 +84,23 @@ def test_interchanged_paths_are_recognised(
     assert call("nowhere", tmp_path).stderr.endswith("hint: check the path\n")
 
 
+@pytest.mark.parametrize("extra", [(), ("--overwrite",)])
+def test_interchanged_folders_replace_no_original(
+    folder: Path, coarse: Path, tmp_path: Path, extra: tuple[str, ...]
+) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    words = ("--weights", coarse, "--steps", 1)
+    assert call(folder, tmp_path / "out", *words).exit_code == 0
+    result = call(tmp_path / "out", folder, *words, *extra)
+    assert result.exit_code == 2
+    assert "was made from this picture, which it would replace" in result.stderr
+    assert "IN and OUT may be interchanged" in result.stderr
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+    # the restored pictures may be restored again, into another folder
+    assert call(tmp_path / "out", tmp_path / "again", *words).exit_code == 0
+    assert call(tmp_path / "out", tmp_path / "again", *words, *extra).exit_code == 0
+
+
 def test_a_file_that_cannot_be_read_has_no_rate(folder: Path, coarse: Path, tmp_path: Path) -> None:
     """It fails immediately, so that a rate that counts it would be too high."""
     (folder / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n")

@@ -349,14 +349,15 @@ def test_a_typescript_file_is_not_a_video(folder: Path) -> None:
 
 
 def test_pictures_that_are_not_read_are_counted_by_kind(folder: Path) -> None:
-    for name in ("1.dng", "2.nef", "sub/3.CR2"):
+    for name in ("1.dng", "2.nef", "sub/3.CR2", *(f"more/{k}.arw" for k in range(10))):
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"II*\0" + bytes(60))
     (folder / "light.exr").write_bytes(b"\x76\x2f\x31\x01" + bytes(60))
     inputs = find_inputs([str(folder)])
     assert names(inputs) == ["2.png", "10.png", "sub/3.jpg"]
     counts = {one.kind: (one.count, len(one.files)) for one in inputs.not_read}
-    assert counts == {"camera raw": (3, 3), "high dynamic range": (1, 1)}
-    assert "3 camera raw files not read: develop" in str(inputs.not_read[0])
+    assert counts == {"camera raw": (13, 13), "high dynamic range": (1, 1)}
+    assert "13 camera raw files not read: develop" in str(inputs.not_read[0])
     alone = find_inputs([str(folder / "2.png"), str(folder / "1.dng")])
     assert names(alone) == ["2.png"]
     assert alone.not_read[0].count == 1

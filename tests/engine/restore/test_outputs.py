@@ -190,8 +190,9 @@ def test_an_existing_folder_with_an_image_suffix_is_a_folder(tmp_path: Path) -> 
 
 def test_a_format_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     source = made(tmp_path, "a.jpg") / "a.jpg"
-    with pytest.raises(UsageError, match=r"cannot write images as '\.gif'"):
-        outputs(source, tmp_path / "b.gif")
+    for suffix in (".gif", ".cr2", ".pdf"):
+        with pytest.raises(UsageError, match=rf"cannot write images as '\{suffix}'"):
+            outputs(source, tmp_path / f"b{suffix}")
 
 
 def test_inputs_are_never_replaced(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from c2fdft_cli.engine.train import job as train_job
 from c2fdft_cli.engine.train import validator
 from c2fdft_cli.engine.train.batches import patch_cycle
 from c2fdft_cli.engine.train.dry_run import _stages, plan_training
-from c2fdft_cli.engine.train.events import Saved, StepDone, Validated
+from c2fdft_cli.engine.train.events import Notice, Saved, StepDone, Validated
 from c2fdft_cli.engine.train.folder import RunFolder, draw_curves, find_run, new_run
 from c2fdft_cli.engine.train.job import train
 from c2fdft_cli.engine.train.request import TrainRequest, parse_minutes
@@ -467,6 +467,18 @@ def test_a_plan_estimates_hours_and_the_bytes_of_the_run(tmp_path, shard_folder,
     sizes = {one.stat().st_ino: one.stat().st_size for one in coarse_run.rglob("*.pt")}
     written = sum((coarse_run / name).stat().st_size for name in ("state.pt", "coarse.pt"))
     assert plan.disk == pytest.approx(sum(sizes.values()) + written, rel=0.1)
+
+
+def test_a_plan_has_the_notices_of_the_training(tmp_path, shard_folder):
+    changed = ("data.synthesize=noise", "coarse.periods=[{length: 4, floor: 0}]")
+    asked = request("coarse", shard_folder, tmp_path / "run", *changed)
+    plan = plan_training(set_up(asked)).run()
+    assert len(plan.notices) == 2
+    assert plan.notices[0].startswith("training on synthetic noise: the shards' own degraded")
+    assert plan.notices[1].startswith("the learning rate is 0 after iteration 4 of 12")
+    _, events = run(asked)
+    told = [event.text for event in events if isinstance(event, Notice)]
+    assert told[:2] == plan.notices
 
 
 def test_planning_writes_nothing(tmp_path, shard_folder):
