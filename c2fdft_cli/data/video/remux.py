@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from c2fdft_cli.data.video.parts import make_continuous
+from c2fdft_cli.data.video.parts import continuous
 from c2fdft_cli.data.video.probe import (
     MUXERS,
     VideoInfo,
@@ -118,10 +118,9 @@ class Copier:
             library_errors(self._info.path, "cannot read the video"),
             suppress(av.error.InvalidDataError),
         ):
-            for packet in demuxed(self._source):
+            for packet in continuous(self._source, self._info.joins):
                 if not packet.size:
                     continue
-                make_continuous(packet, self._info.joins)
                 self._shift(packet)
                 self._end = max(self._end, _end(packet))
                 if packet.stream_index in self._streams and not self._is_cut_away(packet):

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from c2fdft_cli.data.images.samples import to_8bit
-from c2fdft_cli.data.video.parts import make_continuous
+from c2fdft_cli.data.video.parts import continuous
 from c2fdft_cli.data.video.probe import (
     FULL_RANGE,
     GREY_FORMATS,
@@ -23,7 +23,6 @@ from c2fdft_cli.data.video.probe import (
     UNKNOWN_RANGE,
     UNSPECIFIED,
     VideoInfo,
-    demuxed,
     library_errors,
     main_stream,
     open_video,
@@ -182,16 +181,14 @@ class VideoReader:
         """Yield frames; damaged ones are counted, and skipped if they cannot be shown."""
         import av
 
-        packets = demuxed(container, stream)
+        packets = continuous(container, self._info.joins, stream)
         while True:
             try:
                 packet = next(packets, None)
                 if packet is not None and not packet.size:
                     continue  # a repeated frame of AVI, or the end, for which None is used below
-                if packet is not None:
-                    make_continuous(packet, self._info.joins)
-                    if self._begin is None and packet.is_keyframe:
-                        self._begin = packet.dts
+                if packet is not None and self._begin is None and packet.is_keyframe:
+                    self._begin = packet.dts
                 frames = stream.decode(packet)
             except av.error.InvalidDataError:
                 self._damaged += 1

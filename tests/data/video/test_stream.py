@@ -22,7 +22,6 @@ from c2fdft_cli.data.video.probe import (
     LIMITED_RANGE,
     UNKNOWN_RANGE,
     VideoInfo,
-    demuxed,
     origin,
     probe_video,
 )
@@ -895,15 +894,12 @@ def test_a_source_that_cannot_be_read_on_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_clip(tmp_path / "a.mkv")
-    calls = []
 
-    def fail_later(*words: Any) -> Iterator[Any]:
-        calls.append(words)
-        if len(calls) > 1:  # the first packets are read before, and on their own
-            av.error.err_check(-errno.EIO)
-        yield from demuxed(*words)
+    def fail(*_: Any) -> Iterator[Any]:
+        av.error.err_check(-errno.EIO)
+        yield
 
-    monkeypatch.setattr("c2fdft_cli.data.video.remux.demuxed", fail_later)
+    monkeypatch.setattr("c2fdft_cli.data.video.remux.continuous", fail)
     with pytest.raises(DataError, match=r"a\.mkv: cannot read the video: Input/output error"):
         copy(source, tmp_path / "b.mkv")
 
