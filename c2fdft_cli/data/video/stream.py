@@ -144,8 +144,9 @@ class VideoReader:
         info = self._info
         container = self._stack.enter_context(open_video(info.path))
         stream = main_stream(container, info.path)
-        # PyAV's default decodes in threads only if frames have slices.
-        stream.thread_type = "AUTO"
+        # PyAV's default, threads within a frame, is kept: with a thread for each of several frames,
+        # damage in the last ones loses intact frames, which depends on the number of threads.
+        stream.codec_context.options |= {"max_frame_delay": "1"}  # as above, for the decoder of AV1
         zero = round(origin(container) / info.time_base)
         # The size at the start: the stream reports another one once its pictures change their size.
         own_width, own_height = stream.width, stream.height
@@ -181,10 +182,11 @@ class VideoReader:
         """Yield frames; damaged ones are counted, and skipped if they cannot be shown."""
         import av
 
-        packets = continuous(container, self._info.joins, stream)
-        while True:
+        packets, is_end = continuous(container, self._info.joins, stream), False
+        while not is_end:
             try:
                 packet = next(packets, None)
+                is_end = packet is None
                 if packet is not None and not packet.size:
                     continue  # a repeated frame of AVI, or the end, for which None is used below
                 if packet is not None and self._begin is None and packet.is_keyframe:
@@ -195,8 +197,6 @@ class VideoReader:
                 continue
             self._damaged += sum(frame.is_corrupt for frame in frames)
             yield from frames
-            if packet is None:
-                return
 
     def __enter__(self) -> VideoReader:
         return self

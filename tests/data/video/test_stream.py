@@ -22,6 +22,7 @@ from c2fdft_cli.data.video.probe import (
     LIMITED_RANGE,
     UNKNOWN_RANGE,
     VideoInfo,
+    main_stream,
     origin,
     probe_video,
 )
@@ -763,6 +764,37 @@ def test_damaged_frames_are_reported(tmp_path: Path) -> None:
         count = sum(1 for _ in reader)
         assert 0 < count <= 20
         assert "damaged packets or frames" in reader.complaint
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libvpx-vp9", "libsvtav1"])
+def test_damage_in_the_last_frames_costs_no_others(
+    codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of decoding threads, which is that of the processors, changes nothing."""
+    if codec not in av.codecs_available:
+        pytest.skip(f"PyAV was built without {codec}")
+    source = make_clip(tmp_path / "a.mkv", sound=False, seconds=3, codec=codec)
+    data = bytearray(source.read_bytes())
+    with av.open(str(source)) as container:
+        packets = [bytes(one) for one in container.demux(video=0) if one.size]
+    for packet in packets[-2:]:
+        begin = data.index(packet) + 4
+        data[begin : begin + len(packet) - 4] = b"\xff" * (len(packet) - 4)
+    source.write_bytes(data)
+    found = []
+    for threads in (1, 2, 4):
+
+        def stream(*words: Any, threads: int = threads) -> Any:
+            main = main_stream(*words)
+            main.codec_context.thread_count = threads
+            return main
+
+        monkeypatch.setattr("c2fdft_cli.data.video.stream.main_stream", stream)
+        with VideoReader(probe_video(source), deep=False) as reader:
+            found.append((sum(1 for _ in reader), reader.complaint))
+    assert len(set(found)) == 1
+    assert 27 < found[0][0] < 30
+    assert "damaged packets or frames" in found[0][1]
 
 
 def test_a_truncated_file_is_reported(tmp_path: Path) -> None:
