@@ -15,6 +15,7 @@ from c2fdft_cli.data.images.samples import MAX_PIXELS
 from c2fdft_cli.errors import DataError
 
 if TYPE_CHECKING:
+    from av import FFmpegError
     from av.container import InputContainer
     from av.packet import Packet
     from av.stream import Stream
@@ -150,9 +151,7 @@ def probe_video(path: Path) -> VideoInfo:
     """
     with open_video(path) as container, library_errors(path, "cannot read the video"):
         stream = main_stream(container, path)
-        frame = next(_decoded(container, stream), None)
-        if frame is None:
-            raise DataError("no frame in this video", where=path)
+        frame = _first_frame(container, stream, path)
         height, width = frame.height, frame.width
         if orientation(frame).swaps:
             height, width = width, height
@@ -226,6 +225,11 @@ def library_errors(path: Path, what: str) -> Iterator[None]:
         yield
     except av.FFmpegError as error:
         raise DataError(f"{what}: {error.strerror}", where=path) from error
+
+
+def is_damage(error: FFmpegError) -> bool:
+    """Whether an error is about the data: not about the memory, the disk or the system."""
+    return not isinstance(error, (MemoryError, OSError))
 
 
 def main_stream(container: InputContainer, path: Path) -> VideoStream:
@@ -303,15 +307,26 @@ def _extras(frame: VideoFrame) -> tuple[str, ...]:
     return tuple(sorted(set(kinds)))
 
 
-def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Yield the frames of a stream; packets that cannot be decoded are skipped."""
+def _first_frame(container: InputContainer, stream: VideoStream, path: Path) -> VideoFrame:
+    """Return the first frame of a stream; packets that cannot be decoded are skipped.
+
+    Raises:
+        DataError: there is none; the message has the decoder's first error.
+    """
     import av
 
+    why = ""
     for packet in demuxed(container, stream):
         try:
-            yield from packet.decode()
-        except av.error.InvalidDataError:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            if not is_damage(error):
+                raise
+            why = why or f": {error.strerror}"
             continue
+        if frames:
+            return frames[0]
+    raise DataError(f"no frame in this video{why}", where=path)
 
 
 def _aspect(stream: VideoStream, frame: VideoFrame) -> Fraction:

@@ -23,6 +23,7 @@ from c2fdft_cli.data.video.probe import (
     UNKNOWN_RANGE,
     UNSPECIFIED,
     VideoInfo,
+    is_damage,
     library_errors,
     main_stream,
     open_video,
@@ -192,7 +193,9 @@ class VideoReader:
                 if packet is not None and self._begin is None and packet.is_keyframe:
                     self._begin = packet.dts
                 frames = stream.decode(packet)
-            except av.error.InvalidDataError:
+            except av.FFmpegError as error:
+                if not is_damage(error):
+                    raise
                 self._damaged += 1
                 continue
             self._damaged += sum(frame.is_corrupt for frame in frames)

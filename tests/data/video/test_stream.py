@@ -766,6 +766,26 @@ def test_damaged_frames_are_reported(tmp_path: Path) -> None:
         assert "damaged packets or frames" in reader.complaint
 
 
+def test_a_picture_that_the_decoder_does_not_support_is_skipped(tmp_path: Path) -> None:
+    """Damage may lead to other errors of the decoder than invalid data."""
+    source = make_clip(
+        tmp_path / "a.avi", seconds=1, codec="mjpeg", filters="format=yuvj420p", sound=False
+    )
+    data = bytearray(source.read_bytes())
+    header = data.index(b"\xff\xc0", len(data) // 2)  # of a frame, with the shares of its chroma
+    data[header + 11] = 0x13
+    source.write_bytes(data)
+    with av.open(str(source)) as container, pytest.raises(av.error.PatchWelcomeError):
+        list(container.decode(video=0))
+    with VideoReader(probe_video(source), deep=False) as reader:
+        assert sum(1 for _ in reader) == 9
+        assert reader.complaint == "1 damaged packets or frames"
+    first = data.index(b"\xff\xc0")
+    data[first + 11] = 0x13
+    source.write_bytes(data)
+    assert probe_video(source).width == 64
+
+
 @pytest.mark.parametrize("codec", ["libx264", "libvpx-vp9", "libsvtav1"])
 def test_damage_in_the_last_frames_costs_no_others(
     codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
