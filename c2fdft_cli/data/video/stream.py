@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -49,6 +50,8 @@ _MATRICES = {0: "bt709", 1: "bt709", 4: "fcc", 5: "bt470", 6: "smpte170m", 7: "s
 
 _MOST_REPEATS = 250_000
 """Limit for one frame: over an hour at 60 frames per second."""
+_MOST_DELAYED = 64
+"""More packets than a decoder keeps before it returns the first frame; H.264 has at most 17."""
 
 
 class Frame(NamedTuple):
@@ -119,7 +122,10 @@ class VideoReader:
         self._stack = contextlib.ExitStack()
         self._closed = False
         self._damaged = 0
-        self._begin: int | None = None  # of the packet with which decoding begins
+        self._is_end = False  # whether all packets have been given to the decoder
+        # Of containers with one time per packet: the times of the last packets, from a key frame
+        # on, and how many of them the decoder was given after the one that it returns next.
+        self._stamps: deque[int | None] = deque(maxlen=_MOST_DELAYED)
         self._delay: int | None = None
 
     @property
@@ -171,32 +177,38 @@ class VideoReader:
     def _undelayed(self, frame: VideoFrame) -> int | None:
         """Return the time of a frame whose packets have the times of decoding only.
 
-        The decoder returns frames in order, each with the time of the packet that it was given
-        last: later by the delay of the first frame. The last frames have no time.
+        The decoder returns frames in order, and begins after some packets: from then on the frame
+        that it returns has the time of the packet so many before the last one. A packet that gives
+        no frame, because it is damaged, leaves a gap.
         """
+        if not self._stamps:
+            return frame.dts
         if self._delay is None:
-            self._delay = 0 if frame.dts is None else frame.dts - (self._begin or 0)
-            return self._begin
-        return None if frame.dts is None else frame.dts - self._delay
+            self._delay = len(self._stamps) - 1
+        elif self._is_end:
+            self._delay = max(0, self._delay - 1)
+        return self._stamps[-1 - self._delay]
 
     def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
         """Yield frames; damaged ones are counted, and skipped if they cannot be shown."""
         import av
 
-        packets, is_end = continuous(container, self._info.joins, stream), False
-        while not is_end:
+        packets = continuous(container, self._info.joins, stream)
+        while not self._is_end:
             try:
                 packet = next(packets, None)
-                is_end = packet is None
+                self._is_end = packet is None
                 if packet is not None and not packet.size:
                     continue  # a repeated frame of AVI, or the end, for which None is used below
-                if packet is not None and self._begin is None and packet.is_keyframe:
-                    self._begin = packet.dts
+                if packet is not None and (packet.is_keyframe or self._stamps):
+                    self._stamps.append(packet.dts)
                 frames = stream.decode(packet)
             except av.FFmpegError as error:
                 if not is_damage(error):
                     raise
                 self._damaged += 1
+                if self._delay is None and self._stamps:  # else it would count as kept
+                    self._stamps.pop()
                 continue
             self._damaged += sum(frame.is_corrupt for frame in frames)
             yield from frames

@@ -611,6 +611,40 @@ def test_containers_with_one_time_per_packet_keep_the_times(suffix: str, tmp_pat
         source = target
 
 
+@pytest.mark.parametrize("begin", [0, 1, 40])
+def test_gaps_between_reordered_pictures_of_avi_are_kept(tmp_path: Path, begin: int) -> None:
+    """A gap may lie among the first pictures, which the decoder returns later."""
+    source = tmp_path / "a.avi"
+    pictures = list(filtered("gradients=s=64x48:r=25:d=2:seed=3", "format=yuv420p"))
+    with av.open(str(source), "w") as out:
+        options = {"bf": "2", "g": "25"}
+        stream = add_pictures(out, pictures, Fraction(25), "mpeg4", options)
+        for number, one in enumerate(pictures):
+            one.pict_type, one.pts = 0, number + (25 if number > begin else 0)
+            out.mux(stream.encode(one))
+        out.mux(stream.encode(None))
+    with av.open(str(source)) as container:
+        slots = [one.dts for one in container.demux(video=0) if one.size]
+    assert max(np.diff(slots)) > 20
+    with VideoReader(probe_video(source), False) as reader:
+        assert [frame.pts for frame in reader] == slots
+
+
+@pytest.mark.parametrize("broken", [1, 2, 15, 20])
+def test_damage_does_not_move_the_reordered_pictures_of_avi(tmp_path: Path, broken: int) -> None:
+    options = {"bf": "2", "g": "10"}
+    source = make_clip(tmp_path / "a.avi", seconds=4, sound=False, options=options)
+    with av.open(str(source)) as container:
+        packet = [bytes(one) for one in container.demux(video=0) if one.size][broken]
+    data = source.read_bytes()
+    source.write_bytes(data.replace(packet, b"\xff" * len(packet)))
+    with VideoReader(probe_video(source), False) as reader:
+        shown = [frame.pts for frame in reader]
+        assert reader.complaint
+    assert shown[-8:] == list(range(32, 40))
+    assert len(shown) >= 29
+
+
 @pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
 def test_sound_that_starts_before_zero_does_not_delay_the_pictures_of_avi(
     name: str, tmp_path: Path
