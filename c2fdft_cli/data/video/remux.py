@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -34,6 +35,8 @@ _LEAD_IN = Fraction(1, 20)
 """Seconds; that of AAC has at most 2112 samples."""
 _LONG_GAP = Fraction(1, 10)
 """Seconds."""
+_MOST_REORDERED = 17
+"""Packets; in H.264 and HEVC at most 16 are decoded before the first is shown."""
 _BLOCKS = ("aac", "ac3", "flac")
 _WITHOUT_CHAPTERS = ("avi", "flv", "mpegts")
 _COVER_KINDS = {"png": "image/png", "mjpeg": "image/jpeg"}
@@ -118,9 +121,8 @@ class Copier:
             library_errors(self._info.path, "cannot read the video"),
             suppress(av.error.InvalidDataError),
         ):
-            for packet in continuous(self._source, self._info.joins):
-                if not packet.size:
-                    continue
+            packets = continuous(self._source, self._info.joins)
+            for packet in _with_decoding_times(one for one in packets if one.size):
                 self._shift(packet)
                 self._end = max(self._end, _end(packet))
                 if packet.stream_index in self._streams and not self._is_cut_away(packet):
@@ -166,6 +168,30 @@ class Copier:
             return False
         self._last[packet.stream_index] = packet.dts
         return True
+
+
+def _with_decoding_times(packets: Iterable[Packet[Stream]]) -> Iterator[Packet[Stream]]:
+    """Add the times of decoding that the first packets of a picture stream lack in Matroska.
+
+    FFmpeg finds them only after the delay of the decoder. They are counted back from the first one
+    that it knows.
+    """
+    waiting: dict[int, list[Packet[Stream]]] = {}
+    known: set[int] = set()
+    for packet in packets:
+        index = packet.stream_index
+        if index not in known and packet.stream.type == "video" and packet.pts is not None:
+            held = waiting.setdefault(index, [])
+            if packet.dts is None and len(held) < _MOST_REORDERED:
+                held.append(packet)
+                continue
+            known.add(index)
+            for number, before in enumerate(reversed(held), 1):
+                if packet.dts is not None:
+                    before.dts = packet.dts - number * (before.duration or 1)
+            yield from waiting.pop(index)
+        yield packet
+    yield from itertools.chain.from_iterable(waiting.values())
 
 
 def _needs_later_times(out: OutputContainer) -> bool:

@@ -542,6 +542,46 @@ def test_the_main_video_stream_is_restored(name: str, tmp_path: Path) -> None:
             assert packets(target, new[width]) == packets(source, old[width])
 
 
+@pytest.mark.parametrize("name", ["b.mkv", "b.mp4"])
+@pytest.mark.parametrize("seconds", [2, 0.2])
+def test_a_further_stream_with_reordered_pictures_is_copied(
+    name: str, seconds: float, tmp_path: Path
+) -> None:
+    """In Matroska its first packets have no times of decoding."""
+    main = make_clip(tmp_path / "main.mp4", size="96x64", sound=False)
+    other = make_clip(
+        tmp_path / "other.mp4", rate="25", seconds=seconds, sound=False, options={"bf": "3"}
+    )
+    source, target = tmp_path / "a.mkv", tmp_path / name
+    with (
+        av.open(str(main)) as first,
+        av.open(str(other)) as second,
+        av.open(str(source), "w") as new,
+    ):
+        pairs = [
+            (old, new.add_stream_from_template(old.streams.video[0], opaque=True))
+            for old in (first, second)
+        ]
+        for old, stream in pairs:
+            for packet in old.demux():
+                if packet.size:
+                    packet.stream = stream
+                    new.mux(packet)
+    assert notes_of(source, target) == []
+    (before, shown), (after, copied) = (shown_packets(path, 1) for path in (source, target))
+    assert copied == shown
+    assert after == pytest.approx(before, abs=0.002)
+
+
+def shown_packets(path: Path, index: int) -> tuple[list[float], list[bytes]]:
+    """The times of the packets of a stream, from the first frame of the main one, and the data."""
+    with av.open(str(path)) as container:
+        begin = next(container.decode(video=0)).time
+    with av.open(str(path)) as container:
+        found = [one for one in container.demux(container.streams[index]) if one.size]
+        return [float(one.pts * one.time_base) - begin for one in found], [*map(bytes, found)]
+
+
 @pytest.mark.parametrize("width", [1, 2, 3, 5, 6])
 @pytest.mark.parametrize("height", [1, 2, 3])
 def test_tiny_videos_keep_their_colours(width: int, height: int, tmp_path: Path) -> None:
