@@ -162,7 +162,7 @@ def probe_video(path: Path) -> VideoInfo:
             rate=stream.guessed_rate or stream.average_rate or Fraction(25),
             stream=stream.index,
             time_base=stream.time_base or Fraction(1, 1000),
-            duration=None if container.duration is None else container.duration / 1e6,
+            duration=None if (seconds := length(container)) is None else float(seconds),
             pixel_format=frame.format.name,
             aspect=_aspect(stream, frame),
             colours=_colours(frame),
@@ -285,6 +285,16 @@ def origin(container: InputContainer) -> Fraction:
     It is 0 for a file in which a stream starts before zero, such as the lead-in of an audio codec.
     """
     return max(Fraction(0), Fraction(container.start_time or 0, 1_000_000))
+
+
+def length(container: InputContainer) -> Fraction | None:
+    """Return the seconds from the start of the file to its end; None if it does not state it."""
+    if container.duration is None:
+        return None
+    seconds, start = Fraction(container.duration, 1_000_000), origin(container)
+    # These containers usually state the time of the end, which differs if they begin late.
+    is_end = container.format.name.startswith(("matroska", "asf")) and start < seconds
+    return seconds - start if is_end else seconds
 
 
 def orientation(frame: VideoFrame) -> Orientation:

@@ -17,6 +17,7 @@ from c2fdft_cli.data.video.probe import (
     codec_name,
     demuxed,
     is_cover,
+    length,
     library_errors,
     open_video,
     origin,
@@ -102,8 +103,8 @@ class Copier:
             gaps = f"the sound has gaps of {float(self._gaps):.1f} s"
             notes.append(f"{gaps}, which avi closes: sound is early after them")
         # Times count from 0 even if the file starts before it, as MPEG-TS does whose clock wraps.
-        before = min(0, self._source.start_time or 0)
-        whole = Fraction((self._source.duration or 0) + before, 1_000_000)
+        before = Fraction(min(0, self._source.start_time or 0), 1_000_000)
+        whole = (length(self._source) or 0) + before
         if whole - self._end > 1:
             found, announced = float(self._end), float(whole)
             notes.append(f"damage in the video: it ends after {found:.1f} of {announced:.1f} s")

@@ -159,6 +159,23 @@ def test_times_count_from_the_start_of_the_file(suffix: str, tmp_path: Path) -> 
         assert container.streams.audio[0].start_time == 0
 
 
+@pytest.mark.parametrize("suffix", [".mkv", ".wmv", ".mp4", ".ts", ".flv"])
+def test_a_file_whose_times_begin_late_is_not_damaged(suffix: str, tmp_path: Path) -> None:
+    options = {"bf": "0"}
+    whole = make_clip(tmp_path / "whole.mkv", rate="25", seconds=2, options=options)
+    source = remux(whole, tmp_path / f"a{suffix}", start=-100)
+    with av.open(str(source)) as container:
+        assert origin(container) > 99
+    target = tmp_path / "b.mkv"
+    assert notes_of(source, target) == []
+    assert probe_video(source).duration == pytest.approx(2, abs=0.1)
+    data = source.read_bytes()
+    source.write_bytes(data[: len(data) * 2 // 5])
+    if suffix == ".mkv":
+        (note,) = notes_of(source, target)
+        assert "of 2.0 s" in note or "of 2.1 s" in note
+
+
 def test_a_lead_in_before_zero_does_not_move_the_times() -> None:
     assert [origin(SimpleNamespace(start_time=us)) for us in (-21_000, None, 21_000)] == [
         *(0, 0, Fraction(21, 1000))
