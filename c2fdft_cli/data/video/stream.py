@@ -354,14 +354,15 @@ class _ConstantRate:
 def output_pixel_format(info: VideoInfo, deep: bool) -> str:
     """Return the output's pixel format: the source's chroma if the encoders support it.
 
-    If a side is odd and 4:2:0 or 4:2:2 therefore impossible, the chroma is 4:4:4.
+    4:1:1 becomes 4:2:2, which keeps the chroma of each row. If a side is odd and 4:2:0 or 4:2:2
+    therefore impossible, the chroma is 4:4:4.
     """
     from av.video.format import VideoFormat
 
     own = VideoFormat(info.pixel_format)
     across, down = 8 // own.chroma_width(8), 8 // own.chroma_height(8)
     is_full = across == 1 and not info.is_grey
-    is_tall = (across, down) == (2, 1)
+    is_tall = across > 1 and down == 1
     if is_full or info.width % 2 or (info.height % 2 and not is_tall):
         chroma = "yuv444p"
     else:
