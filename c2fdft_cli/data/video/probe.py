@@ -39,6 +39,8 @@ _EXTRAS = {
     "DYNAMIC_HDR_PLUS": "HDR10+ metadata",
     "DOVI_METADATA": "Dolby Vision metadata",
 }
+ALPHA_TAG = "alpha_mode"
+"""The tag of WebM, in any case, that is "1" for a stream with alpha."""
 _DEMUXERS = "mov,matroska,avi,mpegts,mpeg,asf,flv"
 RGB = 0
 """FFmpeg's code of the matrix of pictures that are RGB."""
@@ -102,7 +104,8 @@ class VideoInfo:
         aspect: aspect ratio of a pixel.
         colours: the colour flags.
         audio: codec of each audio stream.
-        extras: what else the first picture contains, such as closed captions.
+        extras: what else the first picture contains, such as closed captions or alpha.
+        is_interlaced: whether the first picture consists of two fields.
         frames: number of frames in the container; 0 until `read_through` has counted them.
         missing: number of pictures that the container announces but does not contain; 0 until then.
         joins: places at which its timestamps restart; empty until then.
@@ -120,6 +123,7 @@ class VideoInfo:
     colours: Colours = Colours()
     audio: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()
+    is_interlaced: bool = False
     frames: int = 0
     missing: int = 0
     joins: tuple[Join, ...] = ()
@@ -167,7 +171,8 @@ def probe_video(path: Path) -> VideoInfo:
             aspect=_aspect(stream, frame),
             colours=_colours(frame),
             audio=tuple(codec_name(one) for one in container.streams.audio),
-            extras=_extras(frame),
+            extras=_extras(stream, frame),
+            is_interlaced=frame.interlaced_frame,
         )
 
 
@@ -311,9 +316,13 @@ def orientation(frame: VideoFrame) -> Orientation:
     return Orientation(swaps, bool((b if swaps else d) < 0), bool((c if swaps else a) < 0))
 
 
-def _extras(frame: VideoFrame) -> tuple[str, ...]:
+def _extras(stream: VideoStream, frame: VideoFrame) -> tuple[str, ...]:
     sides: Any = frame.side_data  # its stub is incomplete
     kinds = [_EXTRAS[one.type.name] for one in sides if one.type.name in _EXTRAS]
+    # WebM stores alpha beside the pictures, where the decoder does not see it.
+    tags = {key.lower(): text for key, text in stream.metadata.items()}
+    if tags.get(ALPHA_TAG) == "1" or any(one.is_alpha for one in frame.format.components):
+        kinds.append("alpha")
     return tuple(sorted(set(kinds)))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from c2fdft_cli.data.video.parts import continuous
 from c2fdft_cli.data.video.probe import (
+    ALPHA_TAG,
     MUXERS,
     VideoInfo,
     codec_name,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from av.stream import Stream
     from av.video.stream import VideoStream
 
-_MUXER_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")
+_LEFT_OUT_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder", ALPHA_TAG)
 _LEAD_IN = Fraction(1, 20)
 """Seconds; that of AAC has at most 2112 samples."""
 _LONG_GAP = Fraction(1, 10)
@@ -334,4 +335,4 @@ def copy_texts(
 
 
 def _texts(metadata: dict[str, str]) -> dict[str, str]:
-    return {key: text for key, text in metadata.items() if key.lower() not in _MUXER_TAGS}
+    return {key: text for key, text in metadata.items() if key.lower() not in _LEFT_OUT_TAGS}

@@ -444,6 +444,10 @@ def _add_encoder(
 def _losses(info: VideoInfo, muxer: str) -> list[str]:
     """Describe what of the pictures' properties is not kept."""
     notes = [f"{what} in the pictures skipped" for what in info.extras]
+    if info.is_interlaced:
+        notes.append(
+            "interlaced pictures are marked progressive: both fields are restored together"
+        )
     matrix = info.colours.matrix
     if matrix not in (*_MATRICES, UNSPECIFIED):
         what = f"the colour matrix {matrix} of H.273 is not supported"

@@ -427,6 +427,40 @@ def test_webm_does_not_keep_the_aspect_ratio_of_pixels(tmp_path: Path) -> None:
     assert probe_video(target).aspect == 1
 
 
+def test_alpha_is_noted(tmp_path: Path) -> None:
+    source = make_clip(
+        tmp_path / "a.mkv", sound=False, codec="ffv1", filters="format=yuva420p", seconds=0.2
+    )
+    target = tmp_path / "b.mkv"
+    assert notes_of(source, target) == ["alpha in the pictures skipped"]
+    assert notes_of(target, tmp_path / "c.mkv") == []
+
+
+def test_alpha_beside_the_pictures_is_noted(tmp_path: Path) -> None:
+    """WebM stores it in a second stream of the same track, with a tag for the first."""
+    whole = make_clip(tmp_path / "whole.webm", sound=False, codec="libvpx-vp9", seconds=0.2)
+    source, target = tmp_path / "a.webm", tmp_path / "b.webm"
+    with av.open(str(whole)) as old, av.open(str(source), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        stream.metadata["alpha_mode"] = "1"
+        for packet in old.demux():
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    assert notes_of(source, target) == ["alpha in the pictures skipped"]
+    with av.open(str(target)) as container:
+        assert "alpha_mode" not in map(str.lower, container.streams.video[0].metadata)
+
+
+def test_interlaced_pictures_are_noted(tmp_path: Path) -> None:
+    filters = "format=yuv420p,setfield=tff"
+    source = make_clip(tmp_path / "a.mkv", sound=False, codec="ffv1", filters=filters, seconds=0.2)
+    target = tmp_path / "b.mkv"
+    note = "interlaced pictures are marked progressive: both fields are restored together"
+    assert notes_of(source, target) == [note]
+    assert not probe_video(target).is_interlaced
+
+
 def test_captions_and_metadata_in_the_pictures_are_noted(tmp_path: Path) -> None:
     display = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1)"
     options = {"x264-params": f"mastering-display={display}:cll=1000,400"}
