@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from c2fdft_cli.data.images.samples import MAX_PIXELS
+from c2fdft_cli.data.video.cropping import WHOLE, Crop, crop_of
 from c2fdft_cli.errors import DataError
 
 if TYPE_CHECKING:
@@ -95,12 +96,13 @@ class VideoInfo:
 
     Args:
         path: the file.
-        height, width: pixels of the upright picture: turned as the file says.
+        height, width: pixels of the upright picture: cropped and turned as the file says.
         rate: frames per second, exact; the nominal rate if it varies.
         stream: index of the main picture stream.
         time_base: seconds per tick of its timestamps.
         duration: seconds of the longest stream; None if the container does not state it.
         pixel_format: FFmpeg's name.
+        crop: what the container cuts away from the pictures, before they are turned.
         aspect: aspect ratio of a pixel.
         colours: the colour flags.
         audio: codec of each audio stream.
@@ -119,6 +121,7 @@ class VideoInfo:
     time_base: Fraction = Fraction(1, 1000)
     duration: float | None = None
     pixel_format: str = "yuv420p"
+    crop: Crop = WHOLE
     aspect: Fraction = Fraction(1)
     colours: Colours = Colours()
     audio: tuple[str, ...] = ()
@@ -156,7 +159,9 @@ def probe_video(path: Path) -> VideoInfo:
     with open_video(path) as container, library_errors(path, "cannot read the video"):
         stream = main_stream(container, path)
         frame = _first_frame(container, stream, path)
-        height, width = frame.height, frame.width
+        crop = crop_of(stream, frame.height, frame.width)
+        height = frame.height - crop.top - crop.bottom
+        width = frame.width - crop.left - crop.right
         if orientation(frame).swaps:
             height, width = width, height
         return VideoInfo(
@@ -168,6 +173,7 @@ def probe_video(path: Path) -> VideoInfo:
             time_base=stream.time_base or Fraction(1, 1000),
             duration=None if (seconds := length(container)) is None else float(seconds),
             pixel_format=frame.format.name,
+            crop=crop,
             aspect=_aspect(stream, frame),
             colours=_colours(frame),
             audio=tuple(codec_name(one) for one in container.streams.audio),
@@ -243,6 +249,7 @@ def main_stream(container: InputContainer, path: Path) -> VideoStream:
     Raises:
         DataError: there is no such stream, no decoder for it, or its pictures are too large.
     """
+    from av.codec.context import Flags
     from av.stream import Disposition
 
     streams = [stream for stream in container.streams.video if not is_cover(stream)]
@@ -257,6 +264,8 @@ def main_stream(container: InputContainer, path: Path) -> VideoStream:
     # The size may change within the stream; with this option the decoder refuses frames that are
     # too large before it allocates memory for them.
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+    # Otherwise some columns remain that H.264 cuts away at the left, to align data in memory.
+    stream.codec_context.flags |= Flags.unaligned
     return stream
 
 

@@ -148,7 +148,7 @@ class VideoReader:
             raise DataError("no frame in this video", where=self._info.path)
 
     def _frames(self) -> Iterator[Frame]:
-        info = self._info
+        info, crop = self._info, self._info.crop
         container = self._stack.enter_context(open_video(info.path))
         stream = main_stream(container, info.path)
         # PyAV's default, threads within a frame, is kept: with a thread for each of several frames,
@@ -169,7 +169,7 @@ class VideoReader:
                 stamp = self._undelayed(frame)
             pts = pts if stamp is None else stamp - zero
             whole = convert(_with_whole_chroma(frame)).to_ndarray()
-            pixels = whole[:own_height, :own_width]
+            pixels = whole[crop.top : own_height - crop.bottom, crop.left : own_width - crop.right]
             pixels = pixels if self._deep else to_8bit(pixels)
             yield Frame(pts, frame.duration, _upright(frame, pixels))
             pts += frame.duration or step

@@ -415,6 +415,73 @@ def test_a_mirrored_video_is_mirrored(
     assert found.shape[:2] == (probe_video(source).height, probe_video(source).width)
 
 
+def boxes(data: bytes, path: list[tuple[bytes, int]], begin: int = 0) -> list[int]:
+    """Where each box of a path in MP4 begins; the numbers are the sizes of their headers."""
+    if not path:
+        return []
+    (kind, header), *rest = path
+    while data[begin + 4 : begin + 8] != kind:
+        begin += int.from_bytes(data[begin : begin + 4], "big")
+    return [begin, *boxes(data, rest, begin + header)]
+
+
+def with_aperture(source: Path, target: Path, width: int, height: int) -> Path:
+    """Add a centred clean aperture to an MP4 file whose index is at its end."""
+    data = bytearray(source.read_bytes())
+    kinds = [b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"]
+    places = boxes(data, [(kind, 16 if kind == b"stsd" else 8) for kind in kinds])
+    box = struct.pack(">I4s8I", 40, b"clap", width, 1, height, 1, 0, 1, 0, 1)
+    end = places[-1] + int.from_bytes(data[places[-1] : places[-1] + 4], "big")
+    data[end:end] = box
+    for place in places:
+        size = int.from_bytes(data[place : place + 4], "big") + len(box)
+        data[place : place + 4] = size.to_bytes(4, "big")
+    target.write_bytes(data)
+    return target
+
+
+@pytest.mark.parametrize(("turn", "suffix"), [(0, ".mp4"), (90, ".mp4"), (0, ".mkv")])
+def test_edges_that_the_container_cuts_away_are_left_out(
+    turn: int, suffix: str, tmp_path: Path
+) -> None:
+    whole = make_clip(tmp_path / "whole.mp4", sound=False, seconds=0.3)
+    if turn:
+        whole = remux(whole, tmp_path / "turned.mp4", turn=turn)
+    source = with_aperture(whole, tmp_path / "a.mp4", 40, 20)
+    if suffix != ".mp4":
+        source = remux(source, tmp_path / f"a{suffix}")
+    info, crop = probe_video(source), np.s_[:, 14:-14, 12:-12]
+    assert (info.height, info.width) == ((40, 20) if turn else (20, 40))
+    expected = frames(whole)[:, 12:-12, 14:-14] if turn else frames(whole)[crop]
+    assert np.array_equal(frames(source), expected)
+    assert np.abs(frames(copy(source, tmp_path / "b.mp4", crf=0)) - expected.astype(int)).mean() < 1
+
+
+def test_an_aperture_outside_the_pictures_is_ignored(tmp_path: Path) -> None:
+    whole = make_clip(tmp_path / "whole.mp4", sound=False, seconds=0.2)
+    for width in (0, 1000):
+        source = with_aperture(whole, tmp_path / "a.mp4", width, 20)
+        assert (probe_video(source).height, probe_video(source).width) == (48, 64)
+
+
+def test_columns_that_the_codec_cuts_away_are_left_out(tmp_path: Path) -> None:
+    """At the left edge, decoders keep some unless they may return unaligned data."""
+    from av.bitstream import BitStreamFilterContext
+
+    whole, source = make_clip(tmp_path / "whole.mp4", sound=False), tmp_path / "a.mp4"
+    with av.open(str(whole)) as old, av.open(str(source), "w") as new:
+        main = old.streams.video[0]
+        stream = new.add_stream_from_template(main)
+        cut = BitStreamFilterContext("h264_metadata=crop_left=10:crop_right=4", main, stream)
+        for packet in old.demux(main):
+            for one in cut.filter(packet if packet.size else None):
+                one.stream = stream
+                new.mux(one)
+    assert probe_video(source).width == 50
+    assert np.abs(frames(source).astype(int) - frames(whole)[:, :, 10:-4]).mean() < 1
+    assert frames(copy(source, tmp_path / "b.mp4")).shape == (5, 48, 50, 3)
+
+
 def test_the_aspect_ratio_of_pixels_is_kept(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mp4", aspect=Fraction(4, 3))
     assert probe_video(copy(source, tmp_path / "b.mp4")).aspect == Fraction(4, 3)
