@@ -28,8 +28,11 @@ MUXERS = {
     ".webm": "webm", ".avi": "avi", ".flv": "flv", ".ts": "mpegts", ".wmv": "asf",
 }  # fmt: skip
 """Suffixes that can be written, with FFmpeg's names of their containers."""
-READ_ONLY_SUFFIXES = frozenset({".mpg", ".mpeg", ".m2ts", ".mts"})
-"""Containers for other codecs than H.264; their videos are written as Matroska."""
+READ_ONLY_SUFFIXES = frozenset({
+    ".mpg", ".mpeg", ".mpe", ".vob", ".mod", ".m2ts", ".mts", ".m2t", ".tod",
+    ".asf", ".qt", ".f4v", ".3g2", ".divx", ".mk3d",
+})  # fmt: skip
+"""Containers for other codecs than H.264, or less common names; written as Matroska."""
 VIDEO_SUFFIXES = frozenset(MUXERS) | READ_ONLY_SUFFIXES
 ONE_TIME = ("avi", "asf")
 """Containers that store one time per packet, from which FFmpeg guesses presentation times."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from c2fdft_cli.data.images.formats import (
     JPEG_SUFFIXES,
+    OTHER_VIDEO_SUFFIXES,
     OUTPUT_FORMAT_OF,
     OUTPUT_FORMATS,
     READ_SUFFIXES,
@@ -25,7 +26,11 @@ from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.files import folded, same_files
 from c2fdft_cli.vocabulary import one_of
 
-_OTHER_SUFFIXES = (READ_SUFFIXES - WRITE_SUFFIXES) | {".gif", ".heic", ".exr", ".hdr", ".raw"}
+_OTHER_SUFFIXES = (
+    (READ_SUFFIXES - WRITE_SUFFIXES)
+    | OTHER_VIDEO_SUFFIXES
+    | {".gif", ".heic", ".exr", ".hdr", ".raw"}
+)
 _FILE_SUFFIXES = WRITE_SUFFIXES | VIDEO_SUFFIXES
 _ALL_FILES_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _MAX_NAME_BYTES = 255

@@ -192,6 +192,8 @@ def test_a_format_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     source = made(tmp_path, "a.jpg") / "a.jpg"
     with pytest.raises(UsageError, match=r"cannot write images as '\.gif'"):
         outputs(source, tmp_path / "b.gif")
+    with pytest.raises(UsageError, match=r"cannot write images as '\.y4m'"):
+        outputs(source, tmp_path / "b.y4m")
 
 
 def test_inputs_are_never_replaced(tmp_path: Path) -> None:
