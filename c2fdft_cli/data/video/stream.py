@@ -236,7 +236,8 @@ class VideoWriter:
         name: the output's path in error messages.
 
     Raises:
-        DataError: the container cannot hold the sound, or the source cannot be read.
+        DataError: the container cannot hold the sound, or all streams together, or the source
+            cannot be read.
         ResourceError: the file cannot be written.
     """
 
@@ -257,9 +258,21 @@ class VideoWriter:
             self._stream = _add_encoder(self._out, info, self._muxer, deep, crf)
             self._copier = Copier(source, self._out, info, self._muxer, name)
             copy_texts(source, self._out, self._stream, info)
-            self._out.start_encoding()
+            self._write_header()
             self.notes = [*self._copier.notes, *_losses(info, self._muxer)]
             self._stack = stack.pop_all()
+
+    def _write_header(self) -> None:
+        import av
+
+        try:
+            self._out.start_encoding()
+        except av.FFmpegError as error:
+            if not is_damage(error):
+                raise
+            # Each stream was tried alone, but some containers refuse several of a kind.
+            what = f"{self._muxer} cannot hold all streams of this video together"
+            raise DataError(what, where=self._name, hint="use .mkv") from error
 
     def write(self, frame: Frame) -> None:
         """Encode a frame, and copy the other streams up to its time.

@@ -891,6 +891,18 @@ def test_webm_supports_only_some_sound(tmp_path: Path) -> None:
     assert caught.value.where == str(tmp_path / "b.webm")
 
 
+def test_streams_that_a_container_cannot_hold_together_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if each were accepted alone: what FLV refuses together depends on FFmpeg's version."""
+    source = make_clip(tmp_path / "a.mkv", sound_codec="pcm_s16le")
+    monkeypatch.setattr("c2fdft_cli.data.video.remux._is_held", lambda *_: True)
+    with pytest.raises(DataError, match="flv cannot hold all streams of this video together") as e:
+        copy(source, tmp_path / "b.flv")
+    assert (e.value.where, e.value.hint) == (str(tmp_path / "b.flv"), "use .mkv")
+    assert not (tmp_path / "b.flv").exists()
+
+
 @pytest.mark.parametrize(
     ("codec", "suffix"), [("flac", ".ts"), ("pcm_s16le", ".ts"), ("pcm_s16le", ".mp4")]
 )
