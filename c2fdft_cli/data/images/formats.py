@@ -99,6 +99,7 @@ _BRANDS = {
     b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"heim": "HEIC",
     b"heis": "HEIC", b"hevc": "HEIC", b"hevx": "HEIC", b"crx ": "camera raw",
 }  # fmt: skip
+OTHER_VIDEO = "unsupported video"
 _UNREAD_SUFFIXES = {
     "HEIC": ".heic .heif .hif",
     "camera raw": ".dng .cr2 .cr3 .crw .nef .nrw .arw .sr2 .srf .raf .orf .rw2 .raw .pef .srw .x3f "
@@ -106,6 +107,8 @@ _UNREAD_SUFFIXES = {
     "high dynamic range": ".exr .hdr .pfm",
     "JPEG XR": ".jxr .wdp .hdp",
     "JPEG-LS": ".jls",
+    OTHER_VIDEO: ".y4m .yuv .h264 .264 .h265 .265 .hevc .m1v .m2v .mjpeg .mjpg .ivf .obu "
+    ".ogv .ogm .nut .mxf .dv .gxf .wtv .rm .rmvb .r3d .braw",
     "vector graphics": ".svg .eps .ai .wmf .emf",
     "other": ".xcf .kra .clip .pdn .psb .fits .dcm .djvu .ico .icns .jbig2 .flif .bpg",
 }
@@ -118,6 +121,7 @@ HINTS = {
     "JPEG XR": "convert to PNG or TIFF",
     "JPEG-LS": "convert to PNG or TIFF",
     "vector graphics": "export as PNG",
+    OTHER_VIDEO: "convert to .mkv first, for example with ffmpeg (-c copy loses nothing)",
     "other": "export as PNG or TIFF",
     _COPY: "rename to restore them",
 }
@@ -126,6 +130,10 @@ _SUFFIX_OF_UNREAD = {
     suffix: kind for kind, suffixes in _UNREAD_SUFFIXES.items() for suffix in suffixes.split()
 }
 UNREAD_SUFFIXES = frozenset(_SUFFIX_OF_UNREAD)
+OTHER_VIDEO_SUFFIXES = frozenset(
+    suffix for suffix, kind in _SUFFIX_OF_UNREAD.items() if kind == OTHER_VIDEO
+)
+"""Suffixes of videos in containers that are not read, or without a container."""
 _PPM = re.compile(rb"P[1-6]\s+(?:#[^\n]*\n\s*)*[0-9]+\s")
 _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
 
@@ -170,6 +178,8 @@ def recognise(head: bytes, suffix: str) -> str | None:
     found = _by_content(head)
     if found == "TIFF" and head[8:10] == b"CR":
         return "camera raw"
+    if found == "JPEG" and suffix in OTHER_VIDEO_SUFFIXES:  # it is followed by others
+        return OTHER_VIDEO
     if suffix in _COPIES:
         return _COPY if found else None
     # many camera raw files are TIFF files whose first picture is a thumbnail

@@ -7,6 +7,7 @@ which separates its packets from those of the part before even if the demuxer re
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import reduce
@@ -23,6 +24,7 @@ from c2fdft_cli.data.video.probe import (
 )
 
 if TYPE_CHECKING:
+    from av.container import InputContainer
     from av.packet import Packet
     from av.stream import Stream
 
@@ -58,13 +60,13 @@ class Parts:
     _last: dict[int, Fraction] = field(default_factory=dict)
     _back: dict[int, list[_Stretch]] = field(default_factory=dict)
 
-    def add(self, packet: Packet[Stream]) -> None:
-        """Process the next packet of pictures or sound."""
-        if packet.dts is None or packet.pos is None:
+    def add(self, packet: Packet[Stream], position: int | None) -> None:
+        """Process the next packet of pictures or sound, which starts at a byte of the file."""
+        if packet.dts is None or position is None:
             return
         stamp = packet.dts if packet.pts is None else packet.pts
         begin, length = stamp * packet.time_base, (packet.duration or 0) * packet.time_base
-        seen = _Stretch(packet.pos, begin, begin + (length or self.step))
+        seen = _Stretch(position, begin, begin + (length or self.step))
         stream, time = packet.stream_index, packet.dts * packet.time_base
         if time < self._last.get(stream, time) - self.step:
             self._back.setdefault(stream, []).append(seen)
@@ -102,7 +104,7 @@ def read_through(info: VideoInfo) -> VideoInfo:
         main, announced = stream.index, stream.frames  # 0 if the container has no number
         parts, frames, packets = Parts(main, 1 / info.rate), 0, 0
         is_edited, end = False, 0
-        for packet in demuxed(container):
+        for packet, position in _placed(container):
             # The announced number includes pictures that an edit list omits, and empty packets by
             # which AVI repeats a picture, so these count too. The one at the end has no time.
             packets += packet.stream_index == main and packet.dts is not None
@@ -114,7 +116,7 @@ def read_through(info: VideoInfo) -> VideoInfo:
                 stamp = packet.dts if container.format.name in ONE_TIME else packet.pts
                 end = max(end, (stamp or 0) + (packet.duration or 0))
             if packet.stream_index == main or packet.stream.type == "audio":
-                parts.add(packet)
+                parts.add(packet, position)
         # FFmpeg omits some of these packets, so none lacks if the pictures last until the end.
         length = stream.duration
         is_whole = length is not None and end >= (stream.start_time or 0) + length
@@ -125,12 +127,29 @@ def read_through(info: VideoInfo) -> VideoInfo:
     return replace(info, frames=frames, missing=missing, joins=joins, duration=duration)
 
 
-def make_continuous(packet: Packet[Any], joins: tuple[Join, ...]) -> None:
-    """Shift a packet's timestamps so that its part follows the one before."""
-    position = packet.pos
-    if not joins or position is None:
-        return
-    later = next((one.later for one in reversed(joins) if position >= one.position), Fraction(0))
-    ticks = round(later / packet.time_base)
-    packet.pts = None if packet.pts is None else packet.pts + ticks
-    packet.dts = None if packet.dts is None else packet.dts + ticks
+def continuous(
+    container: InputContainer, joins: tuple[Join, ...], *streams: Stream
+) -> Iterator[Packet[Any]]:
+    """Yield packets as `demuxed` does, shifted so that each part follows the one before."""
+    for packet, position in _placed(container, *streams):
+        if joins and position is not None:
+            starts = (one.later for one in reversed(joins) if position >= one.position)
+            ticks = round(next(starts, Fraction(0)) / packet.time_base)
+            packet.pts = None if packet.pts is None else packet.pts + ticks
+            packet.dts = None if packet.dts is None else packet.dts + ticks
+        yield packet
+
+
+def _placed(
+    container: InputContainer, *streams: Stream
+) -> Iterator[tuple[Packet[Any], int | None]]:
+    """Yield packets, each with the byte of the file at which it starts.
+
+    Of several packets in one unit of the container (the PES packet of MPEG), FFmpeg knows the
+    place of the first; the others get the same. It is None for packets without a place before.
+    """
+    last: dict[int, int] = {}
+    for packet in demuxed(container, *streams):
+        if packet.pos is not None:
+            last[packet.stream_index] = packet.pos
+        yield packet, last.get(packet.stream_index)

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from c2fdft_cli.data.images.samples import MAX_PIXELS
+from c2fdft_cli.data.video.cropping import WHOLE, Crop, crop_of
 from c2fdft_cli.errors import DataError
 
 if TYPE_CHECKING:
+    from av import FFmpegError
     from av.container import InputContainer
     from av.packet import Packet
     from av.stream import Stream
@@ -26,8 +28,11 @@ MUXERS = {
     ".webm": "webm", ".avi": "avi", ".flv": "flv", ".ts": "mpegts", ".wmv": "asf",
 }  # fmt: skip
 """Suffixes that can be written, with FFmpeg's names of their containers."""
-READ_ONLY_SUFFIXES = frozenset({".mpg", ".mpeg", ".m2ts", ".mts"})
-"""Containers for other codecs than H.264; their videos are written as Matroska."""
+READ_ONLY_SUFFIXES = frozenset({
+    ".mpg", ".mpeg", ".mpe", ".vob", ".mod", ".m2ts", ".mts", ".m2t", ".tod",
+    ".asf", ".qt", ".f4v", ".3g2", ".divx", ".mk3d",
+})  # fmt: skip
+"""Containers for other codecs than H.264, or less common names; written as Matroska."""
 VIDEO_SUFFIXES = frozenset(MUXERS) | READ_ONLY_SUFFIXES
 ONE_TIME = ("avi", "asf")
 """Containers that store one time per packet, from which FFmpeg guesses presentation times."""
@@ -38,6 +43,8 @@ _EXTRAS = {
     "DYNAMIC_HDR_PLUS": "HDR10+ metadata",
     "DOVI_METADATA": "Dolby Vision metadata",
 }
+ALPHA_TAG = "alpha_mode"
+"""The tag of WebM, in any case, that is "1" for a stream with alpha."""
 _DEMUXERS = "mov,matroska,avi,mpegts,mpeg,asf,flv"
 RGB = 0
 """FFmpeg's code of the matrix of pictures that are RGB."""
@@ -92,16 +99,18 @@ class VideoInfo:
 
     Args:
         path: the file.
-        height, width: pixels of the upright picture: turned as the file says.
+        height, width: pixels of the upright picture: cropped and turned as the file says.
         rate: frames per second, exact; the nominal rate if it varies.
         stream: index of the main picture stream.
         time_base: seconds per tick of its timestamps.
         duration: seconds of the longest stream; None if the container does not state it.
         pixel_format: FFmpeg's name.
+        crop: what the container cuts away from the pictures, before they are turned.
         aspect: aspect ratio of a pixel.
         colours: the colour flags.
         audio: codec of each audio stream.
-        extras: what else the first picture contains, such as closed captions.
+        extras: what else the first picture contains, such as closed captions or alpha.
+        is_interlaced: whether the first picture consists of two fields.
         frames: number of frames in the container; 0 until `read_through` has counted them.
         missing: number of pictures that the container announces but does not contain; 0 until then.
         joins: places at which its timestamps restart; empty until then.
@@ -115,10 +124,12 @@ class VideoInfo:
     time_base: Fraction = Fraction(1, 1000)
     duration: float | None = None
     pixel_format: str = "yuv420p"
+    crop: Crop = WHOLE
     aspect: Fraction = Fraction(1)
     colours: Colours = Colours()
     audio: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()
+    is_interlaced: bool = False
     frames: int = 0
     missing: int = 0
     joins: tuple[Join, ...] = ()
@@ -150,10 +161,10 @@ def probe_video(path: Path) -> VideoInfo:
     """
     with open_video(path) as container, library_errors(path, "cannot read the video"):
         stream = main_stream(container, path)
-        frame = next(_decoded(container, stream), None)
-        if frame is None:
-            raise DataError("no frame in this video", where=path)
-        height, width = frame.height, frame.width
+        frame = _first_frame(container, stream, path)
+        crop = crop_of(stream, frame.height, frame.width)
+        height = frame.height - crop.top - crop.bottom
+        width = frame.width - crop.left - crop.right
         if orientation(frame).swaps:
             height, width = width, height
         return VideoInfo(
@@ -163,12 +174,14 @@ def probe_video(path: Path) -> VideoInfo:
             rate=stream.guessed_rate or stream.average_rate or Fraction(25),
             stream=stream.index,
             time_base=stream.time_base or Fraction(1, 1000),
-            duration=None if container.duration is None else container.duration / 1e6,
+            duration=None if (seconds := length(container)) is None else float(seconds),
             pixel_format=frame.format.name,
+            crop=crop,
             aspect=_aspect(stream, frame),
             colours=_colours(frame),
             audio=tuple(codec_name(one) for one in container.streams.audio),
-            extras=_extras(frame),
+            extras=_extras(stream, frame),
+            is_interlaced=frame.interlaced_frame,
         )
 
 
@@ -228,12 +241,18 @@ def library_errors(path: Path, what: str) -> Iterator[None]:
         raise DataError(f"{what}: {error.strerror}", where=path) from error
 
 
+def is_damage(error: FFmpegError) -> bool:
+    """Whether an error is about the data: not about the memory, the disk or the system."""
+    return not isinstance(error, (MemoryError, OSError))
+
+
 def main_stream(container: InputContainer, path: Path) -> VideoStream:
     """Return the picture stream to restore: the default one, or else the first; never a cover.
 
     Raises:
         DataError: there is no such stream, no decoder for it, or its pictures are too large.
     """
+    from av.codec.context import Flags
     from av.stream import Disposition
 
     streams = [stream for stream in container.streams.video if not is_cover(stream)]
@@ -248,6 +267,8 @@ def main_stream(container: InputContainer, path: Path) -> VideoStream:
     # The size may change within the stream; with this option the decoder refuses frames that are
     # too large before it allocates memory for them.
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+    # Otherwise some columns remain that H.264 cuts away at the left, to align data in memory.
+    stream.codec_context.flags |= Flags.unaligned
     return stream
 
 
@@ -283,6 +304,16 @@ def origin(container: InputContainer) -> Fraction:
     return max(Fraction(0), Fraction(container.start_time or 0, 1_000_000))
 
 
+def length(container: InputContainer) -> Fraction | None:
+    """Return the seconds from the start of the file to its end; None if it does not state it."""
+    if container.duration is None:
+        return None
+    seconds, start = Fraction(container.duration, 1_000_000), origin(container)
+    # These containers usually state the time of the end, which differs if they begin late.
+    is_end = container.format.name.startswith(("matroska", "asf")) and start < seconds
+    return seconds - start if is_end else seconds
+
+
 def orientation(frame: VideoFrame) -> Orientation:
     """Return how the file says that its pictures are to be turned, to the nearest quarter turn."""
     from av.sidedata.sidedata import Type
@@ -297,21 +328,36 @@ def orientation(frame: VideoFrame) -> Orientation:
     return Orientation(swaps, bool((b if swaps else d) < 0), bool((c if swaps else a) < 0))
 
 
-def _extras(frame: VideoFrame) -> tuple[str, ...]:
+def _extras(stream: VideoStream, frame: VideoFrame) -> tuple[str, ...]:
     sides: Any = frame.side_data  # its stub is incomplete
     kinds = [_EXTRAS[one.type.name] for one in sides if one.type.name in _EXTRAS]
+    # WebM stores alpha beside the pictures, where the decoder does not see it.
+    tags = {key.lower(): text for key, text in stream.metadata.items()}
+    if tags.get(ALPHA_TAG) == "1" or any(one.is_alpha for one in frame.format.components):
+        kinds.append("alpha")
     return tuple(sorted(set(kinds)))
 
 
-def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Yield the frames of a stream; packets that cannot be decoded are skipped."""
+def _first_frame(container: InputContainer, stream: VideoStream, path: Path) -> VideoFrame:
+    """Return the first frame of a stream; packets that cannot be decoded are skipped.
+
+    Raises:
+        DataError: there is none; the message has the decoder's first error.
+    """
     import av
 
+    why = ""
     for packet in demuxed(container, stream):
         try:
-            yield from packet.decode()
-        except av.error.InvalidDataError:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            if not is_damage(error):
+                raise
+            why = why or f": {error.strerror}"
             continue
+        if frames:
+            return frames[0]
+    raise DataError(f"no frame in this video{why}", where=path)
 
 
 def _aspect(stream: VideoStream, frame: VideoFrame) -> Fraction:

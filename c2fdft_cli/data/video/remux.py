@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from c2fdft_cli.data.video.parts import make_continuous
+from c2fdft_cli.data.video.parts import continuous
 from c2fdft_cli.data.video.probe import (
+    ALPHA_TAG,
     MUXERS,
     VideoInfo,
     codec_name,
     demuxed,
     is_cover,
+    length,
     library_errors,
     open_video,
     origin,
@@ -29,11 +32,13 @@ if TYPE_CHECKING:
     from av.stream import Stream
     from av.video.stream import VideoStream
 
-_MUXER_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")
+_LEFT_OUT_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder", ALPHA_TAG)
 _LEAD_IN = Fraction(1, 20)
 """Seconds; that of AAC has at most 2112 samples."""
 _LONG_GAP = Fraction(1, 10)
 """Seconds."""
+_MOST_REORDERED = 17
+"""Packets; in H.264 and HEVC at most 16 are decoded before the first is shown."""
 _BLOCKS = ("aac", "ac3", "flac")
 _WITHOUT_CHAPTERS = ("avi", "flv", "mpegts")
 _COVER_KINDS = {"png": "image/png", "mjpeg": "image/jpeg"}
@@ -99,8 +104,8 @@ class Copier:
             gaps = f"the sound has gaps of {float(self._gaps):.1f} s"
             notes.append(f"{gaps}, which avi closes: sound is early after them")
         # Times count from 0 even if the file starts before it, as MPEG-TS does whose clock wraps.
-        before = min(0, self._source.start_time or 0)
-        whole = Fraction((self._source.duration or 0) + before, 1_000_000)
+        before = Fraction(min(0, self._source.start_time or 0), 1_000_000)
+        whole = (length(self._source) or 0) + before
         if whole - self._end > 1:
             found, announced = float(self._end), float(whole)
             notes.append(f"damage in the video: it ends after {found:.1f} of {announced:.1f} s")
@@ -118,10 +123,8 @@ class Copier:
             library_errors(self._info.path, "cannot read the video"),
             suppress(av.error.InvalidDataError),
         ):
-            for packet in demuxed(self._source):
-                if not packet.size:
-                    continue
-                make_continuous(packet, self._info.joins)
+            packets = continuous(self._source, self._info.joins)
+            for packet in _with_decoding_times(one for one in packets if one.size):
                 self._shift(packet)
                 self._end = max(self._end, _end(packet))
                 if packet.stream_index in self._streams and not self._is_cut_away(packet):
@@ -167,6 +170,30 @@ class Copier:
             return False
         self._last[packet.stream_index] = packet.dts
         return True
+
+
+def _with_decoding_times(packets: Iterable[Packet[Stream]]) -> Iterator[Packet[Stream]]:
+    """Add the times of decoding that the first packets of a picture stream lack in Matroska.
+
+    FFmpeg finds them only after the delay of the decoder. They are counted back from the first one
+    that it knows.
+    """
+    waiting: dict[int, list[Packet[Stream]]] = {}
+    known: set[int] = set()
+    for packet in packets:
+        index = packet.stream_index
+        if index not in known and packet.stream.type == "video" and packet.pts is not None:
+            held = waiting.setdefault(index, [])
+            if packet.dts is None and len(held) < _MOST_REORDERED:
+                held.append(packet)
+                continue
+            known.add(index)
+            for number, before in enumerate(reversed(held), 1):
+                if packet.dts is not None:
+                    before.dts = packet.dts - number * (before.duration or 1)
+            yield from waiting.pop(index)
+        yield packet
+    yield from itertools.chain.from_iterable(waiting.values())
 
 
 def _needs_later_times(out: OutputContainer) -> bool:
@@ -308,4 +335,4 @@ def copy_texts(
 
 
 def _texts(metadata: dict[str, str]) -> dict[str, str]:
-    return {key: text for key, text in metadata.items() if key.lower() not in _MUXER_TAGS}
+    return {key: text for key, text in metadata.items() if key.lower() not in _LEFT_OUT_TAGS}

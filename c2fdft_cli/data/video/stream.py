@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from c2fdft_cli.data.images.samples import to_8bit
-from c2fdft_cli.data.video.parts import make_continuous
+from c2fdft_cli.data.video.parts import continuous
 from c2fdft_cli.data.video.probe import (
     FULL_RANGE,
     GREY_FORMATS,
@@ -23,7 +24,7 @@ from c2fdft_cli.data.video.probe import (
     UNKNOWN_RANGE,
     UNSPECIFIED,
     VideoInfo,
-    demuxed,
+    is_damage,
     library_errors,
     main_stream,
     open_video,
@@ -49,6 +50,8 @@ _MATRICES = {0: "bt709", 1: "bt709", 4: "fcc", 5: "bt470", 6: "smpte170m", 7: "s
 
 _MOST_REPEATS = 250_000
 """Limit for one frame: over an hour at 60 frames per second."""
+_MOST_DELAYED = 64
+"""More packets than a decoder keeps before it returns the first frame; H.264 has at most 17."""
 
 
 class Frame(NamedTuple):
@@ -119,7 +122,10 @@ class VideoReader:
         self._stack = contextlib.ExitStack()
         self._closed = False
         self._damaged = 0
-        self._begin: int | None = None  # of the packet with which decoding begins
+        self._is_end = False  # whether all packets have been given to the decoder
+        # Of containers with one time per packet: the times of the last packets, from a key frame
+        # on, and how many of them the decoder was given after the one that it returns next.
+        self._stamps: deque[int | None] = deque(maxlen=_MOST_DELAYED)
         self._delay: int | None = None
 
     @property
@@ -142,11 +148,12 @@ class VideoReader:
             raise DataError("no frame in this video", where=self._info.path)
 
     def _frames(self) -> Iterator[Frame]:
-        info = self._info
+        info, crop = self._info, self._info.crop
         container = self._stack.enter_context(open_video(info.path))
         stream = main_stream(container, info.path)
-        # PyAV's default decodes in threads only if frames have slices.
-        stream.thread_type = "AUTO"
+        # PyAV's default, threads within a frame, is kept: with a thread for each of several frames,
+        # damage in the last ones loses intact frames, which depends on the number of threads.
+        stream.codec_context.options |= {"max_frame_delay": "1"}  # as above, for the decoder of AV1
         zero = round(origin(container) / info.time_base)
         # The size at the start: the stream reports another one once its pictures change their size.
         own_width, own_height = stream.width, stream.height
@@ -162,7 +169,7 @@ class VideoReader:
                 stamp = self._undelayed(frame)
             pts = pts if stamp is None else stamp - zero
             whole = convert(_with_whole_chroma(frame)).to_ndarray()
-            pixels = whole[:own_height, :own_width]
+            pixels = whole[crop.top : own_height - crop.bottom, crop.left : own_width - crop.right]
             pixels = pixels if self._deep else to_8bit(pixels)
             yield Frame(pts, frame.duration, _upright(frame, pixels))
             pts += frame.duration or step
@@ -170,36 +177,41 @@ class VideoReader:
     def _undelayed(self, frame: VideoFrame) -> int | None:
         """Return the time of a frame whose packets have the times of decoding only.
 
-        The decoder returns frames in order, each with the time of the packet that it was given
-        last: later by the delay of the first frame. The last frames have no time.
+        The decoder returns frames in order, and begins after some packets: from then on the frame
+        that it returns has the time of the packet so many before the last one. A packet that gives
+        no frame, because it is damaged, leaves a gap.
         """
+        if not self._stamps:
+            return frame.dts
         if self._delay is None:
-            self._delay = 0 if frame.dts is None else frame.dts - (self._begin or 0)
-            return self._begin
-        return None if frame.dts is None else frame.dts - self._delay
+            self._delay = len(self._stamps) - 1
+        elif self._is_end:
+            self._delay = max(0, self._delay - 1)
+        return self._stamps[-1 - self._delay]
 
     def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
         """Yield frames; damaged ones are counted, and skipped if they cannot be shown."""
         import av
 
-        packets = demuxed(container, stream)
-        while True:
+        packets = continuous(container, self._info.joins, stream)
+        while not self._is_end:
             try:
                 packet = next(packets, None)
+                self._is_end = packet is None
                 if packet is not None and not packet.size:
                     continue  # a repeated frame of AVI, or the end, for which None is used below
-                if packet is not None:
-                    make_continuous(packet, self._info.joins)
-                    if self._begin is None and packet.is_keyframe:
-                        self._begin = packet.dts
+                if packet is not None and (packet.is_keyframe or self._stamps):
+                    self._stamps.append(packet.dts)
                 frames = stream.decode(packet)
-            except av.error.InvalidDataError:
+            except av.FFmpegError as error:
+                if not is_damage(error):
+                    raise
                 self._damaged += 1
+                if self._delay is None and self._stamps:  # else it would count as kept
+                    self._stamps.pop()
                 continue
             self._damaged += sum(frame.is_corrupt for frame in frames)
             yield from frames
-            if packet is None:
-                return
 
     def __enter__(self) -> VideoReader:
         return self
@@ -224,7 +236,8 @@ class VideoWriter:
         name: the output's path in error messages.
 
     Raises:
-        DataError: the container cannot hold the sound, or the source cannot be read.
+        DataError: the container cannot hold the sound, or all streams together, or the source
+            cannot be read.
         ResourceError: the file cannot be written.
     """
 
@@ -245,9 +258,21 @@ class VideoWriter:
             self._stream = _add_encoder(self._out, info, self._muxer, deep, crf)
             self._copier = Copier(source, self._out, info, self._muxer, name)
             copy_texts(source, self._out, self._stream, info)
-            self._out.start_encoding()
+            self._write_header()
             self.notes = [*self._copier.notes, *_losses(info, self._muxer)]
             self._stack = stack.pop_all()
+
+    def _write_header(self) -> None:
+        import av
+
+        try:
+            self._out.start_encoding()
+        except av.FFmpegError as error:
+            if not is_damage(error):
+                raise
+            # Each stream was tried alone, but some containers refuse several of a kind.
+            what = f"{self._muxer} cannot hold all streams of this video together"
+            raise DataError(what, where=self._name, hint="use .mkv") from error
 
     def write(self, frame: Frame) -> None:
         """Encode a frame, and copy the other streams up to its time.
@@ -342,14 +367,15 @@ class _ConstantRate:
 def output_pixel_format(info: VideoInfo, deep: bool) -> str:
     """Return the output's pixel format: the source's chroma if the encoders support it.
 
-    If a side is odd and 4:2:0 or 4:2:2 therefore impossible, the chroma is 4:4:4.
+    4:1:1 becomes 4:2:2, which keeps the chroma of each row. If a side is odd and 4:2:0 or 4:2:2
+    therefore impossible, the chroma is 4:4:4.
     """
     from av.video.format import VideoFormat
 
     own = VideoFormat(info.pixel_format)
     across, down = 8 // own.chroma_width(8), 8 // own.chroma_height(8)
     is_full = across == 1 and not info.is_grey
-    is_tall = (across, down) == (2, 1)
+    is_tall = across > 1 and down == 1
     if is_full or info.width % 2 or (info.height % 2 and not is_tall):
         chroma = "yuv444p"
     else:
@@ -431,6 +457,10 @@ def _add_encoder(
 def _losses(info: VideoInfo, muxer: str) -> list[str]:
     """Describe what of the pictures' properties is not kept."""
     notes = [f"{what} in the pictures skipped" for what in info.extras]
+    if info.is_interlaced:
+        notes.append(
+            "interlaced pictures are marked progressive: both fields are restored together"
+        )
     matrix = info.colours.matrix
     if matrix not in (*_MATRICES, UNSPECIFIED):
         what = f"the colour matrix {matrix} of H.273 is not supported"

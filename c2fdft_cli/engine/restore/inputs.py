@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path, PurePath
 
 from c2fdft_cli.data.images.animation import FrameCache
+from c2fdft_cli.data.images.formats import HEAD_BYTES
 from c2fdft_cli.data.images.picture import (
     Picture,
     frame_count,
@@ -18,7 +19,7 @@ from c2fdft_cli.data.images.picture import (
     size_and_frames,
 )
 from c2fdft_cli.data.video.probe import VideoInfo, probe_video
-from c2fdft_cli.engine.restore.kinds import INPUT_SUFFIXES, NotRead, separate
+from c2fdft_cli.engine.restore.kinds import INPUT_SUFFIXES, NotRead, looks_like_video, separate
 from c2fdft_cli.engine.restore.options import STDIO
 from c2fdft_cli.errors import C2fdftError, DataError, UsageError
 from c2fdft_cli.files import (
@@ -196,6 +197,9 @@ def _inputs(
 def _from_bytes(data: bytes | None) -> Source:
     if not data:
         raise UsageError("IN is -, but standard input is empty", hint="pipe an image into it")
+    if looks_like_video(data[:HEAD_BYTES]):
+        hint = "save it to a file, and name the file"
+        raise UsageError("videos cannot be read from standard input", hint=hint)
     picture = read_picture(data)
     height, width = picture.pixels.shape[:2]
     frames, note = frame_count(data), None

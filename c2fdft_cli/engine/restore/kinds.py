@@ -17,7 +17,19 @@ INPUT_SUFFIXES = READ_SUFFIXES | VIDEO_SUFFIXES | {".gif"}
 _UNKNOWN = "unknown"
 _SYNC, _PACKETS = 0x47, ((0, 188), (4, 192))
 """The first byte of each packet of an MPEG transport stream; offsets and lengths of packets."""
-_TRANSPORT_SUFFIXES = {".ts", ".mts", ".m2ts"}
+_PROGRAM_START = b"\0\0\1\xba"
+"""The first bytes of an MPEG program stream."""
+_AMBIGUOUS_SUFFIXES = {".ts", ".mts", ".m2ts", ".m2t", ".tod", ".mod"}
+"""Suffixes of videos that other files have too: .ts TypeScript source, .mod modules of Go."""
+_STARTS = (
+    b"\x1aE\xdf\xa3",
+    b"FLV\1",
+    b"0&\xb2u\x8ef\xcf\x11",
+    _PROGRAM_START,
+    b"YUV4MPEG2",
+    b"OggS",
+)
+"""The first bytes of Matroska, Flash video, ASF and others."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +97,8 @@ def kind_of(path: Path) -> str | None:
     kind = recognise(head, suffix)
     if kind is not None:
         return kind
-    if suffix in _TRANSPORT_SUFFIXES and head:
-        return VIDEO if _is_transport_stream(head) else None
+    if suffix in _AMBIGUOUS_SUFFIXES and head:
+        return VIDEO if _is_mpeg_stream(head) else None
     if suffix in VIDEO_SUFFIXES:
         return VIDEO
     return _UNKNOWN if suffix in INPUT_SUFFIXES else None
@@ -103,8 +115,17 @@ def _kind_or_unknown(path: Path) -> str | None:
         return _UNKNOWN if suffix in INPUT_SUFFIXES else None
 
 
-def _is_transport_stream(head: bytes) -> bool:
-    """Tell an MPEG transport stream from TypeScript source, which has the suffix .ts too."""
-    return any(
+def looks_like_video(head: bytes) -> bool:
+    """Whether the first `HEAD_BYTES` are those of a video, of any kind."""
+    is_mp4 = head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide")
+    is_avi = head[:4] == b"RIFF" and head[8:12] == b"AVI "
+    is_picture = recognise(head, "") is not None
+    is_known = is_mp4 or is_avi or _is_mpeg_stream(head) or head.startswith(_STARTS)
+    return is_known and not is_picture
+
+
+def _is_mpeg_stream(head: bytes) -> bool:
+    """Whether this is the start of an MPEG program stream or transport stream."""
+    return head.startswith(_PROGRAM_START) or any(
         set(head[start::step]) == {_SYNC} and len(head) > start + step for start, step in _PACKETS
     )

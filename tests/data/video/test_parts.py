@@ -6,6 +6,7 @@ import itertools
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +61,25 @@ def test_timestamps_continue_where_files_were_joined(
     assert min(heard) > 0.02
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codec", "sound_codec"),
+    [(".mpg", "mpeg2video", "mp2"), (".ts", "mpeg2video", "mp2"), (".ts", "libx264", "ac3")],
+)
+def test_all_packets_of_a_unit_belong_to_its_part(
+    tmp_path: Path, suffix: str, codec: str, sound_codec: str
+) -> None:
+    """MPEG packs several frames of sound into one unit, and its program stream also pictures."""
+    codecs = {"codec": codec, "sound_codec": sound_codec}
+    clip = make_clip(tmp_path / f"a{suffix}", rate="25", seconds=2.0, **codecs)
+    target = tmp_path / "out.mkv"
+    (note,) = notes_of(joined(tmp_path, clip, clip, suffix=suffix), target)
+    assert note == "its timestamps restart 1 time, as in joined files: made continuous"
+    assert len(times(target, "audio")) == 2 * len(times(clip, "audio"))
+    shown = times(target, "video")
+    assert len(shown) == 2 * 50
+    assert all(0.03 < b - a < 0.14 for a, b in itertools.pairwise(shown))
+
+
 def test_pictures_and_sound_stay_synchronised(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "a.ts", rate="25", seconds=1.0)
     target = copy(joined(tmp_path, clip, clip), tmp_path / "out.mkv", crf=0)
@@ -94,8 +114,9 @@ def found(*packets: tuple[int, int | None, int]) -> list[int]:
     """Find the starts of parts among packets (stream, place, time in frames); stream 0 is video."""
     parts = Parts(0, Fraction(1, 25))
     for stream, position, time in packets:
-        fields = {"stream_index": stream, "pos": position, "pts": time, "dts": time}
-        parts.add(SimpleNamespace(**fields, duration=1, time_base=Fraction(1, 25)))
+        fields = {"stream_index": stream, "pts": time, "dts": time}
+        packet: Any = SimpleNamespace(**fields, duration=1, time_base=Fraction(1, 25))
+        parts.add(packet, position)
     return [join.position for join in parts.joins()]
 
 

@@ -22,7 +22,7 @@ from c2fdft_cli.data.video.probe import (
     LIMITED_RANGE,
     UNKNOWN_RANGE,
     VideoInfo,
-    demuxed,
+    main_stream,
     origin,
     probe_video,
 )
@@ -157,6 +157,23 @@ def test_times_count_from_the_start_of_the_file(suffix: str, tmp_path: Path) -> 
     assert stamps(target)[1][0] == round(1000 * delay)
     with av.open(str(target)) as container:
         assert container.streams.audio[0].start_time == 0
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".wmv", ".mp4", ".ts", ".flv"])
+def test_a_file_whose_times_begin_late_is_not_damaged(suffix: str, tmp_path: Path) -> None:
+    options = {"bf": "0"}
+    whole = make_clip(tmp_path / "whole.mkv", rate="25", seconds=2, options=options)
+    source = remux(whole, tmp_path / f"a{suffix}", start=-100)
+    with av.open(str(source)) as container:
+        assert origin(container) > 99
+    target = tmp_path / "b.mkv"
+    assert notes_of(source, target) == []
+    assert probe_video(source).duration == pytest.approx(2, abs=0.1)
+    data = source.read_bytes()
+    source.write_bytes(data[: len(data) * 2 // 5])
+    if suffix == ".mkv":
+        (note,) = notes_of(source, target)
+        assert "of 2.0 s" in note or "of 2.1 s" in note
 
 
 def test_a_lead_in_before_zero_does_not_move_the_times() -> None:
@@ -398,6 +415,73 @@ def test_a_mirrored_video_is_mirrored(
     assert found.shape[:2] == (probe_video(source).height, probe_video(source).width)
 
 
+def boxes(data: bytes, path: list[tuple[bytes, int]], begin: int = 0) -> list[int]:
+    """Where each box of a path in MP4 begins; the numbers are the sizes of their headers."""
+    if not path:
+        return []
+    (kind, header), *rest = path
+    while data[begin + 4 : begin + 8] != kind:
+        begin += int.from_bytes(data[begin : begin + 4], "big")
+    return [begin, *boxes(data, rest, begin + header)]
+
+
+def with_aperture(source: Path, target: Path, width: int, height: int) -> Path:
+    """Add a centred clean aperture to an MP4 file whose index is at its end."""
+    data = bytearray(source.read_bytes())
+    kinds = [b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"]
+    places = boxes(data, [(kind, 16 if kind == b"stsd" else 8) for kind in kinds])
+    box = struct.pack(">I4s8I", 40, b"clap", width, 1, height, 1, 0, 1, 0, 1)
+    end = places[-1] + int.from_bytes(data[places[-1] : places[-1] + 4], "big")
+    data[end:end] = box
+    for place in places:
+        size = int.from_bytes(data[place : place + 4], "big") + len(box)
+        data[place : place + 4] = size.to_bytes(4, "big")
+    target.write_bytes(data)
+    return target
+
+
+@pytest.mark.parametrize(("turn", "suffix"), [(0, ".mp4"), (90, ".mp4"), (0, ".mkv")])
+def test_edges_that_the_container_cuts_away_are_left_out(
+    turn: int, suffix: str, tmp_path: Path
+) -> None:
+    whole = make_clip(tmp_path / "whole.mp4", sound=False, seconds=0.3)
+    if turn:
+        whole = remux(whole, tmp_path / "turned.mp4", turn=turn)
+    source = with_aperture(whole, tmp_path / "a.mp4", 40, 20)
+    if suffix != ".mp4":
+        source = remux(source, tmp_path / f"a{suffix}")
+    info, crop = probe_video(source), np.s_[:, 14:-14, 12:-12]
+    assert (info.height, info.width) == ((40, 20) if turn else (20, 40))
+    expected = frames(whole)[:, 12:-12, 14:-14] if turn else frames(whole)[crop]
+    assert np.array_equal(frames(source), expected)
+    assert np.abs(frames(copy(source, tmp_path / "b.mp4", crf=0)) - expected.astype(int)).mean() < 1
+
+
+def test_an_aperture_outside_the_pictures_is_ignored(tmp_path: Path) -> None:
+    whole = make_clip(tmp_path / "whole.mp4", sound=False, seconds=0.2)
+    for width in (0, 1000):
+        source = with_aperture(whole, tmp_path / "a.mp4", width, 20)
+        assert (probe_video(source).height, probe_video(source).width) == (48, 64)
+
+
+def test_columns_that_the_codec_cuts_away_are_left_out(tmp_path: Path) -> None:
+    """At the left edge, decoders keep some unless they may return unaligned data."""
+    from av.bitstream import BitStreamFilterContext
+
+    whole, source = make_clip(tmp_path / "whole.mp4", sound=False), tmp_path / "a.mp4"
+    with av.open(str(whole)) as old, av.open(str(source), "w") as new:
+        main = old.streams.video[0]
+        stream = new.add_stream_from_template(main)
+        cut = BitStreamFilterContext("h264_metadata=crop_left=10:crop_right=4", main, stream)
+        for packet in old.demux(main):
+            for one in cut.filter(packet if packet.size else None):
+                one.stream = stream
+                new.mux(one)
+    assert probe_video(source).width == 50
+    assert np.abs(frames(source).astype(int) - frames(whole)[:, :, 10:-4]).mean() < 1
+    assert frames(copy(source, tmp_path / "b.mp4")).shape == (5, 48, 50, 3)
+
+
 def test_the_aspect_ratio_of_pixels_is_kept(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mp4", aspect=Fraction(4, 3))
     assert probe_video(copy(source, tmp_path / "b.mp4")).aspect == Fraction(4, 3)
@@ -408,6 +492,40 @@ def test_webm_does_not_keep_the_aspect_ratio_of_pixels(tmp_path: Path) -> None:
     target = tmp_path / "b.webm"
     assert notes_of(source, target) == ["the pixels' aspect ratio 4/3 is not kept in webm"]
     assert probe_video(target).aspect == 1
+
+
+def test_alpha_is_noted(tmp_path: Path) -> None:
+    source = make_clip(
+        tmp_path / "a.mkv", sound=False, codec="ffv1", filters="format=yuva420p", seconds=0.2
+    )
+    target = tmp_path / "b.mkv"
+    assert notes_of(source, target) == ["alpha in the pictures skipped"]
+    assert notes_of(target, tmp_path / "c.mkv") == []
+
+
+def test_alpha_beside_the_pictures_is_noted(tmp_path: Path) -> None:
+    """WebM stores it in a second stream of the same track, with a tag for the first."""
+    whole = make_clip(tmp_path / "whole.webm", sound=False, codec="libvpx-vp9", seconds=0.2)
+    source, target = tmp_path / "a.webm", tmp_path / "b.webm"
+    with av.open(str(whole)) as old, av.open(str(source), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        stream.metadata["alpha_mode"] = "1"
+        for packet in old.demux():
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    assert notes_of(source, target) == ["alpha in the pictures skipped"]
+    with av.open(str(target)) as container:
+        assert "alpha_mode" not in map(str.lower, container.streams.video[0].metadata)
+
+
+def test_interlaced_pictures_are_noted(tmp_path: Path) -> None:
+    filters = "format=yuv420p,setfield=tff"
+    source = make_clip(tmp_path / "a.mkv", sound=False, codec="ffv1", filters=filters, seconds=0.2)
+    target = tmp_path / "b.mkv"
+    note = "interlaced pictures are marked progressive: both fields are restored together"
+    assert notes_of(source, target) == [note]
+    assert not probe_video(target).is_interlaced
 
 
 def test_captions_and_metadata_in_the_pictures_are_noted(tmp_path: Path) -> None:
@@ -542,6 +660,46 @@ def test_the_main_video_stream_is_restored(name: str, tmp_path: Path) -> None:
             assert packets(target, new[width]) == packets(source, old[width])
 
 
+@pytest.mark.parametrize("name", ["b.mkv", "b.mp4"])
+@pytest.mark.parametrize("seconds", [2, 0.2])
+def test_a_further_stream_with_reordered_pictures_is_copied(
+    name: str, seconds: float, tmp_path: Path
+) -> None:
+    """In Matroska its first packets have no times of decoding."""
+    main = make_clip(tmp_path / "main.mp4", size="96x64", sound=False)
+    other = make_clip(
+        tmp_path / "other.mp4", rate="25", seconds=seconds, sound=False, options={"bf": "3"}
+    )
+    source, target = tmp_path / "a.mkv", tmp_path / name
+    with (
+        av.open(str(main)) as first,
+        av.open(str(other)) as second,
+        av.open(str(source), "w") as new,
+    ):
+        pairs = [
+            (old, new.add_stream_from_template(old.streams.video[0], opaque=True))
+            for old in (first, second)
+        ]
+        for old, stream in pairs:
+            for packet in old.demux():
+                if packet.size:
+                    packet.stream = stream
+                    new.mux(packet)
+    assert notes_of(source, target) == []
+    (before, shown), (after, copied) = (shown_packets(path, 1) for path in (source, target))
+    assert copied == shown
+    assert after == pytest.approx(before, abs=0.002)
+
+
+def shown_packets(path: Path, index: int) -> tuple[list[float], list[bytes]]:
+    """The times of the packets of a stream, from the first frame of the main one, and the data."""
+    with av.open(str(path)) as container:
+        begin = next(container.decode(video=0)).time
+    with av.open(str(path)) as container:
+        found = [one for one in container.demux(container.streams[index]) if one.size]
+        return [float(one.pts * one.time_base) - begin for one in found], [*map(bytes, found)]
+
+
 @pytest.mark.parametrize("width", [1, 2, 3, 5, 6])
 @pytest.mark.parametrize("height", [1, 2, 3])
 def test_tiny_videos_keep_their_colours(width: int, height: int, tmp_path: Path) -> None:
@@ -611,6 +769,40 @@ def test_containers_with_one_time_per_packet_keep_the_times(suffix: str, tmp_pat
         source = target
 
 
+@pytest.mark.parametrize("begin", [0, 1, 40])
+def test_gaps_between_reordered_pictures_of_avi_are_kept(tmp_path: Path, begin: int) -> None:
+    """A gap may lie among the first pictures, which the decoder returns later."""
+    source = tmp_path / "a.avi"
+    pictures = list(filtered("gradients=s=64x48:r=25:d=2:seed=3", "format=yuv420p"))
+    with av.open(str(source), "w") as out:
+        options = {"bf": "2", "g": "25"}
+        stream = add_pictures(out, pictures, Fraction(25), "mpeg4", options)
+        for number, one in enumerate(pictures):
+            one.pict_type, one.pts = 0, number + (25 if number > begin else 0)
+            out.mux(stream.encode(one))
+        out.mux(stream.encode(None))
+    with av.open(str(source)) as container:
+        slots = [one.dts for one in container.demux(video=0) if one.size]
+    assert max(np.diff(slots)) > 20
+    with VideoReader(probe_video(source), False) as reader:
+        assert [frame.pts for frame in reader] == slots
+
+
+@pytest.mark.parametrize("broken", [1, 2, 15, 20])
+def test_damage_does_not_move_the_reordered_pictures_of_avi(tmp_path: Path, broken: int) -> None:
+    options = {"bf": "2", "g": "10"}
+    source = make_clip(tmp_path / "a.avi", seconds=4, sound=False, options=options)
+    with av.open(str(source)) as container:
+        packet = [bytes(one) for one in container.demux(video=0) if one.size][broken]
+    data = source.read_bytes()
+    source.write_bytes(data.replace(packet, b"\xff" * len(packet)))
+    with VideoReader(probe_video(source), False) as reader:
+        shown = [frame.pts for frame in reader]
+        assert reader.complaint
+    assert shown[-8:] == list(range(32, 40))
+    assert len(shown) >= 29
+
+
 @pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
 def test_sound_that_starts_before_zero_does_not_delay_the_pictures_of_avi(
     name: str, tmp_path: Path
@@ -674,7 +866,10 @@ def test_a_gap_between_the_pictures_of_avi_is_no_damage(tmp_path: Path) -> None:
         ("yuyv422", (48, 64), False, "yuv422p"),
         ("nv24", (48, 64), False, "yuv444p"),
         ("yuv440p", (48, 64), False, "yuv444p"),
-        ("yuv411p", (48, 64), False, "yuv420p"),
+        ("yuv411p", (48, 64), False, "yuv422p"),
+        ("uyyvyy411", (47, 64), False, "yuv422p"),
+        ("yuv411p", (48, 63), False, "yuv444p"),
+        ("yuv410p", (48, 64), False, "yuv420p"),
         ("rgb24", (48, 64), False, "yuv444p"),
         ("pal8", (48, 64), False, "yuv444p"),
     ],
@@ -694,6 +889,18 @@ def test_webm_supports_only_some_sound(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="webm cannot hold this video's sound") as caught:
         copy(info.path, tmp_path / "b.webm")
     assert caught.value.where == str(tmp_path / "b.webm")
+
+
+def test_streams_that_a_container_cannot_hold_together_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if each were accepted alone: what FLV refuses together depends on FFmpeg's version."""
+    source = make_clip(tmp_path / "a.mkv", sound_codec="pcm_s16le")
+    monkeypatch.setattr("c2fdft_cli.data.video.remux._is_held", lambda *_: True)
+    with pytest.raises(DataError, match="flv cannot hold all streams of this video together") as e:
+        copy(source, tmp_path / "b.flv")
+    assert (e.value.where, e.value.hint) == (str(tmp_path / "b.flv"), "use .mkv")
+    assert not (tmp_path / "b.flv").exists()
 
 
 @pytest.mark.parametrize(
@@ -764,6 +971,57 @@ def test_damaged_frames_are_reported(tmp_path: Path) -> None:
         count = sum(1 for _ in reader)
         assert 0 < count <= 20
         assert "damaged packets or frames" in reader.complaint
+
+
+def test_a_picture_that_the_decoder_does_not_support_is_skipped(tmp_path: Path) -> None:
+    """Damage may lead to other errors of the decoder than invalid data."""
+    source = make_clip(
+        tmp_path / "a.avi", seconds=1, codec="mjpeg", filters="format=yuvj420p", sound=False
+    )
+    data = bytearray(source.read_bytes())
+    header = data.index(b"\xff\xc0", len(data) // 2)  # of a frame, with the shares of its chroma
+    data[header + 11] = 0x13
+    source.write_bytes(data)
+    with av.open(str(source)) as container, pytest.raises(av.error.PatchWelcomeError):
+        list(container.decode(video=0))
+    with VideoReader(probe_video(source), deep=False) as reader:
+        assert sum(1 for _ in reader) == 9
+        assert reader.complaint == "1 damaged packets or frames"
+    first = data.index(b"\xff\xc0")
+    data[first + 11] = 0x13
+    source.write_bytes(data)
+    assert probe_video(source).width == 64
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libvpx-vp9", "libsvtav1"])
+def test_damage_in_the_last_frames_costs_no_others(
+    codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of decoding threads, which is that of the processors, changes nothing."""
+    if codec not in av.codecs_available:
+        pytest.skip(f"PyAV was built without {codec}")
+    source = make_clip(tmp_path / "a.mkv", sound=False, seconds=3, codec=codec)
+    data = bytearray(source.read_bytes())
+    with av.open(str(source)) as container:
+        packets = [bytes(one) for one in container.demux(video=0) if one.size]
+    for packet in packets[-2:]:
+        begin = data.index(packet) + 4
+        data[begin : begin + len(packet) - 4] = b"\xff" * (len(packet) - 4)
+    source.write_bytes(data)
+    found = []
+    for threads in (1, 2, 4):
+
+        def stream(*words: Any, threads: int = threads) -> Any:
+            main = main_stream(*words)
+            main.codec_context.thread_count = threads
+            return main
+
+        monkeypatch.setattr("c2fdft_cli.data.video.stream.main_stream", stream)
+        with VideoReader(probe_video(source), deep=False) as reader:
+            found.append((sum(1 for _ in reader), reader.complaint))
+    assert len(set(found)) == 1
+    assert 27 < found[0][0] < 30
+    assert "damaged packets or frames" in found[0][1]
 
 
 def test_a_truncated_file_is_reported(tmp_path: Path) -> None:
@@ -895,15 +1153,12 @@ def test_a_source_that_cannot_be_read_on_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_clip(tmp_path / "a.mkv")
-    calls = []
 
-    def fail_later(*words: Any) -> Iterator[Any]:
-        calls.append(words)
-        if len(calls) > 1:  # the first packets are read before, and on their own
-            av.error.err_check(-errno.EIO)
-        yield from demuxed(*words)
+    def fail(*_: Any) -> Iterator[Any]:
+        av.error.err_check(-errno.EIO)
+        yield
 
-    monkeypatch.setattr("c2fdft_cli.data.video.remux.demuxed", fail_later)
+    monkeypatch.setattr("c2fdft_cli.data.video.remux.continuous", fail)
     with pytest.raises(DataError, match=r"a\.mkv: cannot read the video: Input/output error"):
         copy(source, tmp_path / "b.mkv")
 

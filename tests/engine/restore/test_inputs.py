@@ -366,6 +366,52 @@ def test_pictures_that_are_not_read_are_counted_by_kind(folder: Path) -> None:
     assert "16-bit TIFF" in str(caught.value.hint)
 
 
+def test_videos_in_other_containers_are_counted(folder: Path) -> None:
+    jpeg = save(folder / "sub" / "a.jpg", random_picture(8, 8)).read_bytes()
+    for name, data in {"a.mjpeg": jpeg, "b.y4m": b"YUV4MPEG2 W2 H2\n", "c.ogv": b"OggS"}.items():
+        (folder / name).write_bytes(data)
+    inputs = find_inputs([str(folder)])
+    assert [(one.kind, one.count) for one in inputs.not_read] == [("unsupported video", 3)]
+    for name in ("a.mjpeg", "b.y4m"):
+        with pytest.raises(DataError, match="not read: unsupported video") as caught:
+            find_inputs([str(folder / name)])
+        assert "convert to .mkv" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix", "codec"),
+    [
+        *((f"a.{one}", ".mpg", "mpeg2video") for one in ("vob", "mod", "mpe")),
+        *((f"a.{one}", ".ts", "libx264") for one in ("m2t", "tod")),
+        *((f"a.{one}", ".mp4", "libx264") for one in ("qt", "f4v", "3g2")),
+        *[("a.asf", ".wmv", "libx264"), ("a.divx", ".avi", "mpeg4"), ("a.mk3d", ".mkv", "mpeg4")],
+    ],
+)
+def test_less_common_names_of_videos_are_read(
+    tmp_path: Path, name: str, suffix: str, codec: str
+) -> None:
+    pytest.importorskip("av")
+    from tests.kit.video import make_clip
+
+    clip = make_clip(tmp_path / f"clip{suffix}", rate="25", codec=codec, sound=False)
+    clip.rename(tmp_path / name)
+    (tmp_path / "go.mod").write_text("module example\n" * 99)
+    (source,) = find_inputs([str(tmp_path)]).sources
+    assert (source.path.name, source.problem) == (name, None)
+    assert source.video is not None
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts", ".mpg", ".wmv", ".flv"])
+def test_a_video_on_standard_input_is_refused(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("av")
+    from tests.kit.video import make_clip
+
+    codec = "mpeg2video" if suffix == ".mpg" else "libx264"
+    data = make_clip(tmp_path / f"a{suffix}", rate="25", codec=codec, sound=False).read_bytes()
+    with pytest.raises(UsageError, match="videos cannot be read from standard input"):
+        find_inputs(["-"], data)
+
+
 def test_a_linked_folder_and_a_linked_file_are_treated_like_others(
     folder: Path, tmp_path: Path
 ) -> None:

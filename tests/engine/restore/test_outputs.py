@@ -190,7 +190,7 @@ def test_an_existing_folder_with_an_image_suffix_is_a_folder(tmp_path: Path) -> 
 
 def test_a_format_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     source = made(tmp_path, "a.jpg") / "a.jpg"
-    for suffix in (".gif", ".cr2", ".pdf"):
+    for suffix in (".gif", ".cr2", ".pdf", ".y4m"):
         with pytest.raises(UsageError, match=rf"cannot write images as '\{suffix}'"):
             outputs(source, tmp_path / f"b{suffix}")
 
