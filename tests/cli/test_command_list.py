@@ -98,5 +98,5 @@ def test_the_shell_completes_commands(words: str, position: int, offered: list[s
 def test_a_subcommand_is_loaded_or_suggested_by_its_name() -> None:
     result = CliRunner().invoke(app, ["recipes", "lst"])
     assert result.exit_code == 2
-    assert "Did you mean 'list'?" in result.stderr
+    assert "did you mean c2fdft recipes list?" in result.stderr
     assert CliRunner().invoke(app, ["recipes", "list"]).exit_code == 0
