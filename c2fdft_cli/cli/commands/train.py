@@ -229,6 +229,8 @@ def _show_plan(options: TrainOptions, json: bool) -> None:
             "dry run: times some steps of each patch size, for about a minute on a CPU; "
             "nothing is written"
         )
+    for note in (*options.runtime.notes, *options.notices):
+        console.remark(f"note: {note}")
     plan = console.draw(job)
     if json:
         console.emit(plan)
