@@ -202,6 +202,7 @@ class Sweep:
             checkpoint=self.path,
             stage=subject.checkpoint.meta.stage,
             protocol=subject.protocol.name,
+            data=self.pairs.shards.paths[0].parent,
             images=len(self.names),
             seeds=len(self.seeds),
             rows=rows,
