@@ -145,6 +145,19 @@ def test_inputs_of_one_size_and_time_are_told_apart(tmp_path: Path) -> None:
         assert manifest.doubt(tmp_path / "a.png", another) == OTHER_INPUT
 
 
+@pytest.mark.parametrize(("size", "known"), [(0, True), (65_536, True), (65_537, False)])
+def test_a_copied_input_of_another_time_is_the_same_if_its_digest_covers_it(
+    tmp_path: Path, size: int, known: bool
+) -> None:
+    source, output = tmp_path / "a.bmp", tmp_path / "a.png"
+    source.write_bytes(bytes(size))
+    Manifest(tmp_path, SETTINGS).add(output, source)
+    os.utime(source, (1e9, 1e9))
+    assert (Manifest(tmp_path, SETTINGS).doubt(output, source) is None) == known
+    source.write_bytes(bytes(max(size - 1, 0)) + b"x")
+    assert Manifest(tmp_path, SETTINGS).doubt(output, source) == OTHER_INPUT
+
+
 @pytest.mark.parametrize(
     ("change", "known"), [(0, True), (1, False)], ids=["same time", "other time"]
 )
