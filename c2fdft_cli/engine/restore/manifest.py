@@ -395,15 +395,24 @@ def _state_of(path: Path) -> list[int] | None:
     Archives give all their files one time, and uncompressed pictures of one size are equally long,
     so size and time alone do not tell two inputs apart. Reading whole files would take too long.
     """
-    state = _size_and_time(path)
-    if state is None or not path.is_file():  # a pipe would block
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    state, size = [status.st_size, status.st_mtime_ns], status.st_size
+    if not stat.S_ISREG(status.st_mode):  # a pipe would block
         return state
+    starts = [number * max(size - _PIECE_BYTES, 0) // (_PIECES - 1) for number in range(_PIECES)]
     digest = hashlib.sha256()
     try:
         with path.open("rb", buffering=0) as file:
-            for number in range(_PIECES):
-                file.seek(number * max(state[0] - _PIECE_BYTES, 0) // (_PIECES - 1))
-                digest.update(file.read(_PIECE_BYTES))
+            whole = file.read(size) if size <= _COVERED_BYTES else b""
+            for start in starts:
+                if whole:
+                    digest.update(whole[start : start + _PIECE_BYTES])
+                else:
+                    file.seek(start)
+                    digest.update(file.read(_PIECE_BYTES))
     except OSError:
         return state
     return [*state, int.from_bytes(digest.digest()[:8], "big")]
