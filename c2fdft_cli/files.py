@@ -14,7 +14,7 @@ import sys
 import threading
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -476,14 +476,25 @@ def same_files(paths: Iterable[Path], others: Iterable[str | Path]) -> list[Path
     """
     targets = [Path(other) for other in others]
     known = set(map(identity, targets))
+    any_is_missing = any(isinstance(one, str) for one in known)
     real_folder = cache(real_path)  # resolving the links of each path would take most of the time
 
-    def real(path: Path) -> Path:
-        if path.is_symlink() or path.name == "..":
-            return real_path(path)
-        return real_folder(path.parent) / path.name
+    def leads_elsewhere(path: Path) -> bool:
+        return path.name == ".." or os.path.islink(path)
 
-    @cache  # made only when it is needed
+    def real_parent(path: Path) -> Path:
+        return real_path(path).parent if leads_elsewhere(path) else real_folder(path.parent)
+
+    def real(path: Path) -> Path:
+        return real_path(path) if leads_elsewhere(path) else real_folder(path.parent) / path.name
+
+    folded_folder = cache(lambda folder: folded(str(folder)))
+
+    @cache  # made only when it is needed, as the next
+    def folders() -> set[str]:
+        return set(map(folded_folder, set(map(real_parent, targets))))
+
+    @cache
     def spellings() -> dict[str, set[Path]]:
         found: dict[str, set[Path]] = {}
         for one in map(real, targets):
@@ -492,26 +503,37 @@ def same_files(paths: Iterable[Path], others: Iterable[str | Path]) -> list[Path
 
     names_in = cache(lambda folder: frozenset(os.listdir(folder)))
 
-    def is_one_path(first: Path, second: Path) -> bool:
-        """Whether two real paths that differ in spelling at most lead to the same file."""
-        if first == second:
-            return True
-        if first.name != second.name:
-            with contextlib.suppress(OSError):  # not listed, they are taken for one, to be safe
-                if {first.name, second.name} <= names_in(first.parent):
-                    return False
-        return is_one_path(first.parent, second.parent)
-
     def is_spelled_otherwise(path: Path) -> bool:
+        # Asked first, because few outputs are beside inputs, and a folder is asked about once.
+        if folded_folder(real_parent(path)) not in folders():
+            return False
         found = real(path)
-        return any(is_one_path(found, one) for one in spellings().get(folded(str(found)), ()))
+        alike = spellings().get(folded(str(found)), ())
+        return any(_is_one_path(found, one, names_in) for one in alike)
 
-    return [
-        path
-        for path in paths
-        # what does not exist is no other spelling of what does
-        if identity(path) in known or (os.path.exists(path) and is_spelled_otherwise(path))
-    ]
+    def is_same(path: Path) -> bool:
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            # What does not exist is no other spelling of what does; resolving its path takes long.
+            return any_is_missing and os.path.realpath(path) in known
+        return (status.st_dev, status.st_ino) in known or is_spelled_otherwise(path)
+
+    return list(filter(is_same, paths))
+
+
+def _is_one_path(first: Path, second: Path, names_in: Callable[[Path], frozenset[str]]) -> bool:
+    """Whether two real paths that differ in spelling at most lead to the same file.
+
+    `names_in` lists a folder, or raises OSError.
+    """
+    if first == second:
+        return True
+    if first.name != second.name:
+        with contextlib.suppress(OSError):  # not listed, they are taken for one, to be safe
+            if {first.name, second.name} <= names_in(first.parent):
+                return False
+    return _is_one_path(first.parent, second.parent, names_in)
 
 
 def folded(name: str) -> str:

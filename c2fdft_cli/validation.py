@@ -121,6 +121,9 @@ def _known_at(
             typing.get_args(kind)[0] if isinstance(part, int) else typing.get_type_hints(kind)[part]
         )
     known = [field.name for field in dataclasses.fields(kind)]
+    name, colon, value = key.partition(":")
+    if colon and name in known:  # as in {length:30}
+        return f"YAML needs a space after a colon: {name}: {ascii(value)[1:-1]}"
     alias = other_names.get(key)
     near = f"did you mean {alias}?" if alias in known else did_you_mean(key, known)
     if near is None:

@@ -474,6 +474,20 @@ def test_a_file_is_recognised_if_its_number_depends_on_the_spelling(
     assert same_files([tmp_path], [other]) == []
 
 
+def test_spellings_are_compared_only_below_folders_that_may_be_one(tmp_path, monkeypatch):
+    """For an output that exists, in a folder without inputs, this took most of the time."""
+    for name in ("in", "out"):
+        (tmp_path / name).mkdir()
+        for number in range(20):
+            (tmp_path / name / f"{number}.png").write_text(name)
+    asked = []
+    monkeypatch.setattr(files, "folded", lambda name: asked.append(name) or name.casefold())
+    inputs, outputs = (sorted((tmp_path / name).iterdir()) for name in ("in", "out"))
+    assert same_files([*outputs, tmp_path / "out" / "new.png"], inputs) == []
+    assert len(asked) == 2
+    assert same_files([*outputs, inputs[3]], inputs) == [inputs[3]]
+
+
 def test_files_whose_names_differ_in_case_are_not_one(tmp_path):
     for name in ("in", "IN"):
         (tmp_path / name).mkdir()

@@ -151,6 +151,8 @@ def with_precision(runtime: Runtime, precision: str, stated_by: str) -> Runtime:
     name, note = _resolve_precision(precision, runtime.device, stated_by), None
     if runtime.device.type == "cuda":
         name, note = _prepare_cuda(runtime.device, name)
+    elif runtime.device.type == "cpu" and precision == "bf16":
+        note = _slow_bf16()
     return replace(runtime, dtype=PRECISIONS[name], tf32=name == "tf32", precision_note=note)
 
 
@@ -253,6 +255,17 @@ def cpu_has_fast_bf16() -> bool:
     """Whether the CPU multiplies bf16 so much faster than float32 that the casts pay off."""
     speed = cpu_bf16_speed()
     return speed is not None and speed >= _REPAYS_CASTS
+
+
+def _slow_bf16() -> str | None:
+    """Return a note if float32 is faster than bf16 on this CPU."""
+    if cpu_has_fast_bf16():
+        return None
+    speed = cpu_bf16_speed()
+    if speed is None:
+        return "this CPU emulates bf16, which is many times slower; --precision fp32 is faster"
+    rate = f"its products run at {speed:.1f} times the speed of fp32"
+    return f"bf16 does not pay off on this CPU ({rate}); --precision fp32 is faster"
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from c2fdft_cli.engine.restore.options import Sampling
 from c2fdft_cli.engine.restore.plan import plan_restore
 from c2fdft_cli.engine.weights.average import average
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
+from c2fdft_cli.execution import device
 from c2fdft_cli.recipe.schema import Diffusion
 from tests.kit.command import run as run_command
 from tests.kit.gpu import pretend_gpu
@@ -424,7 +425,15 @@ def test_memory_limits_and_infinite_results_are_errors(weights, tmp_path, tiny_n
         broken(np.zeros((8, 8, 3), np.uint8))
 
 
+def test_bf16_on_a_cpu_that_is_slower_in_it_gives_a_warning(weights, monkeypatch):
+    monkeypatch.setattr(device, "cpu_bf16_speed", lambda: None)
+    with pytest.warns(UserWarning, match="emulates bf16") as caught:
+        c2fdft.load(weights, device="cpu", precision="bf16")
+    assert [one.filename for one in caught] == [__file__]
+
+
 def test_an_image_restored_again_in_float32_gives_a_warning(weights, restorer, monkeypatch):
+    monkeypatch.setattr(device, "cpu_has_fast_bf16", lambda: True)
     image = random_picture(16, 24).pixels
     want = restorer(image, name="a.png")
     overflow_in_half_precision(monkeypatch)

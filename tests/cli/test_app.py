@@ -18,6 +18,7 @@ from c2fdft_cli.cli.app import app
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
+from c2fdft_cli.execution import device
 from c2fdft_cli.recipe.schema import Network
 from tests.kit.command import refused, run
 from tests.kit.formula import picture
@@ -589,13 +590,16 @@ def test_info_describes_shards(shard_folder):
     assert "train" in run("info", shard_folder).stdout
 
 
-def test_the_six_commands_run_in_sequence(pairs, tmp_path, shard_folder):
+def test_the_six_commands_run_in_sequence(pairs, tmp_path, shard_folder, monkeypatch):
     """The real commands, from shards to scores, in seconds."""
     cpu = ("--device", "cpu", "--precision", "fp32")
     coarse, fine = tmp_path / "coarse", tmp_path / "fine"
     data = ("--recipe", "tiny", "--data", shard_folder)
-    planned = run("train-coarse", *data, *cpu, "--out", coarse, "--dry-run", *MINI)
+    monkeypatch.setattr(device, "cpu_bf16_speed", lambda: None)
+    slow = ("--device", "cpu", "--precision", "bf16")
+    planned = run("train-coarse", *data, *slow, "--out", coarse, "--dry-run", *MINI)
     assert "total: 12 iterations" in planned.stdout, planned.stderr
+    assert "note: this CPU emulates bf16" in planned.stderr
     short = (*MINI, "coarse.iterations=4", "fine.iterations=2")
     done = run("train-coarse", *data, *cpu, "--out", coarse, "--json", *short)
     assert done.exit_code == 0, done.stderr

@@ -43,6 +43,12 @@ def test_a_cpu_uses_bf16_if_it_is_faster(monkeypatch, instructions, speed, preci
     try:
         assert cpu_bf16_speed() == speed
         assert make_runtime("cpu").precision == precision
+        assert make_runtime("cpu").notes == ()
+        named = make_runtime("cpu", "bf16")  # a named precision is used even if it is slower
+        assert named.precision == "bf16"
+        assert bool(named.notes) == (precision == "fp32")
+        assert all("on this CPU" in note or "this CPU emulates" in note for note in named.notes)
+        assert all(note.endswith("; --precision fp32 is faster") for note in named.notes)
         assert cpu_bf16_speed() == speed  # measured once
         assert torch.get_num_threads() == threads
     finally:
@@ -66,6 +72,11 @@ def test_a_busy_machine_does_not_change_the_precision_of_a_cpu(monkeypatch):
         assert make_runtime("cpu").precision == "bf16"
     finally:
         cpu_bf16_speed.cache_clear()
+
+
+def test_the_speed_in_bf16_is_measured_only_if_it_matters(monkeypatch):
+    monkeypatch.setattr(device_module, "cpu_has_fast_bf16", lambda: pytest.fail("measured"))
+    assert make_runtime("cpu", "fp32").notes == ()
 
 
 def test_the_speed_of_products_is_measured():

@@ -211,6 +211,10 @@ def test_all_problems_are_reported_at_once():
         (".lr=3", "key=value"),
         ("coarse..lr=3", "key=value"),
         ("task=${oc.env:HOME}", "interpolations are not allowed"),
+        (
+            "coarse.periods=[{length:30,floor:1e-4}]",
+            "unknown key coarse.periods[0].length:30; YAML needs a space after a colon: length: 30",
+        ),
         ("coarse.periods=[{length: 1, flor: 2}]", "did you mean coarse.periods[0].floor?"),
         (f"train.micro_batch=0x{'f' * 5000}", "micro_batch is a number of more than 64 digits"),
         (f"coarse={{lr: {'9' * 65}}}", "lr is a number of more than 64 digits"),

@@ -82,7 +82,8 @@ def _next_command(result: SweepResult, data: Path | None) -> str:
 
 def _tell(result: SweepResult) -> None:
     seeds = result.seeds > 1
-    title = f"{result.checkpoint}: {many(result.images, 'image')}, protocol {result.protocol}"
+    images = f"{many(result.images, 'image')} of {result.data}"
+    title = f"{result.checkpoint}: {images}, protocol {result.protocol}"
     columns = ["steps", "timesteps", "first t", "PSNR", "SSIM", "s / image", "mark"]
     if seeds:
         columns.insert(4, "+/-")

@@ -234,7 +234,7 @@ def _show_plan(options: TrainOptions, json: bool) -> None:
         console.emit(plan)
         return
     for notice in plan.notices:
-        console.remark(notice)
+        console.remark(f"note: {notice}")
     columns = ("patch", "batch", "micro", "iterations", "s / step", "time", "memory")
     rows = [
         (

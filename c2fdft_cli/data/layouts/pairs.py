@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
@@ -355,7 +356,9 @@ def _hint(tree: Tree) -> str:
         return tree.advice
     folders = list(dict.fromkeys(path.parent for path in tree.images))
     first = [tree.files[folder][0] for folder in folders[:2]]
-    example = [*first, *tree.images[1:2]][:2]
+    # in one folder a file that is named otherwise, as the two sides of a set are, if there is one
+    others = (path for path in tree.images if _pattern(path) != _pattern(tree.images[0]))
+    example = [*first, *islice(chain(others, tree.images[1:2]), 1)][:2]
     # the degraded image first, if the names show which one it is
     example.sort(
         key=lambda path: ("lq", None, "gt").index(said_side(str(path.relative_to(tree.root))))
@@ -369,6 +372,11 @@ def _hint(tree: Tree) -> str:
     if len(tree.images) > 1:
         ways.append(f"if they are pairs, {by_list}")
     return "; ".join(ways)
+
+
+def _pattern(path: Path) -> list[str]:
+    """Return what a file's name has in common with those of the same series: all but the number."""
+    return [word for word in name_words(path.stem) if not word.isdigit()]
 
 
 def _has_partner(root: Path) -> bool:

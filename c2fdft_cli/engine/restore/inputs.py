@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePath
@@ -183,14 +183,15 @@ def _inputs(
         what = "no images in this folder" if os.path.isdir(first) else "no image matches"
         details = [str(one) for one in not_read]
         raise DataError(what, where=first, hint=hint, details=details)
+    below = _places_below(root)
     sources = [
         source
         for path, is_video in found.items()
-        for source in _sources(path, _below(path, root), is_video)
+        for source in _sources(path, below(path), is_video)
     ]
     for error in refused:
         path = Path(error.filename)
-        sources.append(Source(path, _below(path, root), problem=read_error(error, path)))
+        sources.append(Source(path, below(path), problem=read_error(error, path)))
     return Inputs(sources, single=False, not_read=not_read)
 
 
@@ -211,14 +212,24 @@ def _from_bytes(data: bytes | None) -> Source:
     return Source(Path(name), PurePath(name), None, height, width, data=data, note=note)
 
 
-def _below(path: Path, root: Path) -> PurePath:
-    """Return a path relative to `root`.
+def _places_below(root: Path) -> Callable[[Path], PurePath]:
+    """Return a function that makes paths relative to `root`.
 
     A list of files may contain the root itself: it is not an image, but needs a name for its error.
     """
-    full = os.path.abspath(path)
-    place = os.path.relpath(full, os.path.abspath(root))
-    return PurePath(place if place != os.curdir else os.path.basename(full) or "root")
+    top = os.path.abspath(root)
+    # once for each folder, because it takes long for one with many files
+    place_of = cache(lambda folder: PurePath(os.path.relpath(os.path.abspath(folder), top)))
+
+    def below(path: Path) -> PurePath:
+        folder: PurePath = place_of(path.parent)
+        if path.name not in ("", os.pardir) and os.pardir not in folder.parts:
+            return folder / path.name
+        full = os.path.abspath(path)
+        place = os.path.relpath(full, top)
+        return PurePath(place if place != os.curdir else os.path.basename(full) or "root")
+
+    return below
 
 
 def _walk(folder: Path, refused: list[OSError]) -> Iterator[Path]:

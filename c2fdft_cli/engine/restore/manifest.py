@@ -15,10 +15,10 @@ import re
 import secrets
 import stat
 import sys
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from c2fdft_cli.data.images.formats import JPEG_SUFFIXES
 from c2fdft_cli.data.video.probe import VIDEO_SUFFIXES
@@ -27,7 +27,11 @@ from c2fdft_cli.files import ensure_folder, read_error, write_error
 
 MANIFEST_NAME = ".c2fdft-restore.jsonl"
 _NAME_OF_USER = re.compile(r"\.c2fdft-restore\.\d{1,10}\.jsonl")
-MAX_MANIFEST_BYTES = 256 << 20
+MAX_MANIFEST_BYTES, MAX_KEPT_BYTES = 4 << 30, 1 << 30
+"""Sizes up to which a file of records is read, and its newest lines are kept in memory."""
+_MAX_LINE_BYTES = 1 << 20
+_BYTES_BESIDE_LINE = 400
+"""Memory that keeping a line takes besides its text and that of the output's name."""
 _USUAL = {"temporal_noise": "fixed", "crf": 18}
 """Defaults left out of the digest, so that records made before these settings were stay valid."""
 _ONLY_FOR = {"quality": JPEG_SUFFIXES, "temporal_noise": VIDEO_SUFFIXES, "crf": VIDEO_SUFFIXES}
@@ -42,6 +46,8 @@ _MAX_BEGUN = 8
 """Number of lines per output, the newest ones, that are kept in memory."""
 _PIECES, _PIECE_BYTES = 16, 4096
 """How much of a file identifies it, besides its size and time."""
+_COVERED_BYTES = _PIECES * _PIECE_BYTES
+"""Files up to this size are covered by their pieces."""
 
 
 class Manifest:
@@ -53,7 +59,8 @@ class Manifest:
         weights_file: the file name of the weights, for messages.
 
     Attributes:
-        unread: the files of records that this user may not read, in a folder of several users.
+        unread: the files of records that are not read, each with the reason: no permission, in a
+            folder of several users, or their size.
 
     Raises:
         DataError: the system does not read the records, for another reason.
@@ -68,18 +75,21 @@ class Manifest:
         self._sources: dict[Path, list[int] | None] = {}
         self._written: dict[Path, list[int] | None] = {}
         self._run = secrets.token_hex(4)
-        self._known: dict[str, tuple[dict[str, Any], ...]] = {}
-        self.unread: list[Path] = []
+        self._known: dict[str, tuple[bytes, ...]] = {}
+        self.unread: dict[Path, str] = {}
         self.read_again()
 
     def read_again(self) -> None:
         """Read what other processes have recorded since."""
-        self._known, self.unread = {}, []
+        self._known, self.unread = {}, {}
         for path in [] if self._folder is None else _record_files(self._folder):
             try:
                 found = _read(path)
             except PermissionError:
-                self.unread.append(path)
+                self.unread[path] = "no permission"
+                continue
+            except _TooLargeError as error:
+                self.unread[path] = str(error)
                 continue
             for output, lines in found.items():
                 self._known[output] = (*lines, *self._known.get(output, ()))
@@ -100,7 +110,7 @@ class Manifest:
 
     def was_written(self, output: Path) -> bool:
         """Whether this program finished an output of this name, which may be another file now."""
-        return any("replaces" not in line for line in self._known.get(self._key(output), ()))
+        return any("replaces" not in line for line in self._lines(output))
 
     def doubt(self, output: Path, source: Path) -> str | None:
         """Return why an existing file may differ from what this run would make; None if not."""
@@ -186,13 +196,16 @@ class Manifest:
         """Return what identifies an input: its state at `look_at`, or its present one."""
         return self._sources.get(source) or _state_of(source)
 
+    def _lines(self, output: Path) -> Iterator[Mapping[str, Any]]:
+        """Yield the lines about an output, newest first."""
+        return filter(None, map(_parsed, self._known.get(self._key(output), ())))
+
     def _entry(self, output: Path) -> Mapping[str, Any] | None:
         """Return the newest line of an output that tells how the present file was made.
 
         A `begin` of this run does not, nor a line about a file that is not the present one.
         """
-        lines = self._known.get(self._key(output), ())
-        others = (one for one in lines if one.get("run") != self._run)
+        others = (one for one in self._lines(output) if one.get("run") != self._run)
         return next((one for one in others if _is_about(one, output)), None)
 
     def _differences(self, found: Mapping[str, Any], suffix: str) -> str:
@@ -278,37 +291,74 @@ def _open_to_append(folder: Path, flags: int = 0) -> tuple[Path, int]:
     raise failed from cause
 
 
-def _read(path: Path) -> dict[str, tuple[dict[str, Any], ...]]:
+class _TooLargeError(Exception):
+    """A file of records would take too much time or memory; the text says how large it is."""
+
+
+def _read(path: Path) -> dict[str, tuple[bytes, ...]]:
     """Read the newest lines of each output, newest first, back to that of its last finished file.
 
-    Damaged lines are skipped.
+    Damaged lines are skipped. The lines are kept as they are: parsed, they take several times the
+    memory, and a hostile one any number of times.
 
     Raises:
         PermissionError: the user may not read the file.
+        _TooLargeError: it is larger than a file of records can reasonably be.
         DataError: the system does not read it, for another reason.
     """
-    known: dict[str, tuple[dict[str, Any], ...]] = {}
+    known: dict[str, tuple[bytes, ...]] = {}
+    kept = 0
     try:
         status = path.lstat()
         # Reading a pipe would block, and a link is not followed when records are written either.
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_MANIFEST_BYTES:
+        if not stat.S_ISREG(status.st_mode):
             return known
-        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+        size = f"its {status.st_size:,} bytes"
+        if status.st_size > MAX_MANIFEST_BYTES:
+            raise _TooLargeError(f"{size} are over {MAX_MANIFEST_BYTES:,}")
+        with path.open("rb") as file:
+            for line in _whole_lines(file):
+                entry = _parsed(line)
+                if entry is None:
+                    continue
+                name = entry["output"]
+                before = known.get(name, ())
+                lines = (line, *(before if "replaces" in entry else ()))[:_MAX_BEGUN]
+                kept += _memory(name, lines) - _memory(name, before)
+                if kept > MAX_KEPT_BYTES:
+                    raise _TooLargeError(f"{size} hold records of too many files")
+                known[name] = lines
     except (FileNotFoundError, NotADirectoryError):
         return known
     except PermissionError:
         raise
     except OSError as error:  # it may say that all outputs are done
         raise read_error(error, path) from error
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(entry, dict) and isinstance(name := entry.get("output"), str):
-            before = known.get(name, ()) if "replaces" in entry else ()
-            known[name] = (entry, *before)[:_MAX_BEGUN]
     return known
+
+
+def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a file except those of over `_MAX_LINE_BYTES`."""
+    is_rest = False
+    while piece := file.readline(_MAX_LINE_BYTES):
+        if not is_rest and (piece.endswith(b"\n") or len(piece) < _MAX_LINE_BYTES):
+            yield piece
+        is_rest = not piece.endswith(b"\n")
+
+
+@lru_cache(maxsize=4 * _MAX_BEGUN)  # the lines about one output are looked at several times
+def _parsed(line: bytes) -> Mapping[str, Any] | None:
+    """Parse a line; None if it is damaged."""
+    try:
+        entry = json.loads(line.decode("ascii", "replace"))
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("output"), str) else None
+
+
+def _memory(name: str, lines: Sequence[bytes]) -> int:
+    """Estimate the bytes that the lines about an output take in memory."""
+    return sum(len(line) + _BYTES_BESIDE_LINE for line in lines) + bool(lines) * 4 * len(name)
 
 
 def _is_at_new_line(handle: int) -> bool:
@@ -353,23 +403,38 @@ def _state_of(path: Path) -> list[int] | None:
     Archives give all their files one time, and uncompressed pictures of one size are equally long,
     so size and time alone do not tell two inputs apart. Reading whole files would take too long.
     """
-    state = _size_and_time(path)
-    if state is None or not path.is_file():  # a pipe would block
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    state, size = [status.st_size, status.st_mtime_ns], status.st_size
+    if not stat.S_ISREG(status.st_mode):  # a pipe would block
         return state
+    starts = [number * max(size - _PIECE_BYTES, 0) // (_PIECES - 1) for number in range(_PIECES)]
     digest = hashlib.sha256()
     try:
         with path.open("rb", buffering=0) as file:
-            for number in range(_PIECES):
-                file.seek(number * max(state[0] - _PIECE_BYTES, 0) // (_PIECES - 1))
-                digest.update(file.read(_PIECE_BYTES))
+            whole = file.read(size) if size <= _COVERED_BYTES else b""
+            for start in starts:
+                if whole:
+                    digest.update(whole[start : start + _PIECE_BYTES])
+                else:
+                    file.seek(start)
+                    digest.update(file.read(_PIECE_BYTES))
     except OSError:
         return state
     return [*state, int.from_bytes(digest.digest()[:8], "big")]
 
 
 def _is_same_input(then: object, now: list[int] | None) -> bool:
-    """Compare two states of an input; those that earlier versions recorded lack the digest."""
+    """Compare two states of an input; those that earlier versions recorded lack the digest.
+
+    An input of another time is the same one if the digest covers all of it. In a large one, an
+    uncompressed picture say, something may have been changed between the pieces.
+    """
     if isinstance(then, list) and now is not None:
+        if len(then) == len(now) == 3 and then[0] == now[0] <= _COVERED_BYTES:
+            return bool(then[2] == now[2])
         known = min(len(then), len(now))
         return known > 1 and then[:known] == now[:known]
     return then == now

@@ -214,9 +214,9 @@ def _refuse_originals(items: Sequence[Item]) -> None:
 
 
 def _unread(manifest: Manifest) -> list[str]:
-    """Return a warning for each file of records that the user may not read."""
+    """Return a warning for each file of records that is not read."""
     effect = "the files that it lists count as files without a record"
-    return [f"{path} cannot be read (no permission): {effect}" for path in manifest.unread]
+    return [f"{path} cannot be read ({why}): {effect}" for path, why in manifest.unread.items()]
 
 
 def _check_folders(specs: Sequence[str], out: str, folder: Path | None, writing: Writing) -> None:
@@ -358,7 +358,7 @@ def _stale(skipped: Sequence[Skipped]) -> list[str]:
     return [
         f"{paths[0]} already exists, not overwritten: {doubt}"
         if len(paths) == 1
-        else f"{len(paths)} files already exist, not overwritten: {doubt}"
+        else f"{len(paths)} files already exist, not overwritten; for each: {doubt}"
         for doubt, paths in outputs.items()
     ]
 

@@ -93,9 +93,11 @@ def open_shards(folder: Path | None, subject: Subject) -> ShardPairs:
         subject: the weights.
 
     Raises:
-        DataError: no such folder, no validation shards in it, or the weights name none.
+        DataError: no such folder, no validation shards in it, or the weights name none or other
+            images than are in it.
     """
     hint = "name shards made by `c2fdft prepare` with --data"
+    is_named = folder is not None
     if folder is None:
         own, path = subject.checkpoint.meta.data, subject.checkpoint.path
         if own is None:
@@ -107,6 +109,8 @@ def open_shards(folder: Path | None, subject: Subject) -> ShardPairs:
     if pairs is None or not len(pairs):
         hint = "prepare the set again with --val N"
         raise DataError("no validation shards in the folder", where=folder, hint=hint)
+    if not is_named:
+        subject.checkpoint.refuse_other_data(pairs.shards)
     return pairs
 
 

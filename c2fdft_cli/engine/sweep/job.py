@@ -154,8 +154,12 @@ class Sweep:
         with hold_folder(self.out, "another sweep is writing to this folder", ".sweep.lock"):
             self.log = self._read_log()  # another sweep may have written it in the meantime
             with graceful_stop() as stop:
-                for index, name in zip(self.indices, self.names, strict=True):
-                    yield from self._try_image(index, name, stop)
+                try:
+                    for index, name in zip(self.indices, self.names, strict=True):
+                        yield from self._try_image(index, name, stop)
+                        self.log.save_if_due()
+                finally:  # also after a signal or an error, such as a lack of memory
+                    self.log.save_new()
             return self._finish()
 
     def _try_image(self, index: int, name: str, stop: StopRequest) -> Generator[Tried, None, None]:
@@ -169,14 +173,11 @@ class Sweep:
             if trial not in self.log.scores:
                 if stop:
                     self._interrupt(stop)
-                self.log.scores[trial] = next(found)
+                self.log.add(trial, next(found))
                 self._calls += len(trial.timesteps)
             yield Tried(trial, self.log.scores[trial])
-        if new:
-            self.log.save({"complete": False})
 
     def _interrupt(self, stop: StopRequest) -> None:
-        self.log.save({"complete": False})
         number = stop.signal_number or 2
         hint = f"the same command resumes from {self.log.path}"
         raise Interrupted("the sweep was stopped", signal_number=number, hint=hint)
@@ -202,6 +203,7 @@ class Sweep:
             checkpoint=self.path,
             stage=subject.checkpoint.meta.stage,
             protocol=subject.protocol.name,
+            data=self.pairs.shards.paths[0].parent,
             images=len(self.names),
             seeds=len(self.seeds),
             rows=rows,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from c2fdft_cli.vocabulary import finite_or_none
 
 FORMAT = "c2fdft-sweep"
 FORMAT_VERSION = 1
+_SPARING = 20
+"""Scores are saved when this many times as long as the last save took has passed since then: saving
+after each image would take a time that is quadratic in their number."""
 _NOT_OURS = (ValueError, KeyError, TypeError, RecursionError)
 """What parsing a file raises that this program did not write, or that was edited."""
 
@@ -51,6 +55,8 @@ class SweepLog:
         self.path = path
         self.settings = dict(settings)
         self.scores: dict[Trial, Scored] = {}
+        self._is_new = False
+        self._saved_at = self._save_seconds = 0.0
         if path.exists():
             self._resume(overwrite)
 
@@ -75,8 +81,23 @@ class SweepLog:
             what = "this file holds a sweep with other settings"
             raise DataError(what, where=self.path, hint=hint, details=other)
 
+    def add(self, trial: Trial, scored: Scored) -> None:
+        """Add a score, which one of the methods below writes to the file."""
+        self.scores[trial], self._is_new = scored, True
+
+    def save_if_due(self) -> None:
+        """Save the new scores of an unfinished sweep, unless the last save was just before."""
+        if time.monotonic() - self._saved_at >= _SPARING * self._save_seconds:
+            self.save_new()
+
+    def save_new(self) -> None:
+        """Save the new scores of an unfinished sweep, if there are any."""
+        if self._is_new:
+            self.save({"complete": False})
+
     def save(self, document: Mapping[str, Any]) -> None:
         """Write the scores and the entries of `document` to the file, atomically."""
+        began = time.monotonic()
         content = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -85,6 +106,8 @@ class SweepLog:
             "trials": [vars(_as_row(trial, scored)) for trial, scored in self.scores.items()],
         }
         atomic_write_text(self.path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        self._is_new, self._saved_at = False, time.monotonic()
+        self._save_seconds = self._saved_at - began
 
 
 def is_of_other_weights(path: Path, digest: str) -> bool:

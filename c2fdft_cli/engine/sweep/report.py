@@ -33,6 +33,7 @@ class SweepResult:
         checkpoint: the path of the weights.
         stage: the weights' stage.
         protocol: the protocol of the scores.
+        data: the folder of the shards.
         images, seeds: number of images, and of noise samples per image.
         rows: the rows of the table, one per schedule.
         chosen: the row of the chosen schedule.
@@ -47,6 +48,7 @@ class SweepResult:
     checkpoint: Path
     stage: str
     protocol: str
+    data: Path
     images: int
     seeds: int
     rows: list[Row]
@@ -65,6 +67,7 @@ def summary(result: SweepResult) -> dict[str, Any]:
         "checkpoint": str(result.checkpoint),
         "stage": result.stage,
         "protocol": result.protocol,
+        "data": str(result.data),
         "images": result.images,
         "seeds": result.seeds,
         "rule": result.rule,

@@ -70,11 +70,14 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "grid": meta.grid,
         "grid_from": meta.grid_from,
         "data": meta.data,
+        "data_train": meta.data_train,
+        "data_val": meta.data_val,
         "metrics": meta.metrics,
         "versions": meta.versions,
     }
     if meta.stage == "released":
-        for key in ("step", "grid", "grid_from", "data", "metrics", "versions", "diffusion"):
+        of_training = "step grid grid_from data data_train data_val metrics versions diffusion"
+        for key in of_training.split():
             del facts[key]
         facts["grid in use"] = checkpoint.grid()
     return facts

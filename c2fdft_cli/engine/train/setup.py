@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.sampling.subject import weights_digest
 from c2fdft_cli.engine.train.folder import RunFolder, auto_run, find_run, new_run
 from c2fdft_cli.engine.train.options import TrainOptions
@@ -364,7 +365,12 @@ def _recipe_name(request: TrainRequest, init: Checkpoint | None) -> str:
 
 
 def _data(request: TrainRequest, recipe: Recipe, init: Checkpoint | None) -> Path:
-    """Return the shard folder: --data, or else the recipe's, or else the checkpoint's."""
+    """Return the shard folder: --data, or else the recipe's, or else the checkpoint's.
+
+    Raises:
+        UsageError: none of them names a folder.
+        DataError: the checkpoint's folder is missing, or holds other images than then.
+    """
     if request.data is not None:
         return request.data
     named = "data.shards" in stated(request.overrides)
@@ -374,7 +380,10 @@ def _data(request: TrainRequest, recipe: Recipe, init: Checkpoint | None) -> Pat
         raise UsageError(
             "--data is missing", hint="give the shard folder that `c2fdft prepare` wrote"
         )
-    return Path(init.meta.data)
+    data = Path(init.meta.data)
+    _check_shards(data)
+    init.refuse_other_data(ShardSet.open(data, "train"))
+    return data
 
 
 def _check_shards(data: Path) -> None:

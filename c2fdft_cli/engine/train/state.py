@@ -165,6 +165,8 @@ class RunState:
             recipe=options.recipe.to_dict(),
             recipe_name=options.recipe_name,
             data=str(options.data),
+            data_train=self.images.train,
+            data_val=self.images.validation or None,
             metrics=dict(self.metrics),
         )
 

@@ -15,11 +15,11 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from c2fdft_cli.core.diffusion import check_grid, time_grid
@@ -30,16 +30,20 @@ from c2fdft_cli.engine.weights.identify import not_a_checkpoint
 from c2fdft_cli.engine.weights.pickles import StoredTensor
 from c2fdft_cli.engine.weights.stored import METADATA, containers_of, enough_memory, open_stored
 from c2fdft_cli.engine.weights.tensors import OUR_KEYS, SUFFIX, save_safetensors, save_tensors
-from c2fdft_cli.errors import CheckpointError
+from c2fdft_cli.errors import CheckpointError, DataError
 from c2fdft_cli.recipe.files import recipe_from_dict
 from c2fdft_cli.recipe.schema import Diffusion, Network, Recipe
 from c2fdft_cli.validation import STRICT, NotBool, validate
 from c2fdft_cli.version import __version__
-from c2fdft_cli.vocabulary import WeightSet
+from c2fdft_cli.vocabulary import WeightSet, for_shell
+
+if TYPE_CHECKING:
+    from c2fdft_cli.data.shards.reader import ShardSet
 
 FORMAT_VERSION = 1
 MAX_META_BYTES = 16 << 20
 StateDict = dict[str, Tensor]
+_Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass
@@ -50,6 +54,8 @@ class Meta:
     grid: the timesteps to sample at with these weights, or None if none have been chosen.
     grid_from: the origin of `grid`: "recipe", "sweep" or "training".
     data: the shards that the weights were trained on, as the user gave them.
+    data_train, data_val: fingerprints of their training and validation images (`ShardSet`); None
+        if they are not known, or there are none.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -63,6 +69,8 @@ class Meta:
     recipe: dict[str, Any] | None = None
     recipe_name: str | None = None
     data: str | None = None
+    data_train: _Fingerprint | None = None
+    data_val: _Fingerprint | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -79,6 +87,23 @@ class Checkpoint:
     params: StateDict
     ema: StateDict
     meta: Meta
+
+    def refuse_other_data(self, shards: ShardSet) -> None:
+        """Raise DataError if the shards at `meta.data` are known not to be those of the training.
+
+        The path may be relative to another folder, or the set may have been prepared again.
+        """
+        is_train, found = shards.header.split == "train", shards.fingerprint
+        own = self.meta.data_train if is_train else self.meta.data_val
+        if own is None or own == found:
+            return
+        folder, kind = shards.paths[0].parent, "training" if is_train else "validation"
+        raise DataError(
+            f"the {kind} images in this folder (fingerprint {found[:8]}) are not those that "
+            f"{self.path} was trained with ({own[:8]})",
+            where=folder,
+            hint=f"if they are meant, name the folder: {for_shell('--data', str(folder))}",
+        )
 
     def recipe(self, overrides: list[str]) -> Recipe | None:
         """Return the recipe of the training run, with overrides; None if the file has none."""

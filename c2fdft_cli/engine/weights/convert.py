@@ -149,6 +149,7 @@ def _left_out(form: str, checkpoint: Checkpoint) -> list[str]:
         "recipe": meta.recipe and (meta.recipe_name or "unnamed"),
         "metrics": ", ".join(meta.metrics) or None,
         "data": meta.data,
+        "fingerprints": " ".join(one[:8] for one in (meta.data_train, meta.data_val) if one),
         "versions": ", ".join(f"{name} {one}" for name, one in meta.versions.items()) or None,
     }
     return [f"{key} {value}" for key, value in known.items() if value]

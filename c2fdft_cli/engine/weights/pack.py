@@ -38,7 +38,7 @@ def add_entry(
 ) -> Entry:
     """Add weights to the folder, and an entry for them to its catalogue.
 
-    The paths of the training data are removed from `meta`, because they mean nothing elsewhere.
+    What names the training data is removed from `meta`, because it means nothing elsewhere.
 
     Args:
         name: the name that `--weights` will accept.
@@ -89,7 +89,7 @@ def _packed(path: Path) -> tuple[Checkpoint, bytes]:
     recipe = checkpoint.meta.recipe
     if recipe is not None and isinstance(recipe.get("data"), dict):
         recipe = {**recipe, "data": {**recipe["data"], "shards": None, "streaks": None}}
-    meta = replace(checkpoint.meta, data=None, recipe=recipe)
+    meta = replace(checkpoint.meta, data=None, data_train=None, data_val=None, recipe=recipe)
     file = io.BytesIO()
     torch.save({"params_ema": content["params_ema"], "meta": meta.to_json()}, file)
     size = file.tell()

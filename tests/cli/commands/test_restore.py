@@ -125,7 +125,9 @@ def test_a_folder_is_restored(folder: Path, coarse: Path, tmp_path: Path) -> Non
     other = call(folder, out, "--weights", coarse, "--steps", 2)
     assert other.exit_code == 6
     what = "made with other settings: timesteps 999, now 999,0"
-    assert other.stderr.startswith(f"warning: 2 files already exist, not overwritten: {what}")
+    assert other.stderr.startswith(
+        f"warning: 2 files already exist, not overwritten; for each: {what}"
+    )
     assert f"error: {out}: 2 existing files may differ from what this command makes" in other.stderr
     assert f"a.png: {what}" in other.stderr
     assert "hint: use --overwrite" in other.stderr

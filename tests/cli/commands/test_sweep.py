@@ -55,6 +55,7 @@ def test_json_is_one_document(coarse: Path, tmp_path: Path) -> None:
     assert sum(row["chosen"] for row in facts["rows"]) == 1
     assert {"first_t", "seconds", "pareto", "psnr", "ssim"} <= set(facts["rows"][0])
     assert facts["stamped"] is True
+    assert facts["data"] == load_checkpoint(coarse).meta.data
     assert facts["calls"] == {"spent": 9}
     assert facts["next"] == f"c2fdft train-fine --from {coarse}"
 

@@ -153,6 +153,14 @@ def test_every_refusal_shows_a_valid_line_of_a_list(tmp_path, names):
     assert len(find_pairs(tmp_path, pairs_file=tmp_path / "list.csv").pairs) == 1
 
 
+def test_the_line_of_a_list_shows_two_files_that_are_named_otherwise(tmp_path):
+    """Those of one series are two degraded images, or two clean ones."""
+    draw(tmp_path, "im00000.png", "im00001.png", "ref_0.png", "ref_1.png")
+    with pytest.raises(DataError) as caught:
+        find_pairs(tmp_path)
+    assert caught.value.hint.endswith(": im00000.png,ref_0.png")
+
+
 @pytest.mark.parametrize(
     ("clean", "degraded"),
     [

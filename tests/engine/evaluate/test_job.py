@@ -23,6 +23,7 @@ from c2fdft_cli.engine.evaluate.rows import document, table_of, write_csv
 from c2fdft_cli.engine.evaluate.weights import compare_weights, evaluate_weights
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, save_checkpoint
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
+from c2fdft_cli.execution import device
 from c2fdft_cli.metrics.full_reference import FULL_SET, load_piq
 from c2fdft_cli.metrics.protocols import PROTOCOLS, score
 from tests.kit.evaluate import degraded, run, save
@@ -236,6 +237,7 @@ def test_weights_on_their_own_shards(weights: Path) -> None:
 def test_images_restored_again_in_float32_are_reported(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(device, "cpu_has_fast_bf16", lambda: True)
     want = of_weights(weights, seeds=2)
     overflow_in_half_precision(monkeypatch)
     again = of_weights(weights, seeds=2, precision="bf16")

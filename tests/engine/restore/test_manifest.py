@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from c2fdft_cli.engine.restore import manifest
 from c2fdft_cli.engine.restore.manifest import MANIFEST_NAME, Manifest, settings_digest
+from c2fdft_cli.engine.restore.plan import _unread
 from c2fdft_cli.errors import DataError, ResourceError
 from tests.kit.restore import refuse_records
 
@@ -140,6 +143,19 @@ def test_inputs_of_one_size_and_time_are_told_apart(tmp_path: Path) -> None:
         manifest = Manifest(tmp_path, SETTINGS)
         assert manifest.doubt(tmp_path / "a.png", path) is None
         assert manifest.doubt(tmp_path / "a.png", another) == OTHER_INPUT
+
+
+@pytest.mark.parametrize(("size", "known"), [(0, True), (65_536, True), (65_537, False)])
+def test_a_copied_input_of_another_time_is_the_same_if_its_digest_covers_it(
+    tmp_path: Path, size: int, known: bool
+) -> None:
+    source, output = tmp_path / "a.bmp", tmp_path / "a.png"
+    source.write_bytes(bytes(size))
+    Manifest(tmp_path, SETTINGS).add(output, source)
+    os.utime(source, (1e9, 1e9))
+    assert (Manifest(tmp_path, SETTINGS).doubt(output, source) is None) == known
+    source.write_bytes(bytes(max(size - 1, 0)) + b"x")
+    assert Manifest(tmp_path, SETTINGS).doubt(output, source) == OTHER_INPUT
 
 
 @pytest.mark.parametrize(
@@ -375,6 +391,46 @@ def test_a_manifest_that_the_system_does_not_read_is_not_called_missing(
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
     (tmp_path / MANIFEST_NAME).write_text("")
-    monkeypatch.setattr(Path, "read_text", fail)
+    monkeypatch.setattr(Path, "open", fail)
     with pytest.raises(DataError, match=f"cannot read: {os.strerror(errno.EIO)}"):
         Manifest(tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [("MAX_MANIFEST_BYTES", r"its [\d,]+ bytes are over 2,000"),
+     ("MAX_KEPT_BYTES", r"its [\d,]+ bytes hold records of too many files")],
+)  # fmt: skip
+def test_too_many_records_are_reported(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, limit: str, reason: str
+) -> None:
+    """They were ignored without a word, and every file counted as one without a record."""
+    for number in range(20):
+        Manifest(tmp_path, SETTINGS).add(tmp_path / f"{number}.png", source)
+    assert not Manifest(tmp_path, SETTINGS).unread
+    monkeypatch.setattr(manifest, limit, 2000)
+    known = Manifest(tmp_path, SETTINGS)
+    (warning,) = _unread(known)
+    assert re.search(rf"{MANIFEST_NAME} cannot be read \({reason}\)", warning)
+    assert not known.has(tmp_path / "1.png")
+
+
+def test_records_that_newer_ones_replace_take_no_memory(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest, "MAX_KEPT_BYTES", 2000)
+    for _ in range(20):
+        Manifest(tmp_path, SETTINGS).add(tmp_path / "a.png", source)
+    assert Manifest(tmp_path, SETTINGS).doubt(tmp_path / "a.png", source) is None
+
+
+@pytest.mark.parametrize("length", [1 << 20, (1 << 20) + 1, 3 << 20])
+def test_endless_lines_are_skipped(tmp_path: Path, source: Path, length: int) -> None:
+    Manifest(tmp_path, SETTINGS).add(tmp_path / "a.png", source)
+    path = tmp_path / MANIFEST_NAME
+    good = path.read_bytes()
+    long = good.replace(b"a.png", b"b.png").rstrip() + b" " * length
+    path.write_bytes(b"[" * length + b"\n" + good + long)
+    known = Manifest(tmp_path, SETTINGS)
+    outputs = (tmp_path / "a.png", tmp_path / "b.png")
+    assert [known.was_written(output) for output in outputs] == [True, False]

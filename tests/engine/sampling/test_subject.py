@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.sampling import subject as subject_module
 from c2fdft_cli.engine.sampling.subject import open_shards, trained_grid
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, Meta
 from c2fdft_cli.errors import CheckpointError, DataError
-from c2fdft_cli.recipe.schema import Network
+from c2fdft_cli.recipe.schema import Network, Recipe
 
 
 def swept(trained: Any) -> Checkpoint:
@@ -45,6 +46,23 @@ def test_a_sweep_without_scores_changes_nothing():
     checkpoint = swept([999])
     checkpoint.meta.metrics.clear()
     assert trained_grid(checkpoint) == [500]
+
+
+def test_another_set_in_the_folder_that_the_weights_name_is_refused(shard_folder):
+    """Another folder may have the same relative path, or the set was prepared again."""
+    own, other = ShardSet.open(shard_folder, "val").fingerprint, "0" * 64
+    for known in (None, own, other):
+        weights = swept([999])
+        weights.meta.data, weights.meta.data_val = str(shard_folder), known
+        subject = SimpleNamespace(recipe=Recipe(), checkpoint=weights)
+        if known != other:
+            assert len(open_shards(None, subject)) == 2
+            continue
+        what = rf"{own[:8]}\) are not those that fine\.pt was trained with \(00000000\)"
+        with pytest.raises(DataError, match=what) as caught:
+            open_shards(None, subject)
+        assert str(caught.value.hint).endswith(f"--data {shard_folder}")
+        assert len(open_shards(shard_folder, subject)) == 2
 
 
 def test_a_folder_without_validation_shards_is_refused(tmp_path, monkeypatch):

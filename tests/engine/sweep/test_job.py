@@ -23,6 +23,8 @@ from c2fdft_cli.data.shards.format import Entry, ShardHeader
 from c2fdft_cli.engine.prepare.job import prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.sampling.scoring import Scored
+from c2fdft_cli.engine.sweep import job as sweep_job
+from c2fdft_cli.engine.sweep import log as sweep_log
 from c2fdft_cli.engine.sweep import report
 from c2fdft_cli.engine.sweep.job import sweep
 from c2fdft_cli.engine.sweep.log import SweepLog, Trial
@@ -469,7 +471,7 @@ def test_an_interrupted_sweep_continues(coarse: Path) -> None:
 
 
 def test_a_killed_sweep_keeps_the_scores_of_finished_images(coarse: Path) -> None:
-    """Nothing runs when a process is killed, so each image's scores are written when it is done."""
+    """Nothing runs when a process is killed, so scores are written while others are computed."""
     job = sweep(coarse, SweepOptions(steps=(1, 2), device="cpu", precision="fp32"))
     names = []
     for tried in job:
@@ -479,6 +481,24 @@ def test_a_killed_sweep_keeps_the_scores_of_finished_images(coarse: Path) -> Non
             break
     assert saved["complete"] is False
     assert [one["name"] for one in saved["trials"]] == names[:-1]
+
+
+def test_an_error_costs_no_scores(coarse: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the last save was too short a time ago for another one."""
+    restore, begun = sweep_job.restore_and_score, []
+
+    def fail_at_the_third(pairs: Any, indices: list[int], *rest: Any) -> Any:
+        begun.append(indices)
+        if len(begun) == 3:
+            raise MemoryError
+        return restore(pairs, indices, *rest)
+
+    monkeypatch.setattr(sweep_job, "restore_and_score", fail_at_the_third)
+    monkeypatch.setattr(sweep_log, "_SPARING", 1e9)
+    with pytest.raises(MemoryError):
+        run(coarse, steps=(1,))
+    saved = json.loads((coarse.parent / "sweep.json").read_text())
+    assert len({one["name"] for one in saved["trials"]}) == 2
 
 
 def test_fine_weights_are_tried_on_their_own_timesteps(shards: Path, tmp_path: Path) -> None:

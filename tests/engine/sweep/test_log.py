@@ -6,10 +6,12 @@ import errno
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from c2fdft_cli.engine.sampling.scoring import Scored
+from c2fdft_cli.engine.sweep import log as log_module
 from c2fdft_cli.engine.sweep.log import SweepLog, Trial, is_of_other_weights
 from c2fdft_cli.errors import DataError
 from tests.kit.documents import odd_documents
@@ -24,6 +26,29 @@ def written(path: Path) -> SweepLog:
         log.scores[Trial(name, 0, timesteps)] = Scored(name, 30.0, 0.9, seconds=0.5)
     log.save({"complete": True})
     return log
+
+
+def test_saving_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
+    """Saving after each image would take a time that is quadratic in the number of images."""
+    clock, write, saves = [5.0], log_module.atomic_write_text, []
+
+    def slow(path, text):
+        clock[0] += 1
+        saves.append(clock[0])
+        write(path, text)
+
+    monkeypatch.setattr(log_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(log_module, "atomic_write_text", slow)
+    log = SweepLog(tmp_path / "sweep.json", SETTINGS, overwrite=False)
+    for number in range(65):
+        log.add(Trial(f"{number}", 0, (999,)), Scored(f"{number}", 30.0, 0.9, seconds=0.5))
+        clock[0] += 1
+        log.save_if_due()
+    assert saves == [7, 28, 49, 70]
+    for _ in range(2):  # what is saved already is not saved again
+        log.save_new()
+    assert len(saves) == 5
+    assert SweepLog(log.path, SETTINGS, overwrite=False).scores == log.scores
 
 
 def test_an_edited_file_is_read_or_refused_in_one_line(tmp_path):

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.prepare.job import prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.sampling.executor import Executor
@@ -57,6 +58,7 @@ from tests.kit.training import (
     same_weights,
     stop_after,
 )
+from tests.kit.weights import write_random
 
 
 def test_a_run_writes_the_documented_files(coarse_run):
@@ -127,6 +129,8 @@ def test_a_checkpoint_describes_itself(coarse_run, fine_run, shard_folder):
     assert (coarse.meta.stage, coarse.meta.step) == ("coarse", 12)
     assert (fine.meta.stage, fine.meta.step, fine.meta.grid) == ("fine", 8, [999, 500])
     assert fine.meta.data == str(shard_folder)
+    of_both = [ShardSet.open(shard_folder, split).fingerprint for split in ("train", "val")]
+    assert [fine.meta.data_train, fine.meta.data_val] == of_both
     assert fine.meta.recipe["fine"]["iterations"] == 8
     released = torch.load(fine_run / "fine.pt", weights_only=True)
     assert set(released) == {"params", "params_ema", "meta"}
@@ -422,6 +426,18 @@ def test_recipe_data_and_timesteps_come_from_the_checkpoint(tmp_path, shard_fold
     assert options.data == shard_folder
     assert options.recipe.network.dim == 8
     assert options.recipe_name == "tiny"
+
+
+def test_another_set_in_the_folder_that_the_checkpoint_names_is_refused(tmp_path, shard_folder):
+    weights = tmp_path / "coarse.pt"
+    write_random(weights, stage="coarse", data=shard_folder, data_train="0" * 64)
+    wish = TrainRequest(stage="fine", init=weights, device="cpu", out=tmp_path / "f")
+    what = r"training images in this folder .* not those that .*coarse\.pt was trained with"
+    with pytest.raises(DataError, match=what):
+        set_up(wish)
+    assert set_up(replace(wish, data=shard_folder)).data == shard_folder
+    named = replace(wish, overrides=[f"data.shards={shard_folder}"])
+    assert set_up(named).data == shard_folder
 
 
 @pytest.mark.parametrize(

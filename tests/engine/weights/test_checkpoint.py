@@ -261,6 +261,10 @@ def test_an_archive_that_unpacks_to_much_more_is_refused(tmp_path):
             "descend",
         ),
         (
+            '{"format_version": 1, "network": {}, "diffusion": {}, "data_val": "\\u001b"}',
+            "data_val must",
+        ),
+        (
             '{"format_version": 1, "network": {}, "diffusion": {}, "data": {"a": 1}}',
             "data must be a valid string",
         ),

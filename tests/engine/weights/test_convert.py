@@ -33,7 +33,7 @@ def ema():
 @pytest.fixture
 def ours(tmp_path, ema):
     raw = {name: 0.9 * tensor for name, tensor in ema.items()}
-    meta = Meta(SMALL, stage="fine", step=9, grid=[999, 500], data="sets/rain")
+    meta = Meta(SMALL, stage="fine", step=9, grid=[999, 500], data="sets/rain", data_val="b" * 64)
     meta.recipe = Recipe(network=SMALL).to_dict()
     save_checkpoint(tmp_path / "ours.pt", raw, ema, meta)
     return tmp_path / "ours.pt"
@@ -77,6 +77,7 @@ def test_losses_in_the_official_format_are_noted(ours):
         "step 9",
         "recipe unnamed",
         "data sets/rain",
+        "fingerprints bbbbbbbb",
         f"versions {', '.join(f'{name} {one}' for name, one in versions().items())}",
     ]
     assert done.grid == [999, 500]
