@@ -19,7 +19,7 @@ from c2fdft_cli.engine.weights.checkpoint import (
 from c2fdft_cli.engine.weights.convert import convert
 from c2fdft_cli.engine.weights.convert_options import ConvertOptions
 from c2fdft_cli.errors import CheckpointError, ResourceError, UsageError
-from c2fdft_cli.recipe.schema import Diffusion, Network, Recipe
+from c2fdft_cli.recipe.schema import Diffusion, Network, Recipe, Sampling
 from tests.kit.formula import fill
 
 SMALL = Network(dim=8, blocks=[1, 1, 1, 1])
@@ -80,6 +80,16 @@ def test_losses_in_the_official_format_are_noted(ours):
         f"versions {', '.join(f'{name} {one}' for name, one in versions().items())}",
     ]
     assert done.grid == [999, 500]
+
+
+def test_eta_lost_in_the_official_format_is_noted(ours):
+    meta = load_checkpoint(ours).meta
+    meta.recipe = Recipe(network=SMALL, sampling=Sampling(eta=0.5)).to_dict()
+    state = load_checkpoint(ours).ema
+    save_checkpoint(ours, state, state, meta)
+    done = convert(ours, ours.with_name("a.pth"), ConvertOptions())
+    assert done.eta == 0.5
+    assert "eta 0.5" in done.left_out
 
 
 def test_an_official_checkpoint_loses_nothing_in_its_own_format(ours):
