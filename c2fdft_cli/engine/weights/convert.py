@@ -61,7 +61,7 @@ def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
     """Write the weights of one file, in any format except ONNX, in another format, atomically.
 
     Raises:
-        UsageError: options cannot be combined, or `out` already exists.
+        UsageError: options cannot be combined, or `out` is the source or already exists.
         CheckpointError: the source is not a checkpoint, or its weights do not fit its network.
         ResourceError: a package is missing, the file cannot be written, or the ONNX file does
             not compute the same as the network.

@@ -97,7 +97,9 @@ def test_usage_errors(weights, tmp_path):
         code=2,
         says="the suffix does not determine the format to write",
     )
-    refused(weights, weights, code=2, says="use --overwrite")
+    refused(weights, weights, "--overwrite", code=2, says="would replace its input")
+    (tmp_path / "b.pth").touch()
+    refused(weights, tmp_path / "b.pth", code=2, says="use --overwrite")
     refused(
         weights, tmp_path / "a.pth", "--ema-only", code=2, says="--ema-only cannot be combined with"
     )

@@ -262,8 +262,19 @@ def test_a_file_is_overwritten_only_if_requested(ours):
     with pytest.raises(UsageError, match="already exists"):
         made(ours, "a.pth")
     assert path.read_bytes() == before
-    made(ours, "ours.pt", overwrite=True, half="bf16", ema_only=True)
-    assert load_checkpoint(ours).grid() == [999, 500]
+    made(ours, "a.pth", overwrite=True, to="checkpoint")
+    assert load_checkpoint(path).grid() == [999, 500]
+
+
+@pytest.mark.parametrize("name", ["ours.pt", "link.pt"])
+def test_the_source_is_never_replaced(ours, name):
+    before = ours.read_bytes()
+    if name != "ours.pt":
+        ours.with_name(name).symlink_to(ours)
+    for form in ("checkpoint", "onnx"):
+        with pytest.raises(UsageError, match="would replace its input"):
+            made(ours, name, overwrite=True, to=form)
+    assert ours.read_bytes() == before
 
 
 @pytest.mark.parametrize(
