@@ -27,6 +27,8 @@ MAX_SETS = 16
 MAX_NAME = 200
 """Longer names are ignored: no weight has one, and comparing many of them would take long."""
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+PROFILED = frozenset({"total_ops", "total_params"})
+"""The last parts of the names under which thop, a profiler, stores its counts in a network."""
 Described = dict[str, StoredTensor]
 
 
@@ -131,7 +133,7 @@ def _sets_of(place: str, node: dict[Any, Any]) -> Iterator[_Set]:
         state = {
             plain_name(key.removeprefix(prefix)): tensor
             for key, tensor in tensors.items()
-            if key.startswith(prefix)
+            if key.startswith(prefix) and key.rpartition(".")[2] not in PROFILED
         }
         yield _Set(place + prefix, state)
 
@@ -153,7 +155,8 @@ def _only(sets: list[_Set], path: Path) -> Described:
     described = {}
     for name, tensor in sets[0].state.items():
         if not isinstance(tensor, StoredTensor) or not tensor.dtype.is_floating_point:
-            raise not_a_checkpoint(path, f"{name:.80} does not hold plain floating-point numbers")
+            what = f"{name:.80} does not hold plain floating-point numbers"
+            raise not_a_checkpoint(path, what, "save the network's weights alone, in float32")
         described[name] = tensor
     return described
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from c2fdft_cli.engine.weights.build import make_network
-from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
-from c2fdft_cli.engine.weights.contents import plain_name, weights_in
+from c2fdft_cli.engine.weights.checkpoint import besides_weights, load_checkpoint
+from c2fdft_cli.engine.weights.contents import FIRST_WEIGHT, plain_name, weights_in
 from c2fdft_cli.engine.weights.stored import open_stored
 from c2fdft_cli.engine.weights.tensors import save_safetensors
 from c2fdft_cli.errors import CheckpointError
@@ -41,6 +41,52 @@ def saved(tmp_path):
 
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+OTHER = "these are the weights of another network"
+DAMAGED = "the weights do not fit"
+
+
+@pytest.mark.parametrize(
+    ("change", "says", "hint"),
+    [
+        ({"extra.buffer": torch.ones(3)}, OTHER, "without the unexpected tensors"),
+        ({FIRST_WEIGHT: torch.ones(8, 3, 3, 3)}, OTHER, "give weights of C2F-DFT"),
+        ({"output.weight": None}, DAMAGED, "get it again"),
+        ({"output.weight": torch.ones(3, 2, 3, 3)}, DAMAGED, "get it again"),
+    ],
+)
+def test_another_network_is_not_called_damaged(raw, saved, change, says, hint):
+    state = {name: value for name, value in {**raw, **change}.items() if value is not None}
+    with pytest.raises(CheckpointError, match=says) as caught:
+        load_checkpoint(saved(state)).network()
+    assert hint in caught.value.hint
+    assert len(caught.value.details) == 1
+
+
+def test_a_list_of_misfits_that_is_cut_ends_with_their_numbers(raw, saved):
+    state = {**raw, **{f"extra.{i}": torch.ones(1) for i in range(12)}}
+    del state["output.weight"]
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(saved(state)).network()
+    *shown, last = caught.value.details
+    assert shown[0] == "missing: output.weight"
+    assert len(shown) == 10
+    assert last == "in all: 1 names missing, 12 unexpected, 0 tensors of another shape"
+
+
+def test_counts_of_a_profiler_are_ignored(raw, saved):
+    counts = {f"{name.rpartition('.')[0]}.total_ops": torch.zeros(1) for name in raw}
+    counts |= {"total_ops": torch.zeros(1), "total_params": torch.zeros(1, dtype=torch.int64)}
+    assert same(load_checkpoint(saved({**counts, **raw})).network().state_dict(), raw)
+    # they are not weights, so that a command that stores timesteps would lose them
+    assert "total_ops" in besides_weights(saved({**counts, **raw}))
+
+
+def test_a_tensor_of_other_numbers_has_a_hint(raw, saved):
+    with pytest.raises(CheckpointError, match=r"opt\.step does not hold plain") as caught:
+        load_checkpoint(saved({**raw, "opt.step": torch.tensor(3)}))
+    assert "the network's weights alone" in caught.value.hint
 
 
 def named(prefix, state):
