@@ -193,9 +193,25 @@ def test_other_precisions_become_float32(saved, raw, dtype):
     assert same(load_checkpoint(saved({"state_dict": cast})).ema, expected)
 
 
-@pytest.mark.parametrize("key", ["params_ema", "model_ema", "ema_state_dict", "ema"])
+@pytest.mark.parametrize(
+    "key",
+    ["params_ema", "model_ema", "ema_state_dict", "ema", "EMA", "netEMA", "emaModel", "EMAModel"],
+)
 def test_averaged_weights_are_recognised_by_name(saved, raw, ema, key):
     checkpoint = load_checkpoint(saved({"params": raw, key: ema}))
+    assert same(checkpoint.params, raw)
+    assert same(checkpoint.ema, ema)
+
+
+@pytest.mark.parametrize("key", ["schema", "emanation", "netEmanation"])
+def test_ema_within_a_word_marks_nothing(saved, raw, key):
+    with open_stored(saved({key: raw})) as file:
+        assert list(weights_in(file)[0]) == ["raw"]
+
+
+def test_the_network_beside_its_average_is_the_raw_one(saved, raw, ema):
+    both = {**named("online_model.", raw), **named("ema_model.", ema), "step": torch.tensor(4)}
+    checkpoint = load_checkpoint(saved({"model": raw, "ema": both}))
     assert same(checkpoint.params, raw)
     assert same(checkpoint.ema, ema)
 
@@ -204,7 +220,18 @@ def test_several_sets_are_refused_and_listed(saved, raw, ema):
     with pytest.raises(CheckpointError, match="holds several sets of weights") as caught:
         load_checkpoint(saved({"student": raw, "teacher": ema}))
     assert caught.value.details == ("student", "teacher")
-    assert "torch.save(content['NAME']" in caught.value.hint
+    assert "torch.save(content['teacher'], 'weights.pth')" in caught.value.hint
+
+
+def test_the_hint_on_several_sets_is_code_that_saves_one(saved, raw, ema, tmp_path, monkeypatch):
+    path = saved({"student": raw, "b": {**named("teacher.", ema), "step": torch.tensor(1)}})
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path)
+    assert caught.value.details == ("student", "b.teacher")
+    monkeypatch.chdir(tmp_path)
+    code = caught.value.hint.partition("for example ")[2]
+    exec(code, {"torch": torch, "content": torch.load(path, weights_only=True)})
+    assert same(load_checkpoint(tmp_path / "weights.pth").ema, ema)
 
 
 def test_equal_sets_count_as_one(saved, raw):
@@ -239,6 +266,13 @@ def test_weights_that_are_not_numbers_are_refused(saved, raw, key, number):
     ) as caught:
         load_checkpoint(saved({"params": raw, "params_ema": raw, key: broken}))
     assert "use an earlier checkpoint" in caught.value.hint
+
+
+def test_numbers_beyond_float32_are_not_called_a_diverged_training(saved, raw):
+    large = {name: tensor.double() * 1e300 for name, tensor in raw.items()}
+    with pytest.raises(CheckpointError, match="float32 cannot represent") as caught:
+        load_checkpoint(saved(large))
+    assert "diverged" not in (caught.value.hint or "")
 
 
 def test_weights_of_another_network_are_refused(saved):
