@@ -5,7 +5,8 @@ FROM python:3.12-slim
 # torch.compile calls a C compiler
 RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ libc6-dev \
     && rm -rf /var/lib/apt/lists/*
-COPY pyproject.toml README.md LICENSE /src/
+COPY pyproject.toml README.md LICENSE LICENSE-WEIGHTS.md /src/
+COPY docs/models/photos_free.md /src/docs/models/
 COPY c2fdft_cli /src/c2fdft_cli
 COPY recipes /src/recipes
 # the headless OpenCV needs no libGL

@@ -15,6 +15,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
+    "LICENSE-WEIGHTS.md": "licence-weights.md",
     "CITATION.cff": "CITATION.cff",
 }
 

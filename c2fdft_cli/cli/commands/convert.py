@@ -49,18 +49,22 @@ def convert(
         console.emit({**asdict(done), "next": then})
         return
     _tell(done)
-    if then is None:
+    if then is not None:
+        console.say_next(then)
+    elif done.form == "onnx":
         console.stdout().print("to run it with onnxruntime: docs/convert.md")
     else:
-        console.say_next(then)
+        console.remark("restoring with this file would use another noise schedule: use a .pt")
 
 
 def _next(done: Converted) -> str | None:
-    if done.form == "onnx":
+    """Return the command that restores with the file as with its source; None if none does."""
+    if done.form == "onnx" or not done.keeps_schedule:
         return None
     line: list[object] = ["restore", "IN", "OUT", "--weights", done.out]
-    if done.form == "official":  # this format cannot hold the timesteps
+    if done.form == "official":  # this format cannot hold the timesteps and eta
         line += ["--grid", ",".join(map(str, done.grid))]
+        line += ["--eta", done.eta] if done.eta else []
     return console.command(*line)
 
 

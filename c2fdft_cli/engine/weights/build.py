@@ -17,8 +17,11 @@ from c2fdft_cli.core.diffusion import (
     time_grid,
 )
 from c2fdft_cli.core.network import DFT
+from c2fdft_cli.engine.weights.contents import FIRST_WEIGHT
 from c2fdft_cli.errors import CheckpointError, UsageError
 from c2fdft_cli.recipe.schema import Diffusion, Network, Sampling
+
+MAX_DETAILS = 10
 
 
 def alpha_bar_of_recipe(diffusion: Diffusion) -> Tensor:
@@ -56,7 +59,7 @@ def make_network(
 
     Raises:
         CheckpointError: names or shapes of the weights, which are those of the file `where`, do not
-            match the network exactly.
+            match the network exactly; the message says whether they are another network's.
     """
     arguments = asdict(network)
     if state is None:
@@ -65,24 +68,34 @@ def make_network(
     # weights are known to fit.
     with torch.device("meta"):
         net = DFT(**arguments)
-    misfit = _misfits(net.state_dict(), state)
-    if misfit:
-        raise CheckpointError(
-            "the weights do not fit the network that the file describes",
-            where=where,
-            hint="the file may be damaged: get it again",
-            details=misfit[:10],
-        )
+    _refuse_misfits(net.state_dict(), state, where)
     net.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
     return net.requires_grad_(True)
 
 
-def _misfits(want: Mapping[str, Tensor], have: Mapping[str, Tensor]) -> list[str]:
-    found = [f"missing: {name}" for name in want if name not in have]
-    found += [f"unexpected: {name}" for name in have if name not in want]
-    found += [
+def _refuse_misfits(
+    want: Mapping[str, Tensor], have: Mapping[str, Tensor], where: Path | None
+) -> None:
+    """Raise CheckpointError unless the names and shapes of the weights are those of the network."""
+    shapes = [
         f"{name}: the shape must be {list(want[name].shape)}, got {list(have[name].shape)}"
         for name in want
         if name in have and want[name].shape != have[name].shape
     ]
-    return found
+    missing = [f"missing: {name}" for name in want if name not in have]
+    unexpected = [f"unexpected: {name}" for name in have if name not in want]
+    details = shapes + missing + unexpected
+    if not details:
+        return
+    if len(details) > MAX_DETAILS:
+        counts = f"{len(missing)} names missing, {len(unexpected)} unexpected"
+        counts = f"in all: {counts}, {len(shapes)} tensors of another shape"
+        details = [*details[:MAX_DETAILS], counts]
+    what, hint = "these are the weights of another network", "give weights of C2F-DFT"
+    # Damage neither adds tensors nor changes the number of channels that the network reads.
+    if not (shapes or missing):
+        hint = "if it is C2F-DFT otherwise, save its weights without the unexpected tensors"
+    elif FIRST_WEIGHT in have and have[FIRST_WEIGHT].shape[1:2] == want[FIRST_WEIGHT].shape[1:2]:
+        what = "the weights do not fit the network that the file describes"
+        hint = "the file may be damaged: get it again"
+    raise CheckpointError(what, where=where, hint=hint, details=details)

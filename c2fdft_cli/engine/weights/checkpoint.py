@@ -255,10 +255,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def full_precision(state: Mapping[str, Tensor], path: Path) -> StateDict:
-    """Convert the weights to float32; CheckpointError for NaN and infinite values."""
+    """Convert the weights to float32; CheckpointError for values that are not finite there."""
     full = {name: tensor.float() for name, tensor in state.items()}
     for name, tensor in full.items():
         if not tensor.isfinite().all():
+            if state[name].isfinite().all():  # of float64
+                what = f"{name} holds numbers that float32 cannot represent"
+                raise CheckpointError(what, where=path)
             raise CheckpointError(
                 f"the weights contain NaN or infinite values in {name}",
                 where=path,

@@ -27,20 +27,41 @@ MAX_SETS = 16
 MAX_NAME = 200
 """Longer names are ignored: no weight has one, and comparing many of them would take long."""
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+PROFILED = frozenset({"total_ops", "total_params"})
+"""The last parts of the names under which thop, a profiler, stores its counts in a network."""
 Described = dict[str, StoredTensor]
 
 
 @dataclass(frozen=True)
 class _Set:
-    """A set of weights: its place in the file, and its tensors by name without that prefix."""
+    """A set of weights: its place in the file, and its tensors by name without the prefix.
 
-    place: str
+    keys: the keys of the dictionaries that lead to the one that holds it.
+    prefix: what the names of its tensors start with in that dictionary.
+    """
+
+    keys: tuple[str, ...]
+    prefix: str
     state: dict[str, StoredTensor | Opaque]
+
+    def place(self) -> str:
+        """Return the keys and the prefix in one, such as "ema.online_model"; "" at the top."""
+        return ".".join((*self.keys, self.prefix)).rstrip(".")
 
     def is_ema(self) -> bool:
         """Whether its place in the file marks it as an average over the training."""
-        # "ema" must be a separate word: as in "net_g_ema.", not as in "schema."
-        return "ema" in re.split(r"[^a-z]+", self.place.lower())
+        # "ema" must be a separate word: as in "net_g_ema." and "netEMA.", not as in "schema.".
+        # The last word decides: "ema.online_model." is the network whose average "ema" is.
+        words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", self.place())
+        kinds = [word.lower() for word in words if word.lower() in ("ema", "online")]
+        return kinds[-1:] == ["ema"]
+
+    def code(self) -> str:
+        """Return Python code for the dictionary of its tensors in the file's `content`."""
+        node = "content" + "".join(f"[{key!r}]" for key in self.keys)
+        if not self.prefix:
+            return node
+        return f"{{k: v for k, v in {node}.items() if k.startswith({self.prefix!r})}}"
 
 
 def plain_name(name: str) -> str:
@@ -99,25 +120,25 @@ def _as_checkpoint(content: Mapping[str, Any]) -> tuple[dict[str, Any], object]:
 
 def _sets(content: dict[Any, Any]) -> Iterator[_Set]:
     """Yield every set of weights in nested dictionaries, those of outer levels first."""
-    level: list[tuple[str, dict[Any, Any]]] = [("", content)]
+    level: list[tuple[tuple[str, ...], dict[Any, Any]]] = [((), content)]
     seen: set[int] = set()
     for _ in range(MAX_DEPTH):
-        below: list[tuple[str, dict[Any, Any]]] = []
-        for place, node in level:
+        below: list[tuple[tuple[str, ...], dict[Any, Any]]] = []
+        for keys, node in level:
             # A pickle may contain one dictionary in many places, or inside itself.
             if id(node) in seen:
                 continue
             seen.add(id(node))
-            yield from _sets_of(place, node)
+            yield from _sets_of(keys, node)
             below += [
-                (f"{place}{key}.", value)
+                ((*keys, key), value)
                 for key, value in node.items()
                 if _is_name(key) and isinstance(value, dict)
             ]
         level = below
 
 
-def _sets_of(place: str, node: dict[Any, Any]) -> Iterator[_Set]:
+def _sets_of(keys: tuple[str, ...], node: dict[Any, Any]) -> Iterator[_Set]:
     tensors = {
         key: value
         for key, value in node.items()
@@ -131,9 +152,9 @@ def _sets_of(place: str, node: dict[Any, Any]) -> Iterator[_Set]:
         state = {
             plain_name(key.removeprefix(prefix)): tensor
             for key, tensor in tensors.items()
-            if key.startswith(prefix)
+            if key.startswith(prefix) and key.rpartition(".")[2] not in PROFILED
         }
-        yield _Set(place + prefix, state)
+        yield _Set(keys, prefix, state)
 
 
 def _is_name(key: object) -> bool:
@@ -146,14 +167,16 @@ def _only(sets: list[_Set], path: Path) -> Described:
         raise CheckpointError(
             "the file holds several sets of weights, and it is unclear which one to use",
             where=path,
-            hint="save the one that you mean in a separate file: "
-            "torch.save(content['NAME'], 'weights.pth')",
-            details=[found.place.rstrip(".") or "(at the top)" for found in sets[:10]],
+            hint="load it as content and save the one that you mean, for example "
+            # the last, because one without a prefix could be beside it in one dictionary
+            f"torch.save({sets[-1].code()}, 'weights.pth')",
+            details=[found.place() or "(at the top)" for found in sets[:10]],
         )
     described = {}
     for name, tensor in sets[0].state.items():
         if not isinstance(tensor, StoredTensor) or not tensor.dtype.is_floating_point:
-            raise not_a_checkpoint(path, f"{name:.80} does not hold plain floating-point numbers")
+            what = f"{name:.80} does not hold plain floating-point numbers"
+            raise not_a_checkpoint(path, what, "save the network's weights alone, in float32")
         described[name] = tensor
     return described
 

@@ -35,7 +35,9 @@ class Converted:
         stored: the type of the stored numbers: "float32", "bfloat16" or "float16".
         parameters: the number of parameters in one set.
         bytes: the size of `out`.
-        grid: the timesteps of the weights, which an official checkpoint cannot hold.
+        grid, eta: the timesteps of the weights, and the noise that the sampler adds in each step;
+            an official checkpoint cannot hold them.
+        keeps_schedule: whether a command that reads `out` uses the noise schedule of the weights.
         onnx_error: the largest relative error of an ONNX file, compared with torch; None for other
             formats.
         left_out: metadata of the source that `out` cannot hold.
@@ -49,6 +51,8 @@ class Converted:
     parameters: int
     bytes: int
     grid: list[int]
+    eta: float
+    keeps_schedule: bool
     onnx_error: float | None = None
     left_out: list[str] = field(default_factory=list)
 
@@ -57,7 +61,7 @@ def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
     """Write the weights of one file, in any format except ONNX, in another format, atomically.
 
     Raises:
-        UsageError: options cannot be combined, or `out` already exists.
+        UsageError: options cannot be combined, or `out` is the source or already exists.
         CheckpointError: the source is not a checkpoint, or its weights do not fit its network.
         ResourceError: a package is missing, the file cannot be written, or the ONNX file does
             not compute the same as the network.
@@ -83,6 +87,8 @@ def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
         parameters=sum(tensor.numel() for tensor in checkpoint.ema.values()),
         bytes=out.stat().st_size,
         grid=checkpoint.grid(),
+        eta=checkpoint.eta(),
+        keeps_schedule=form != OFFICIAL or checkpoint.meta.diffusion == Diffusion(),
         onnx_error=error,
         left_out=left_out,
     )
@@ -144,6 +150,7 @@ def _left_out(form: str, checkpoint: Checkpoint) -> list[str]:
     known = {
         "noise schedule": None if meta.diffusion == Diffusion() else _words(meta.diffusion),
         "grid": meta.grid,
+        "eta": checkpoint.eta(),
         "stage": None if meta.stage == "released" else meta.stage,
         "step": meta.step or None,
         "recipe": meta.recipe and (meta.recipe_name or "unnamed"),

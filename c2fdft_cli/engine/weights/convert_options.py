@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.files import require_new
+from c2fdft_cli.files import require_new, same_files
 from c2fdft_cli.settings import OVERWRITE, check_settings, setting
 from c2fdft_cli.vocabulary import WeightSet
 
@@ -51,7 +51,10 @@ class ConvertOptions:
         return "raw" if self.raw else "ema"
 
     def check(self, source: Path, out: Path) -> str:
-        """Return the format to write; UsageError if an option does not fit it or `out` exists."""
+        """Return the format to write; UsageError if an option does not fit it.
+
+        It is one too if `out` is the source, or exists and is not to be replaced.
+        """
         form = self.to or _format_of(out)
         for given, option, fitting in (
             (self.half is not None, "--half", (CHECKPOINT, SAFETENSORS)),
@@ -69,6 +72,10 @@ class ConvertOptions:
                 where=source,
                 hint="convert the checkpoint that it was made from",
             )
+        # Most formats drop something that the source may hold: its optimiser, or all but one set.
+        if same_files([out], [source]):
+            hint = "name another file"
+            raise UsageError("this output would replace its input", where=out, hint=hint)
         require_new(out, self.overwrite)
         return form
 

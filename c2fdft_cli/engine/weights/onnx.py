@@ -44,8 +44,9 @@ EXPLAINED = (
     "x: [n, 6, h, w] float32, the condition 2 * lq - 1 (lq: RGB in [0, 1]) and the noisy image x_t "
     "along axis 1; t: [n] float32, timesteps; eps: [n, 3, h, w] float32, the noise in x_t. "
     f"h and w are multiples of {SIZE_MULTIPLE}. "
-    "metadata: grid (descending timesteps to sample at), alpha_bar (at these timesteps), schedule "
-    "(of beta: name, timesteps, beta_start, beta_end), size_multiple, task, weights, c2fdft."
+    "metadata: grid (descending timesteps to sample at), alpha_bar (at these timesteps), eta (the "
+    "noise that the sampler adds in each step, 0 to 1), schedule (of beta: name, timesteps, "
+    "beta_start, beta_end), size_multiple, task, weights, c2fdft."
 )
 
 
@@ -177,7 +178,7 @@ def _vecdot() -> Iterator[None]:
 
 
 def _describe(model: Any, checkpoint: Checkpoint, weights: WeightSet) -> None:
-    """Store in the model what a user needs to run it: inputs, timesteps, noise schedule."""
+    """Store in the model what a user needs to run it: inputs, timesteps, eta, noise schedule."""
     import onnx
 
     meta, grid = checkpoint.meta, checkpoint.grid()
@@ -190,6 +191,7 @@ def _describe(model: Any, checkpoint: Checkpoint, weights: WeightSet) -> None:
             "size_multiple": str(SIZE_MULTIPLE),
             "grid": json.dumps(grid),
             "alpha_bar": json.dumps(checkpoint.alpha_bar()[grid].tolist()),
+            "eta": json.dumps(checkpoint.eta()),
             "schedule": json.dumps(asdict(meta.diffusion)),
             "c2fdft": meta.to_json(),
         },

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import Meta, load_checkpoint, save_checkpoint
-from c2fdft_cli.recipe.schema import Network
+from c2fdft_cli.recipe.schema import Diffusion, Network
 from tests.kit import command
 
 run = partial(command.run, "convert")
@@ -39,6 +40,25 @@ def test_a_conversion_to_the_official_format_is_described(weights, tmp_path):
     ):
         assert words in result.stdout
     assert set(load_checkpoint(tmp_path / "net_g.pth").ema) == set(load_checkpoint(weights).ema)
+
+
+@pytest.mark.parametrize(
+    ("meta", "then"),
+    [
+        ({"recipe": {"sampling": {"eta": 0.5}}}, "--grid 999,500 --eta 0.5"),
+        ({"diffusion": Diffusion(beta_end=0.01)}, None),
+    ],
+)
+def test_the_next_command_restores_as_the_source_or_there_is_none(tmp_path, weights, meta, then):
+    state, about = load_checkpoint(weights).ema, load_checkpoint(weights).meta
+    save_checkpoint(weights, state, state, replace(about, **meta))
+    told = json.loads(run(weights, tmp_path / "a.pth", "--json").stdout)
+    assert told["next"] is None if then is None else told["next"].endswith(f".pth {then}")
+    result = run(weights, tmp_path / "b.pth")
+    assert ("next:" in result.stdout) == (then is not None)
+    assert ("another noise schedule" in result.output) == (then is None)
+    again = json.loads(run(weights, tmp_path / "c.pt", "--json").stdout)
+    assert again["next"] == f"c2fdft restore IN OUT --weights {tmp_path / 'c.pt'}"
 
 
 def test_a_conversion_to_the_packaged_format_as_json(weights, tmp_path):
@@ -77,7 +97,9 @@ def test_usage_errors(weights, tmp_path):
         code=2,
         says="the suffix does not determine the format to write",
     )
-    refused(weights, weights, code=2, says="use --overwrite")
+    refused(weights, weights, "--overwrite", code=2, says="would replace its input")
+    (tmp_path / "b.pth").touch()
+    refused(weights, tmp_path / "b.pth", code=2, says="use --overwrite")
     refused(
         weights, tmp_path / "a.pth", "--ema-only", code=2, says="--ema-only cannot be combined with"
     )

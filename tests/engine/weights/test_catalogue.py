@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import tomllib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -209,3 +211,16 @@ def test_card_and_catalogue_agree(name: str) -> None:
         assert f"{score.input_psnr:.2f} / {f'{score.input_ssim:.3f}'[1:]}" in card
     assert f"{entry.parameters:,} parameters" in " ".join(card.split())
     assert f"{entry.seconds_per_megapixel}" in card
+
+
+def test_the_licences_of_the_weights_are_installed_with_them() -> None:
+    about = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert "LicenseRef-c2fdft-weights" in about["license"]
+    files = [ROOT / name for name in about["license-files"]]
+    text = (ROOT / "LICENSE-WEIGHTS.md").read_text(encoding="utf-8")
+    entries = read_catalogue(ROOT / "c2fdft_cli" / "weights")
+    rows = [f"| `{name}` | {entry.licence} |" for name, entry in entries.items()]
+    assert [line for line in text.splitlines() if line.startswith("| `")] == rows
+    for name in re.findall(r"docs/models/\w+\.md", text):
+        assert ROOT / name in files
+    assert ROOT / "LICENSE-WEIGHTS.md" in files

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from c2fdft_cli.engine.weights.build import make_network
-from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
-from c2fdft_cli.engine.weights.contents import plain_name, weights_in
+from c2fdft_cli.engine.weights.checkpoint import besides_weights, load_checkpoint
+from c2fdft_cli.engine.weights.contents import FIRST_WEIGHT, plain_name, weights_in
 from c2fdft_cli.engine.weights.stored import open_stored
 from c2fdft_cli.engine.weights.tensors import save_safetensors
 from c2fdft_cli.errors import CheckpointError
@@ -41,6 +41,52 @@ def saved(tmp_path):
 
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+OTHER = "these are the weights of another network"
+DAMAGED = "the weights do not fit"
+
+
+@pytest.mark.parametrize(
+    ("change", "says", "hint"),
+    [
+        ({"extra.buffer": torch.ones(3)}, OTHER, "without the unexpected tensors"),
+        ({FIRST_WEIGHT: torch.ones(8, 3, 3, 3)}, OTHER, "give weights of C2F-DFT"),
+        ({"output.weight": None}, DAMAGED, "get it again"),
+        ({"output.weight": torch.ones(3, 2, 3, 3)}, DAMAGED, "get it again"),
+    ],
+)
+def test_another_network_is_not_called_damaged(raw, saved, change, says, hint):
+    state = {name: value for name, value in {**raw, **change}.items() if value is not None}
+    with pytest.raises(CheckpointError, match=says) as caught:
+        load_checkpoint(saved(state)).network()
+    assert hint in caught.value.hint
+    assert len(caught.value.details) == 1
+
+
+def test_a_list_of_misfits_that_is_cut_ends_with_their_numbers(raw, saved):
+    state = {**raw, **{f"extra.{i}": torch.ones(1) for i in range(12)}}
+    del state["output.weight"]
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(saved(state)).network()
+    *shown, last = caught.value.details
+    assert shown[0] == "missing: output.weight"
+    assert len(shown) == 10
+    assert last == "in all: 1 names missing, 12 unexpected, 0 tensors of another shape"
+
+
+def test_counts_of_a_profiler_are_ignored(raw, saved):
+    counts = {f"{name.rpartition('.')[0]}.total_ops": torch.zeros(1) for name in raw}
+    counts |= {"total_ops": torch.zeros(1), "total_params": torch.zeros(1, dtype=torch.int64)}
+    assert same(load_checkpoint(saved({**counts, **raw})).network().state_dict(), raw)
+    # they are not weights, so that a command that stores timesteps would lose them
+    assert "total_ops" in besides_weights(saved({**counts, **raw}))
+
+
+def test_a_tensor_of_other_numbers_has_a_hint(raw, saved):
+    with pytest.raises(CheckpointError, match=r"opt\.step does not hold plain") as caught:
+        load_checkpoint(saved({**raw, "opt.step": torch.tensor(3)}))
+    assert "the network's weights alone" in caught.value.hint
 
 
 def named(prefix, state):
@@ -147,9 +193,25 @@ def test_other_precisions_become_float32(saved, raw, dtype):
     assert same(load_checkpoint(saved({"state_dict": cast})).ema, expected)
 
 
-@pytest.mark.parametrize("key", ["params_ema", "model_ema", "ema_state_dict", "ema"])
+@pytest.mark.parametrize(
+    "key",
+    ["params_ema", "model_ema", "ema_state_dict", "ema", "EMA", "netEMA", "emaModel", "EMAModel"],
+)
 def test_averaged_weights_are_recognised_by_name(saved, raw, ema, key):
     checkpoint = load_checkpoint(saved({"params": raw, key: ema}))
+    assert same(checkpoint.params, raw)
+    assert same(checkpoint.ema, ema)
+
+
+@pytest.mark.parametrize("key", ["schema", "emanation", "netEmanation"])
+def test_ema_within_a_word_marks_nothing(saved, raw, key):
+    with open_stored(saved({key: raw})) as file:
+        assert list(weights_in(file)[0]) == ["raw"]
+
+
+def test_the_network_beside_its_average_is_the_raw_one(saved, raw, ema):
+    both = {**named("online_model.", raw), **named("ema_model.", ema), "step": torch.tensor(4)}
+    checkpoint = load_checkpoint(saved({"model": raw, "ema": both}))
     assert same(checkpoint.params, raw)
     assert same(checkpoint.ema, ema)
 
@@ -158,7 +220,18 @@ def test_several_sets_are_refused_and_listed(saved, raw, ema):
     with pytest.raises(CheckpointError, match="holds several sets of weights") as caught:
         load_checkpoint(saved({"student": raw, "teacher": ema}))
     assert caught.value.details == ("student", "teacher")
-    assert "torch.save(content['NAME']" in caught.value.hint
+    assert "torch.save(content['teacher'], 'weights.pth')" in caught.value.hint
+
+
+def test_the_hint_on_several_sets_is_code_that_saves_one(saved, raw, ema, tmp_path, monkeypatch):
+    path = saved({"student": raw, "b": {**named("teacher.", ema), "step": torch.tensor(1)}})
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path)
+    assert caught.value.details == ("student", "b.teacher")
+    monkeypatch.chdir(tmp_path)
+    code = caught.value.hint.partition("for example ")[2]
+    exec(code, {"torch": torch, "content": torch.load(path, weights_only=True)})
+    assert same(load_checkpoint(tmp_path / "weights.pth").ema, ema)
 
 
 def test_equal_sets_count_as_one(saved, raw):
@@ -193,6 +266,13 @@ def test_weights_that_are_not_numbers_are_refused(saved, raw, key, number):
     ) as caught:
         load_checkpoint(saved({"params": raw, "params_ema": raw, key: broken}))
     assert "use an earlier checkpoint" in caught.value.hint
+
+
+def test_numbers_beyond_float32_are_not_called_a_diverged_training(saved, raw):
+    large = {name: tensor.double() * 1e300 for name, tensor in raw.items()}
+    with pytest.raises(CheckpointError, match="float32 cannot represent") as caught:
+        load_checkpoint(saved(large))
+    assert "diverged" not in (caught.value.hint or "")
 
 
 def test_weights_of_another_network_are_refused(saved):

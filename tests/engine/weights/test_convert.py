@@ -19,7 +19,7 @@ from c2fdft_cli.engine.weights.checkpoint import (
 from c2fdft_cli.engine.weights.convert import convert
 from c2fdft_cli.engine.weights.convert_options import ConvertOptions
 from c2fdft_cli.errors import CheckpointError, ResourceError, UsageError
-from c2fdft_cli.recipe.schema import Diffusion, Network, Recipe
+from c2fdft_cli.recipe.schema import Diffusion, Network, Recipe, Sampling
 from tests.kit.formula import fill
 
 SMALL = Network(dim=8, blocks=[1, 1, 1, 1])
@@ -81,6 +81,16 @@ def test_losses_in_the_official_format_are_noted(ours):
         f"versions {', '.join(f'{name} {one}' for name, one in versions().items())}",
     ]
     assert done.grid == [999, 500]
+
+
+def test_eta_lost_in_the_official_format_is_noted(ours):
+    meta = load_checkpoint(ours).meta
+    meta.recipe = Recipe(network=SMALL, sampling=Sampling(eta=0.5)).to_dict()
+    state = load_checkpoint(ours).ema
+    save_checkpoint(ours, state, state, meta)
+    done = convert(ours, ours.with_name("a.pth"), ConvertOptions())
+    assert done.eta == 0.5
+    assert "eta 0.5" in done.left_out
 
 
 def test_an_official_checkpoint_loses_nothing_in_its_own_format(ours):
@@ -253,8 +263,19 @@ def test_a_file_is_overwritten_only_if_requested(ours):
     with pytest.raises(UsageError, match="already exists"):
         made(ours, "a.pth")
     assert path.read_bytes() == before
-    made(ours, "ours.pt", overwrite=True, half="bf16", ema_only=True)
-    assert load_checkpoint(ours).grid() == [999, 500]
+    made(ours, "a.pth", overwrite=True, to="checkpoint")
+    assert load_checkpoint(path).grid() == [999, 500]
+
+
+@pytest.mark.parametrize("name", ["ours.pt", "link.pt"])
+def test_the_source_is_never_replaced(ours, name):
+    before = ours.read_bytes()
+    if name != "ours.pt":
+        ours.with_name(name).symlink_to(ours)
+    for form in ("checkpoint", "onnx"):
+        with pytest.raises(UsageError, match="would replace its input"):
+            made(ours, name, overwrite=True, to=form)
+    assert ours.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from c2fdft_cli.core import diffusion
 from c2fdft_cli.core.diffusion import conditioned, ddim_sample, to_image
 from c2fdft_cli.data.images.picture import read_rgb8, save_rgb8
 from c2fdft_cli.engine.weights import onnx as convert_onnx
@@ -19,7 +20,7 @@ from c2fdft_cli.engine.weights.checkpoint import Meta, load_checkpoint, save_che
 from c2fdft_cli.engine.weights.convert import convert
 from c2fdft_cli.engine.weights.convert_options import ConvertOptions
 from c2fdft_cli.errors import ResourceError, UsageError
-from c2fdft_cli.recipe.schema import Network, Recipe
+from c2fdft_cli.recipe.schema import Network, Recipe, Sampling
 from tests.kit.formula import fill, picture, relative, wave
 
 onnx = pytest.importorskip("onnx")
@@ -33,10 +34,10 @@ NETWORKS = {
 }
 
 
-def write(folder, network):
+def write(folder, network, eta=0.0):
     state = fill(make_network(network)).state_dict()
     raw = {name: 0.9 * tensor for name, tensor in state.items()}
-    recipe = Recipe(task="deblur", network=network).to_dict()
+    recipe = Recipe(task="deblur", network=network, sampling=Sampling(eta=eta)).to_dict()
     save_checkpoint(folder / "fine.pt", raw, state, Meta(network, grid=[999, 500], recipe=recipe))
     return folder / "fine.pt"
 
@@ -71,6 +72,7 @@ def test_the_file_describes_itself(pair):
     assert json.loads(about["grid"]) == [999, 500]
     alpha_bar = checkpoint.alpha_bar()
     assert json.loads(about["alpha_bar"]) == [alpha_bar[999].item(), alpha_bar[500].item()]
+    assert json.loads(about["eta"]) == 0
     assert json.loads(about["schedule"])["timesteps"] == 1000
     assert (about["task"], about["size_multiple"], about["weights"]) == ("deblur", "8", "ema")
     assert json.loads(about["c2fdft"])["network"]["dim"] == 8
@@ -80,8 +82,9 @@ def test_the_file_describes_itself(pair):
     assert str(Path(convert_onnx.__file__).parent).encode() not in path.read_bytes()
 
 
-def test_the_documented_sampler_equals_the_programs(tmp_path, monkeypatch):
-    source = write(tmp_path, NETWORKS["with_bias"])
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_the_documented_sampler_equals_the_programs(tmp_path, monkeypatch, eta):
+    source = write(tmp_path, NETWORKS["with_bias"], eta)
     convert(source, tmp_path / "fine.onnx", ConvertOptions())
     image = picture(21, 30, 3)
     save_rgb8(tmp_path / "in.png", image)
@@ -90,11 +93,17 @@ def test_the_documented_sampler_equals_the_programs(tmp_path, monkeypatch):
     exec(snippet, {})
     padded = np.pad(image, ((0, 3), (0, 2), (0, 0)), mode="reflect")
     lq = torch.from_numpy(padded.astype(np.float32) / 255).permute(2, 0, 1)[None]
-    noise = np.random.default_rng(0).standard_normal(tuple(lq.shape), np.float32)
+    random = np.random.default_rng(0)
+
+    def sampled(shape, *_):
+        return torch.from_numpy(random.standard_normal(tuple(shape), np.float32))
+
+    noise = sampled(lq.shape)
+    monkeypatch.setattr(diffusion, "gaussian", sampled)
     checkpoint = load_checkpoint(source)
     with torch.inference_mode():
         net = conditioned(checkpoint.network(), lq)
-        x_0 = ddim_sample(net, torch.from_numpy(noise), [999, 500], checkpoint.alpha_bar())
+        x_0 = ddim_sample(net, noise, [999, 500], checkpoint.alpha_bar(), eta, [torch.Generator()])
     want = to_image(x_0)[0, :, :21, :30].permute(1, 2, 0).mul(255).round().numpy()
     assert np.abs(read_rgb8(tmp_path / "out.png").astype(int) - want.astype(int)).max() <= 1
 
