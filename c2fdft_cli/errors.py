@@ -103,6 +103,9 @@ class PartialFailure(C2fdftError):
 class Interrupted(C2fdftError):
     """Stopped by a signal after the state was saved.
 
+    It is a C2fdftError: a Python program that catches these in a loop must let this one through,
+    or it swallows Ctrl-C.
+
     Args:
         what: what was interrupted.
         signal_number: 2 (SIGINT, exit 130) or another (exit 143).
@@ -111,6 +114,7 @@ class Interrupted(C2fdftError):
 
     def __init__(self, what: str, *, signal_number: int, hint: str | None = None) -> None:
         super().__init__(what, hint=hint)
+        self.signal_number = signal_number
         self.exit_code = exit_code(signal_number)
 
 

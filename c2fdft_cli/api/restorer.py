@@ -9,6 +9,7 @@ import warnings
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
@@ -296,8 +297,9 @@ class Restorer:
         Raises:
             PartialFailure: some inputs failed, or some existing outputs may differ from what this
                 call makes, such as with other settings; all other inputs are restored.
-            Interrupted: stopped by Ctrl-C, in place of KeyboardInterrupt, or by another signal;
-                finished files are kept.
+            Interrupted: stopped by Ctrl-C, in place of KeyboardInterrupt, or by SIGTERM; finished
+                files are kept. If nothing is left to do, the program's own handler is called
+                instead, or KeyboardInterrupt raised.
             UsageError, DataError, ResourceError: as the command.
             CheckpointError: the weights have changed since `load`, or produced NaN.
         """
@@ -320,9 +322,11 @@ class Restorer:
         for warning in plan.warnings:
             warnings.warn(warning, stacklevel=3)
         job = restore(plan)
-        for done, _ in enumerate(job, start=1):
-            if progress is not None:
-                progress(done, len(job))
+        # Closed here: in a destructor, Python would drop what a signal's handler raises.
+        with closing(iter(job)) as events:
+            for done, _ in enumerate(events, start=1):
+                if progress is not None:
+                    progress(done, len(job))
         if check and job.result.failure is not None:
             raise job.result.failure
         return job.result

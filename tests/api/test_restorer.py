@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from c2fdft_cli.engine.restore.plan import plan_restore
 from c2fdft_cli.engine.weights.average import average
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.recipe.schema import Diffusion
+from c2fdft_cli.signals import STOP_SIGNALS
 from tests.kit.command import run as run_command
 from tests.kit.gpu import pretend_gpu
 from tests.kit.processes import python
@@ -507,6 +510,33 @@ def test_a_folder_is_restored_with_the_weights_that_were_loaded(tmp_path, tiny_n
     write_checkpoint(path, net)
     with pytest.raises(c2fdft.CheckpointError, match="have changed since they were loaded"):
         restorer.restore_folder(tmp_path / "in", tmp_path / "other")
+
+
+def test_a_signal_is_not_lost(restorer, tmp_path, monkeypatch):
+    """Nothing is left to do, or another error ends the call: the program's handler gets it."""
+    got = []
+    before = {one: signal.signal(one, lambda number, _: got.append(number)) for one in STOP_SIGNALS}
+    for name in "ab":
+        save(tmp_path / "in" / f"{name}.png", random_picture(16, 16))
+
+    def restore(out: str, after: int, error: Exception | None = None) -> None:
+        def progress(done: int, _: int) -> None:
+            if done == after:
+                os.kill(os.getpid(), signal.SIGTERM)
+                if error is not None:
+                    raise error
+
+        restorer.restore_folder(tmp_path / "in", tmp_path / out, progress=progress)
+
+    try:
+        restore("one", after=2)
+        assert got == [signal.SIGTERM]
+        with pytest.raises(ValueError, match="another"):
+            restore("two", after=1, error=ValueError("another"))
+        assert got == [signal.SIGTERM] * 2
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_path_that_is_a_hyphen_is_a_file(restorer, tmp_path, monkeypatch):
