@@ -11,8 +11,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple, TypeAlias, TypeVar, overload
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar, overload
 
 import numpy.typing as npt
 import PIL.Image
@@ -58,7 +59,21 @@ Names: TypeAlias = str | Path | Sequence[str | Path]
 
 _restorers: weakref.WeakSet[Restorer] = weakref.WeakSet()
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 One = TypeVar("One", npt.NDArray[Any], Tensor, PIL.Image.Image)
+
+
+def _in_usual_settings(method: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Run a method that restores with the usual settings of torch and NumPy."""
+
+    @wraps(method)
+    def run(*args: Given.args, **options: Given.kwargs) -> Result:
+        restorer: Any = args[0]
+        with usual_settings(cpu_inference=restorer.device.type == "cpu"):
+            return method(*args, **options)
+
+    return run
 
 
 class Uncertain(NamedTuple):
@@ -209,7 +224,7 @@ class Restorer:
     def __call__(self, image: One, name: Names | None = None) -> One: ...
     @overload
     def __call__(self, image: list[One], name: Names | None = None) -> list[One]: ...
-    @usual_settings()
+    @_in_usual_settings
     def __call__(self, image: Any, name: Names | None = None) -> Any:
         """Restore an image, a batch or a list, and return the same type.
 
@@ -236,7 +251,7 @@ class Restorer:
         restored = [one.pack(torch.stack([next(frames)[0] for _ in one.values])) for one in images]
         return restored if isinstance(image, list | tuple) else restored[0]
 
-    @usual_settings()
+    @_in_usual_settings
     def uncertainty(
         self,
         image: Image,
@@ -262,7 +277,7 @@ class Restorer:
             return Uncertain(restored, deviation.to(image.device))
         return Uncertain(restored, deviation[0, 0].numpy())
 
-    @usual_settings()
+    @_in_usual_settings
     def restore_folder(
         self,
         source: str | Path | Sequence[str | Path],

@@ -597,6 +597,39 @@ def test_settings_of_the_program_change_no_result(restorer, weights, setting):
     restored.mean().backward()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "options",
+    [{"tile": 32}, {"self_ensemble": True}, {"precision": "bf16"}, {"compile": "off"}],
+    ids=str,
+)
+def test_restoring_on_a_cpu_neither_uses_nor_changes_the_default_dtype(
+    weights, tmp_path, monkeypatch, dtype, options
+):
+    """It belongs to all threads of the program, which may compute meanwhile."""
+    monkeypatch.setattr(torch, "set_default_dtype", torch.set_default_dtype)
+    picture = random_picture(40, 56)
+    save(tmp_path / "in" / "image.png", picture)
+    restorer = c2fdft.load(weights, **{"device": "cpu", "precision": "fp32", **options})
+    lq = torch.from_numpy(picture.pixels).permute(2, 0, 1) / 255
+
+    def restored(out: str) -> list[np.ndarray]:
+        restorer.restore_folder(tmp_path / "in", tmp_path / out)
+        several = () if options.get("self_ensemble") else restorer.uncertainty(picture.pixels, 2)
+        one, by_file = restorer(picture.pixels), pixels(tmp_path / out / "image.png")
+        return [one, by_file, restorer(lq).numpy(), *several]
+
+    expected = restored("first")
+    with by_default(dtype):
+        set_to: list[torch.dtype] = []
+        monkeypatch.setattr(torch, "set_default_dtype", set_to.append)
+        found = restored("second")
+        monkeypatch.undo()
+    assert set_to == []
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one, other)
+
+
 @pytest.mark.slow
 def test_a_forked_process_can_use_a_restorer_of_its_parent(weights, tmp_path):
     """On several threads it would wait for those of the parent, which it does not have."""
@@ -604,7 +637,7 @@ def test_a_forked_process_can_use_a_restorer_of_its_parent(weights, tmp_path):
     script.write_text(FORKS)
     done = python(script, weights, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "the same\n" * 5
+    assert done.stdout == "the same\n" * 6
 
 
 FORKS = """
@@ -645,7 +678,7 @@ def hold(lock):
     with lock:
         held.set()
         time.sleep(1)
-for lock in (surroundings._process.lock, surroundings._seeding):
+for lock in (surroundings._always.lock, surroundings._beyond_cpu.lock, surroundings._seeding):
     held = threading.Event()
     threading.Thread(target=hold, args=(lock,)).start()
     held.wait()
