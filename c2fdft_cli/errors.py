@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from c2fdft_cli.signals import exit_code
 
@@ -58,6 +59,14 @@ class C2fdftError(Exception):
         self.hint = hint
         self.details = tuple(details)
         super().__init__(what if self.where is None else f"{self.where}: {what}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle all attributes, whatever the arguments of a subclass: for process pools."""
+        return _unpickled, (type(self), self.args), vars(self)
+
+
+def _unpickled(kind: type[C2fdftError], args: tuple[object, ...]) -> C2fdftError:
+    return kind.__new__(kind, *args)
 
 
 class UsageError(C2fdftError):
