@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from typing import TYPE_CHECKING
 
 from c2fdft_cli.signals import install
@@ -12,12 +13,25 @@ from c2fdft_cli.signals import install
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+_NOT_SHOWN = (
+    # filelock, if the file system has no locks and the file itself serves as the lock
+    "flock not supported",
+    # torch, about convolution weights with one input channel, for which both layouts are the same
+    "Grad strides do not match bucket view",
+)
+"""Warnings of libraries that a command does not show, by their beginning.
+
+In a Python program they are shown: filters belong to the whole process, also to other threads.
+"""
+
 
 def main() -> None:
     """Run the command line."""
     install()  # before the imports, which take most of a short command's time
     outlive_full_stderr()  # first: it would close the null device that is opened next
     open_closed_streams()
+    for message in _NOT_SHOWN:
+        warnings.filterwarnings("ignore", message)
     from c2fdft_cli.cli.app import app
 
     app()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from c2fdft_cli.signals import exit_code
 
@@ -58,6 +59,14 @@ class C2fdftError(Exception):
         self.hint = hint
         self.details = tuple(details)
         super().__init__(what if self.where is None else f"{self.where}: {what}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle all attributes, whatever the arguments of a subclass: for process pools."""
+        return _unpickled, (type(self), self.args), vars(self)
+
+
+def _unpickled(kind: type[C2fdftError], args: tuple[object, ...]) -> C2fdftError:
+    return kind.__new__(kind, *args)
 
 
 class UsageError(C2fdftError):
@@ -103,6 +112,9 @@ class PartialFailure(C2fdftError):
 class Interrupted(C2fdftError):
     """Stopped by a signal after the state was saved.
 
+    It is a C2fdftError: a Python program that catches these in a loop must let this one through,
+    or it swallows Ctrl-C.
+
     Args:
         what: what was interrupted.
         signal_number: 2 (SIGINT, exit 130) or another (exit 143).
@@ -111,6 +123,7 @@ class Interrupted(C2fdftError):
 
     def __init__(self, what: str, *, signal_number: int, hint: str | None = None) -> None:
         super().__init__(what, hint=hint)
+        self.signal_number = signal_number
         self.exit_code = exit_code(signal_number)
 
 

@@ -13,7 +13,6 @@ import stat
 import sys
 import threading
 import unicodedata
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -385,10 +384,7 @@ def hold_folder(folder: Path, taken: str, name: str = LOCK) -> Iterator[None]:
     ensure_folder(folder)
     lock = FileLock(folder / name, timeout=0)
     try:
-        with warnings.catch_warnings():
-            # filelock warns if the file system has no locks and the file itself serves as the lock.
-            warnings.simplefilter("ignore")
-            lock.acquire()
+        lock.acquire()
     except Timeout:
         hint = f"wait until it has finished, or stop it{_if_gone(folder / name)}"
         raise HeldError(taken, where=folder, hint=hint) from None

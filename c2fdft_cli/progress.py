@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Generic, TypeVar
 
 from c2fdft_cli.signals import unwinding
@@ -65,7 +65,7 @@ class Job(Generic[Event, Result]):
     def __len__(self) -> int:
         return self.total
 
-    def __iter__(self) -> Iterator[Event]:
+    def __iter__(self) -> Generator[Event, None, None]:
         # The block also covers the time in which the caller draws an event: the job's files may be
         # half written then too.
         with unwinding(self._resume):

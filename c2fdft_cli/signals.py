@@ -31,6 +31,8 @@ from typing import NoReturn
 _NAMES = ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP", "SIGUSR1", "SIGUSR2")
 """SIGBREAK exists only on Windows (Ctrl-Break), and the last three do not exist there."""
 STOP_SIGNALS = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))
+_OF_PROGRAMS = tuple(number for number in STOP_SIGNALS if number.name in _NAMES[:3])
+"""The signals that stop a job in a Python program, which has not called `install`."""
 
 REPEATED_SECONDS = 1.0
 """A Ctrl-C within this time after the first signal counts as the same one.
@@ -154,7 +156,7 @@ def ending_after(clean: Callable[[], object]) -> Iterator[None]:
         signal.raise_signal(number)
 
     main = threading.current_thread() is threading.main_thread()
-    fatal = [n for n in STOP_SIGNALS if main and signal.getsignal(n) is signal.SIG_DFL]
+    fatal = [n for n in _handled() if main and signal.getsignal(n) is signal.SIG_DFL]
     for number in fatal:
         signal.signal(number, handle)
     try:
@@ -200,6 +202,10 @@ class StopRequest:
 def graceful_stop() -> Iterator[StopRequest]:
     """Turn signals into a request that a loop can check between two steps.
 
+    In a Python program that has not called `install`, a request that came too late for the loop is
+    passed on to the program's own handler after the block, unless the block raises an error that
+    reports the signal (`Interrupted`, KeyboardInterrupt).
+
     Outside of the main thread the request is never set, because Python delivers no signals there.
     """
     request = StopRequest()
@@ -207,8 +213,12 @@ def graceful_stop() -> Iterator[StopRequest]:
         yield request
         return
     before = {number: signal.signal(number, request.handle) for number in _handled()}
+    reported = False
     try:
         yield request
+    except BaseException as error:
+        reported = isinstance(error, KeyboardInterrupt) or hasattr(error, "signal_number")
+        raise
     finally:
         if request.signal_number is not None and _process.pid and _process.received is None:
             # The process is ending: `_handle` ignores what arrives again, such as a Ctrl-C that the
@@ -217,12 +227,20 @@ def graceful_stop() -> Iterator[StopRequest]:
             _process.received_at = time.monotonic()
         for number, handler in before.items():
             signal.signal(number, handler)
+        if request.signal_number is not None and not _process.pid and not reported:
+            signal.raise_signal(request.signal_number)
 
 
 def _handled() -> list[signal.Signals]:
+    """Return the signals whose handlers may be replaced.
+
+    A Python program often has its own use for the others, such as reloading its settings; and a
+    handler in C, such as faulthandler's, is reported as SIG_DFL and could not be restored.
+    """
+    ours = STOP_SIGNALS if _process.pid else _OF_PROGRAMS
     # None means a handler that was not installed from Python; it could not be restored.
     alone = (signal.SIG_IGN, None)
-    return [number for number in STOP_SIGNALS if signal.getsignal(number) not in alone]
+    return [number for number in ours if signal.getsignal(number) not in alone]
 
 
 def _handle(number: int, _: FrameType | None) -> None:

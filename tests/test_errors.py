@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 
 import pytest
@@ -98,3 +99,19 @@ def test_a_lack_of_folders_for_temporary_files_is_recognised(monkeypatch):
     assert found.exit_code == 5
     assert "TMPDIR" in found.hint
     assert errors.no_temporary_folder(FileNotFoundError(2, "No such file or directory")) is None
+
+
+def subclasses(kind=errors.C2fdftError):
+    return [kind, *(one for direct in kind.__subclasses__() for one in subclasses(direct))]
+
+
+@pytest.mark.parametrize("kind", subclasses())
+def test_errors_keep_their_attributes_in_another_process(kind):
+    """A process pool pickles them; one that cannot be unpickled breaks it or lets it hang."""
+    more = {"signal_number": 15} if kind is errors.Interrupted else {"where": "a.png"}
+    error = kind("wrong", hint="try", **more)
+    error.reported = True
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert (str(again), again.args, vars(again)) == (str(error), error.args, vars(error))
+    assert again.exit_code == error.exit_code

@@ -375,6 +375,7 @@ def without_flock(monkeypatch):
     monkeypatch.setattr(fcntl, "flock", failing(errno.ENOSYS))
 
 
+@pytest.mark.filterwarnings("ignore:flock not supported")
 @pytest.mark.parametrize("known", [True, False])
 def test_a_folder_is_locked_by_one_process(tmp_path, monkeypatch, known):
     if not known:
@@ -429,6 +430,7 @@ def test_the_hint_for_a_path_that_does_not_exist(name, hint):
     assert read_error(error, name).hint.startswith(hint)
 
 
+@pytest.mark.filterwarnings("ignore:flock not supported")
 def test_a_lock_of_a_killed_process_without_flock(tmp_path, monkeypatch):
     """A lock of this machine is broken; for one of another machine the hint says what to delete."""
     without_flock(monkeypatch)

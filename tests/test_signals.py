@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
 from c2fdft_cli import signals
+from c2fdft_cli.errors import Interrupted
 from c2fdft_cli.signals import STOP_SIGNALS, StoppedError, exit_code, graceful_stop
 from tests.kit.processes import start
 
@@ -182,10 +185,24 @@ with graceful_stop() as stop:
     assert script(body)[1] == "7 False\n"
 
 
-@pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_the_first_signal_is_a_request(number):
+STOPS_A_JOB = (signal.SIGINT, signal.SIGTERM)
+"""The signals that stop a job in a Python program that imports the package."""
+
+
+@pytest.fixture
+def delivered():
+    """The signals that reach the handler of a Python program that imports the package."""
+    found: list[int] = []
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda number, _: found.append(number))
+    return found
+
+
+@pytest.mark.parametrize("number", STOPS_A_JOB)
+def test_the_first_signal_is_a_request(number, delivered):
     before = signal.getsignal(number)
-    with graceful_stop() as request:
+
+    with suppress(Interrupted), graceful_stop() as request:
         assert not request
         request.check()
         os.kill(os.getpid(), number)
@@ -193,7 +210,43 @@ def test_the_first_signal_is_a_request(number):
         assert request.signal_number == number
         with pytest.raises(StoppedError):
             request.check()
+        raise Interrupted("stopped", signal_number=number)
     assert signal.getsignal(number) is before
+    assert delivered == []  # the error reports it
+
+
+@pytest.mark.parametrize("number", STOPS_A_JOB)
+def test_a_request_that_came_too_late_reaches_the_programs_handler(number, delivered):
+    with graceful_stop():
+        os.kill(os.getpid(), number)
+    assert delivered == [number]
+    with suppress(ValueError), graceful_stop():
+        os.kill(os.getpid(), number)
+        raise ValueError("another")
+    assert delivered == [number, number]
+
+
+def test_other_signals_remain_the_programs(delivered):
+    others = [number for number in STOP_SIGNALS if number not in STOPS_A_JOB]
+    with graceful_stop() as request:
+        for number in others:
+            os.kill(os.getpid(), number)
+        assert not request
+    assert delivered == others
+
+
+@pytest.mark.parametrize("block", [graceful_stop, lambda: signals.ending_after(lambda: None)])
+def test_a_handler_in_c_is_still_there_afterwards(block, tmp_path):
+    """Python reports it as SIG_DFL, and setting that would let the signal end the process."""
+    with (tmp_path / "stacks").open("w") as file:
+        faulthandler.register(signal.SIGUSR1, file)
+        try:
+            with block():
+                pass
+            os.kill(os.getpid(), signal.SIGUSR1)
+        finally:
+            faulthandler.unregister(signal.SIGUSR1)
+    assert "test_signals" in (tmp_path / "stacks").read_text()
 
 
 @pytest.mark.slow
@@ -213,17 +266,21 @@ print("reported"); sys.exit(130)
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
-def test_what_comes_with_the_first_signal_belongs_to_it(first, monkeypatch):
+def test_what_comes_with_the_first_signal_belongs_to_it(first, monkeypatch, delivered):
     """A launcher forwards the Ctrl-C that the terminal has sent to all processes already."""
-    with graceful_stop() as request:
+    repeated = False
+    with suppress(KeyboardInterrupt), graceful_stop() as request:  # as Python programs expect
         for number in (first, signal.SIGINT, signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)
         assert request.signal_number == first
         later = time.monotonic() + signals.REPEATED_SECONDS
         monkeypatch.setattr(time, "monotonic", lambda: later)
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt):  # the exception that users of the Python API expect
-            os.kill(os.getpid(), signal.SIGINT)
+        repeated = True
+        os.kill(os.getpid(), signal.SIGINT)
+        repeated = False
+    assert repeated
+    assert delivered == []
 
 
 def test_a_handler_from_outside_of_python_is_not_replaced(monkeypatch):

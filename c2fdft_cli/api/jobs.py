@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
@@ -187,7 +188,8 @@ def train(
 
     Raises:
         RecipeError, UsageError, DataError, CheckpointError, ResourceError: as the commands.
-        Interrupted: stopped by a signal or the time limit; the state is saved.
+        Interrupted: stopped by Ctrl-C, SIGTERM or the time limit; the state is saved. A signal
+            after the last step goes to the program's own handler.
     """
     check_choice("stage", stage, ("coarse", "fine"))
     for name, value in (("recipe", recipe), ("data", data), ("out", out), ("init", init)):
@@ -214,9 +216,10 @@ def train(
     )
     try:
         job = train_job(set_up(request))
-        for event in job:
-            if on_event is not None:
-                on_event(event)
+        with closing(iter(job)) as events:  # not in a destructor, which drops errors
+            for event in events:
+                if on_event is not None:
+                    on_event(event)
     # No `finally`: an error that occurs in this process only must not wait for the others.
     except Interrupted:  # all processes are interrupted together
         destroy_process_group()

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
 
 import numpy as np
@@ -19,80 +19,125 @@ _AUTOCAST_DEVICES = ("cpu", "cuda", "mps")
 
 
 class _ProcessSettings:
-    """Settings that all threads share: the first call changes them, the last restores them."""
+    """Settings that all threads share: the first call changes them, the last restores them.
 
-    def __init__(self) -> None:
+    An exception of a signal's handler may end a call at any moment, so the undoing is registered
+    before each change.
+
+    Args:
+        change: changes the settings, and appends to its argument what undoes each change.
+    """
+
+    def __init__(self, change: Callable[[list[Callable[[], object]]], object]) -> None:
         self.lock = threading.Lock()
-        self.calls = 0
-        self._of_thread = threading.local()
-        self._restore: list[Callable[[], object]] = []
+        self._change = change
+        self._calls: dict[object, int] = {}  # with the thread of each
+        self._undo: list[Callable[[], object]] = []
 
-    def change(self) -> None:
-        """Set torch's usual values, unless another call has done so."""
+    def begin(self, call: object) -> None:
+        """Change the settings, unless another call has done so."""
         with self.lock:
-            self.calls += 1
-            self._of_thread.calls = self._calls_of_thread() + 1
-            if self.calls > 1:
-                return
-            self._restore = [
-                partial(torch.set_default_dtype, torch.get_default_dtype()),
-                partial(setattr, torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled),
-                remember_rounding(),
-            ]
-            torch.set_default_dtype(torch.float32)
-            torch.backends.cudnn.enabled = True
-            torch.set_float32_matmul_precision("highest")
+            first = not self._calls
+            if first:  # an earlier call may have been ended within `end`
+                self._restore()
+            self._calls[call] = threading.get_ident()
+            if first:
+                self._change(self._undo)
 
-    def restore(self) -> None:
+    def end(self, call: object) -> None:
         """Set the program's values again if this was the last call."""
         with self.lock:
-            self.calls -= 1
-            self._of_thread.calls -= 1
-            self._restore_after_last()
+            self._calls.pop(call, None)
+            if not self._calls:
+                self._restore()
 
     def change_one(self, change: Callable[[], object], restore: Callable[[], object]) -> None:
         """Change a further setting, which `restore` sets to its present value."""
         with self.lock:
-            if self.calls:
-                self._restore.append(restore)
+            if self._calls:
+                self._undo.append(restore)
             change()
 
     def forget_other_threads(self) -> None:
         """In a forked process, end the calls of the other threads, which do not exist there."""
-        self.calls = self._calls_of_thread()
-        self._restore_after_last()
+        own = threading.get_ident()
+        self._calls = {call: thread for call, thread in self._calls.items() if thread == own}
+        if not self._calls:
+            self._restore()
 
-    def _calls_of_thread(self) -> int:
-        return getattr(self._of_thread, "calls", 0)
-
-    def _restore_after_last(self) -> None:
-        if not self.calls:
-            # In reverse, because a setting may have been changed several times.
-            while self._restore:
-                self._restore.pop()()
+    def _restore(self) -> None:
+        # In reverse, because a setting may have been changed several times.
+        while self._undo:
+            self._undo[-1]()
+            self._undo.pop()
 
 
-_process = _ProcessSettings()
+def _round_nothing(undo: list[Callable[[], object]]) -> None:
+    if _rounding() == "highest":
+        return
+    before = remember_rounding()
+
+    def restore() -> None:
+        if _rounding() in ("highest", None):  # not changed by the program meanwhile
+            before()
+
+    undo.append(restore)
+    torch.set_float32_matmul_precision("highest")
+
+
+def _rounding() -> str | None:
+    """Return torch's setting; None if a program has used the newer interface (see there)."""
+    with suppress(RuntimeError):
+        return torch.get_float32_matmul_precision()
+    return None
+
+
+def _set_usual_values(undo: list[Callable[[], object]]) -> None:
+    undo.append(remember_rounding())  # the runtime of a GPU changes it
+    dtype = torch.get_default_dtype()
+    if dtype != torch.float32:
+
+        def restore() -> None:
+            if torch.get_default_dtype() == torch.float32:  # not changed by the program meanwhile
+                torch.set_default_dtype(dtype)
+
+        undo.append(restore)
+        torch.set_default_dtype(torch.float32)
+    if not torch.backends.cudnn.enabled:
+        undo.append(partial(setattr, torch.backends.cudnn, "enabled", False))
+        torch.backends.cudnn.enabled = True
+
+
+_always = _ProcessSettings(_round_nothing)
+_beyond_cpu = _ProcessSettings(_set_usual_values)
 _seeding = threading.Lock()
-for _lock in (_process.lock, _seeding):
+for _lock in (_always.lock, _beyond_cpu.lock, _seeding):
     hold_while_forking(_lock)
 
 if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_process.forget_other_threads)
+    for _settings in (_beyond_cpu, _always):
+        os.register_at_fork(after_in_child=_settings.forget_other_threads)
 
 
 @contextmanager
-def usual_settings() -> Iterator[None]:
+def usual_settings(*, cpu_inference: bool = False) -> Iterator[None]:
     """Run a block with the usual settings of torch and NumPy, whatever the program has set.
 
     So results do not depend on the program, and it finds its own settings unchanged afterwards:
     default dtype, default device, current GPU, gradient and inference mode, autocast, cuDNN, how
-    float32 products are rounded, and which floating-point errors NumPy raises.
+    float32 products are rounded, and which floating-point errors NumPy raises. The default dtype,
+    cuDNN and the rounding belong to the whole process: other threads have the usual ones meanwhile.
+
+    Args:
+        cpu_inference: whether the block only restores on a CPU. It depends on neither the default
+            dtype nor cuDNN, so these stay as they are.
     """
     _use_one_thread_after_a_fork()
+    call = object()
     with ExitStack() as stack:
-        _process.change()
-        stack.callback(_process.restore)
+        for settings in (_always,) if cpu_inference else (_always, _beyond_cpu):
+            stack.callback(settings.end, call)
+            settings.begin(call)
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             stack.enter_context(torch.cuda.device(torch.cuda.current_device()))
         else:
@@ -121,7 +166,7 @@ def change_until_return(change: Callable[[], object], restore: Callable[[], obje
         change: changes it.
         restore: sets it to its present value.
     """
-    _process.change_one(change, restore)
+    _always.change_one(change, restore)
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def _ramp(span: slice, size: int, side: int, device: torch.device) -> Tensor:
     # Distances are measured to the centres of pixels, so no weight is 0 and it is safe to divide by
     # their sum, even for a pixel that only one tile covers.
     position = torch.arange(length, device=device, dtype=torch.float32) + 0.5
-    weight = torch.ones(length, device=device)
+    weight = torch.ones_like(position)
     if span.start > 0:
         weight = torch.minimum(weight, position / overlap)
     if span.stop < size:

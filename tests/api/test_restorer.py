@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import shutil
+import signal
 import threading
+from collections import UserList, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +23,12 @@ from c2fdft_cli.api.restorer import Restorer
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.restore.options import Sampling
 from c2fdft_cli.engine.restore.plan import plan_restore
+from c2fdft_cli.engine.sampling import executor
 from c2fdft_cli.engine.weights.average import average
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.execution import device
 from c2fdft_cli.recipe.schema import Diffusion
+from c2fdft_cli.signals import STOP_SIGNALS
 from tests.kit.command import run as run_command
 from tests.kit.gpu import pretend_gpu
 from tests.kit.processes import python
@@ -194,7 +199,8 @@ def test_names_and_seeds_determine_the_noise(restorer, weights):
     (np.zeros((0, 8, 3), np.uint8), "must be"),
     (np.zeros((8, 8, 3), np.int32), "must be uint8, uint16 or floating, got int32"),
     (np.full((8, 8, 3), 200.0), "on the scale 0 to 1, got 200"),
-    (np.full((8, 8, 3), np.nan), "on the scale 0 to 1, got nan"),
+    (np.full((8, 8, 3), np.nan), "the image has NaN or infinite values"),
+    (torch.full((3, 8, 8), -torch.inf), "the image has NaN or infinite values"),
     (torch.zeros(1, 1, 8, 8), r"must be \[n, 3, h, w\]"),
     (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "must be uint8 or floating"),
     (torch.zeros(3, 8, 8).to(torch.float8_e4m3fn), "must be uint8 or floating of 16 to 64 bits"),
@@ -518,6 +524,33 @@ def test_a_folder_is_restored_with_the_weights_that_were_loaded(tmp_path, tiny_n
         restorer.restore_folder(tmp_path / "in", tmp_path / "other")
 
 
+def test_a_signal_is_not_lost(restorer, tmp_path, monkeypatch):
+    """Nothing is left to do, or another error ends the call: the program's handler gets it."""
+    got = []
+    before = {one: signal.signal(one, lambda number, _: got.append(number)) for one in STOP_SIGNALS}
+    for name in "ab":
+        save(tmp_path / "in" / f"{name}.png", random_picture(16, 16))
+
+    def restore(out: str, after: int, error: Exception | None = None) -> None:
+        def progress(done: int, _: int) -> None:
+            if done == after:
+                os.kill(os.getpid(), signal.SIGTERM)
+                if error is not None:
+                    raise error
+
+        restorer.restore_folder(tmp_path / "in", tmp_path / out, progress=progress)
+
+    try:
+        restore("one", after=2)
+        assert got == [signal.SIGTERM]
+        with pytest.raises(ValueError, match="another"):
+            restore("two", after=1, error=ValueError("another"))
+        assert got == [signal.SIGTERM] * 2
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def test_a_path_that_is_a_hyphen_is_a_file(restorer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "a.png", random_picture(16, 16)).rename(tmp_path / "-")
@@ -531,6 +564,84 @@ def test_a_name_may_be_a_path(restorer):
     expected = restorer(image, "a.png")
     assert np.array_equal(restorer(image, Path("photos/a.png")), expected)
     assert np.array_equal(restorer([image], [Path("photos/a.png")])[0], expected)
+
+
+@pytest.mark.parametrize("kind", [tuple, deque, UserList])
+def test_any_sequence_of_images_is_restored_to_a_list(restorer, kind):
+    images = [random_picture(8, 12).pixels, random_picture(12, 8).pixels]
+    found = restorer(kind(images))
+    assert isinstance(found, list)
+    assert all(np.array_equal(a, b) for a, b in zip(found, restorer(images), strict=True))
+    assert restorer(kind()) == []
+
+
+@pytest.mark.parametrize("text", ["photo.png", b"photo.png"])
+def test_a_text_is_no_sequence_of_images(restorer, text):
+    with pytest.raises(c2fdft.UsageError, match="an image must be"):
+        restorer(text)
+    with pytest.raises(c2fdft.UsageError, match=r"must both be paths|an image must be"):
+        c2fdft.evaluate(text, random_picture(8, 12).pixels)
+
+
+def test_a_call_reports_its_progress_and_can_be_cancelled(restorer):
+    images = [random_picture(16, 24).pixels, random_picture(24, 40).pixels]
+    shares: list[float] = []
+    expected = restorer(images, progress=shares.append)
+    assert shares == sorted(shares)
+    assert shares[0] > 0
+    assert shares[-1] == pytest.approx(1)
+    uncertain = restorer.uncertainty(images[0], 2, progress=shares.append)
+
+    def cancel(share: float) -> None:
+        if share > 0.3:
+            raise TimeoutError(f"{share} done")
+
+    with pytest.raises(TimeoutError, match="done"):
+        restorer(images, progress=cancel)
+    with pytest.raises(TimeoutError, match="done"):
+        restorer.uncertainty(images[0], 2, progress=cancel)
+    for one, again in zip(expected, restorer(images), strict=True):
+        assert np.array_equal(one, again)
+    assert np.array_equal(restorer.uncertainty(images[0], 2).deviation, uncertain.deviation)
+    with pytest.raises(c2fdft.UsageError, match="progress must be a function, got 5"):
+        restorer(images, progress=5)
+
+
+def test_each_call_may_use_the_memory_that_is_free_then(weights, monkeypatch):
+    """Not only what was free at the first call, which decides the strips but no pixel."""
+    restorer = c2fdft.load(weights, device="cpu", precision="fp32", grid=GRID)
+    free = 40 << 20
+    monkeypatch.setattr(executor, "free_bytes", lambda _: free)
+    image = random_picture(200, 160).pixels
+    in_strips = restorer(image)
+    free = 0
+    with pytest.raises(c2fdft.ResourceError, match="px needs"):
+        restorer(image)
+    free = 8 << 30
+    assert np.array_equal(restorer(image), in_strips)
+
+
+def test_an_image_that_does_not_fit_is_refused_before_it_is_converted(weights, monkeypatch):
+    restorer = c2fdft.load(weights, device="cpu", precision="fp32", max_memory="8M")
+    huge = np.broadcast_to(np.uint8(7), (60000, 60000, 3))
+    tensor = torch.zeros(1, dtype=torch.uint8).expand(3, 60000, 60000)
+    for image in (huge, tensor, huge[..., 0], [huge]):
+        with pytest.raises(c2fdft.ResourceError, match="60000x60000 px needs"):
+            restorer(image)
+    with pytest.raises(c2fdft.ResourceError, match="60000x60000 px needs"):
+        restorer.uncertainty(huge)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_no_memory_for_converting_an_image_is_an_error_of_the_program(restorer, monkeypatch, error):
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("c2fdft_cli.api.restorer.unpack", fail)
+    with pytest.raises(c2fdft.ResourceError, match="out of memory converting the image"):
+        restorer(random_picture(8, 12).pixels)
 
 
 @contextmanager
@@ -576,6 +687,39 @@ def test_settings_of_the_program_change_no_result(restorer, weights, setting):
     restored.mean().backward()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "options",
+    [{"tile": 32}, {"self_ensemble": True}, {"precision": "bf16"}, {"compile": "off"}],
+    ids=str,
+)
+def test_restoring_on_a_cpu_neither_uses_nor_changes_the_default_dtype(
+    weights, tmp_path, monkeypatch, dtype, options
+):
+    """It belongs to all threads of the program, which may compute meanwhile."""
+    monkeypatch.setattr(torch, "set_default_dtype", torch.set_default_dtype)
+    picture = random_picture(40, 56)
+    save(tmp_path / "in" / "image.png", picture)
+    restorer = c2fdft.load(weights, **{"device": "cpu", "precision": "fp32", **options})
+    lq = torch.from_numpy(picture.pixels).permute(2, 0, 1) / 255
+
+    def restored(out: str) -> list[np.ndarray]:
+        restorer.restore_folder(tmp_path / "in", tmp_path / out)
+        several = () if options.get("self_ensemble") else restorer.uncertainty(picture.pixels, 2)
+        one, by_file = restorer(picture.pixels), pixels(tmp_path / out / "image.png")
+        return [one, by_file, restorer(lq).numpy(), *several]
+
+    expected = restored("first")
+    with by_default(dtype):
+        set_to: list[torch.dtype] = []
+        monkeypatch.setattr(torch, "set_default_dtype", set_to.append)
+        found = restored("second")
+        monkeypatch.undo()
+    assert set_to == []
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one, other)
+
+
 @pytest.mark.slow
 def test_a_forked_process_can_use_a_restorer_of_its_parent(weights, tmp_path):
     """On several threads it would wait for those of the parent, which it does not have."""
@@ -583,7 +727,7 @@ def test_a_forked_process_can_use_a_restorer_of_its_parent(weights, tmp_path):
     script.write_text(FORKS)
     done = python(script, weights, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "the same\n" * 5
+    assert done.stdout == "the same\n" * 6
 
 
 FORKS = """
@@ -624,7 +768,7 @@ def hold(lock):
     with lock:
         held.set()
         time.sleep(1)
-for lock in (surroundings._process.lock, surroundings._seeding):
+for lock in (surroundings._always.lock, surroundings._beyond_cpu.lock, surroundings._seeding):
     held = threading.Event()
     threading.Thread(target=hold, args=(lock,)).start()
     held.wait()

@@ -73,6 +73,46 @@ def test_calls_that_overlap_restore_what_was_before_the_first() -> None:
     assert torch.get_float32_matmul_precision() == "medium"
 
 
+def test_what_the_program_sets_meanwhile_remains() -> None:
+    with ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, torch.float32)
+        stack.callback(torch.set_float32_matmul_precision, "highest")
+        torch.set_default_dtype(torch.float64)
+        torch.set_float32_matmul_precision("medium")
+        with usual_settings():
+            torch.set_default_dtype(torch.bfloat16)
+        assert torch.get_default_dtype() == torch.bfloat16
+        with usual_settings(cpu_inference=True):
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert torch.get_default_dtype() == torch.bfloat16
+            torch.set_float32_matmul_precision("high")
+        assert torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.usefixtures("program")
+@pytest.mark.parametrize("name", ["set_default_dtype", "set_float32_matmul_precision"])
+@pytest.mark.parametrize("after", [True, False])
+def test_an_exception_of_a_signals_handler_leaves_no_setting_changed(
+    monkeypatch: pytest.MonkeyPatch, name: str, after: bool
+) -> None:
+    """It may be raised between any two steps, also just before or after a change."""
+    before, change = state(), getattr(torch, name)
+
+    def interrupted(value: object) -> None:
+        monkeypatch.setattr(torch, name, change)
+        if after:
+            change(value)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, name, interrupted)
+    with pytest.raises(KeyboardInterrupt), usual_settings():
+        pass
+    assert state() == before
+    with usual_settings():
+        assert torch.get_default_dtype() == torch.float32
+    assert state() == before
+
+
 @pytest.mark.parametrize("used", [True, False])
 def test_the_current_gpu_is_the_same_afterwards_if_the_call_was_the_first_to_use_it(
     monkeypatch: pytest.MonkeyPatch, used: bool
@@ -91,17 +131,17 @@ def test_a_forked_process_has_the_programs_settings_unless_it_is_within_a_call()
 
     def in_fork() -> tuple[torch.dtype, torch.dtype, torch.dtype]:
         torch.set_default_dtype(torch.float64)
-        calls = surroundings._ProcessSettings()
-        thread = Thread(target=calls.change)
+        calls = surroundings._ProcessSettings(surroundings._set_usual_values)
+        thread = Thread(target=calls.begin, args=("other",))
         thread.start()
         thread.join()
         outside = torch.get_default_dtype()
         calls.forget_other_threads()
         restored = torch.get_default_dtype()
-        calls.change()
+        calls.begin("own")
         calls.forget_other_threads()
         within = torch.get_default_dtype()
-        calls.restore()
+        calls.end("own")
         assert torch.get_default_dtype() == torch.float64
         return outside, restored, within
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
 from typing import Any, BinaryIO
 
 import imageio.v3 as iio
 import numpy as np
-from PIL import GifImagePlugin, Image, ImageFile
+from PIL import (
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+)
 
 from c2fdft_cli.data.images.formats import JPEG_SUFFIXES, Unreadable
 from c2fdft_cli.data.images.metadata import (
@@ -52,29 +61,69 @@ _TARGETS = {"1": "L", "L": "L", "LA": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RG
 hold_while_forking(_LOCK)
 
 
+class _OfThread(threading.local):
+    """Whether this thread is within `quiet_pillow`."""
+
+    quiet = False
+
+
+_of_thread = _OfThread()
+
+
+def _elsewhere(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that does nothing within `quiet_pillow`, and is the given one elsewhere."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        return None if _of_thread.quiet else function(*args, **options)
+
+    return call
+
+
+class _Warnings(ModuleType):
+    """The module `warnings` as Pillow's modules see it: silent within `quiet_pillow`."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(warnings, name)
+
+    @staticmethod
+    def warn(
+        message: Any, category: Any = None, stacklevel: int = 1, source: Any = None, **more: Any
+    ) -> None:
+        if not _of_thread.quiet:
+            warnings.warn(message, category, stacklevel + 1, source, **more)
+
+
+# Once and for each thread apart: the filters of warnings and Pillow's limit belong to the whole
+# process, and other threads of a Python program may use both meanwhile.
+for _module in (Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin):
+    vars(_module)["warnings"] = _Warnings("warnings")
+if hasattr(Image, "_decompression_bomb_check"):
+    Image._decompression_bomb_check = _elsewhere(Image._decompression_bomb_check)
+
+
 @contextlib.contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Run Pillow without warnings and with the settings below, one thread at a time.
+    """Run Pillow without warnings, without its limit of pixels, and with the settings below.
 
-    They are global to the process, hence the lock. The caller must check sizes.
+    The caller must check sizes. One thread at a time, because the settings are global to the
+    process; those that have the right value already, as usual, are not touched.
     """
     settings = (
-        (Image, "MAX_IMAGE_PIXELS", None),
         # The modes of a GIF's frames depend on it; imageio changes it when it first reads a GIF.
         (GifImagePlugin, "LOADING_STRATEGY", _GIF_STRATEGY),
         # Some libraries set it when they are imported: half a picture would be read as a whole one.
         (ImageFile, "LOAD_TRUNCATED_IMAGES", False),
     )
-    with _LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        before = [getattr(module, name) for module, name, _ in settings]
-        try:
-            for module, name, value in settings:
+    with _LOCK, contextlib.ExitStack() as undo:
+        undo.callback(setattr, _of_thread, "quiet", _of_thread.quiet)
+        _of_thread.quiet = True
+        for module, name, value in settings:
+            before = getattr(module, name)
+            if before != value:
+                undo.callback(setattr, module, name, before)
                 setattr(module, name, value)
-            yield
-        finally:
-            for (module, name, _), value in zip(settings, before, strict=True):
-                setattr(module, name, value)
+        yield
 
 
 def stored_size(file: BinaryIO, kind: str) -> tuple[int, int, int]:

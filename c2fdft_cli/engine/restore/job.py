@@ -32,24 +32,25 @@ def restore(plan: RestorePlan) -> Job[ImageDone | FrameDone, RestoreResult]:
 def _work(plan: RestorePlan, meter: Meter) -> Generator[ImageDone | FrameDone, None, RestoreResult]:
     start = time.monotonic()
     done: list[ImageDone] = []
-    with graceful_stop() as stop, ThreadPoolExecutor(writer_count()) as writers:
-        for record in restore_pictures(plan, writers, stop, meter):
-            done.append(record)
-            yield record
-        for item in plan.items:
-            if item.source.video is None or stop:
-                continue
-            video = yield from restore_video(plan, item, stop)
-            if video is not None:
-                done.append(video)
-                yield video
-    left = len(plan.items) - len(done)
-    if stop.signal_number is not None and left:
-        raise Interrupted(
-            f"stopped with {left} of {many(len(plan.items), 'image')} to do",
-            signal_number=stop.signal_number,
-            hint="run the same command again: finished files are skipped",
-        )
+    with graceful_stop() as stop:
+        with ThreadPoolExecutor(writer_count()) as writers:
+            for record in restore_pictures(plan, writers, stop, meter):
+                done.append(record)
+                yield record
+            for item in plan.items:
+                if item.source.video is None or stop:
+                    continue
+                video = yield from restore_video(plan, item, stop)
+                if video is not None:
+                    done.append(video)
+                    yield video
+        left = len(plan.items) - len(done)
+        if stop.signal_number is not None and left:
+            raise Interrupted(
+                f"stopped with {left} of {many(len(plan.items), 'image')} to do",
+                signal_number=stop.signal_number,
+                hint="run the same command again: finished files are skipped",
+            )
     done, taken = _without_taken(plan, done)
     skipped = [*plan.skipped, *taken]
     return RestoreResult(done, skipped, time.monotonic() - start, plan.single, plan.folder)

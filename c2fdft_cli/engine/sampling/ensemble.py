@@ -48,7 +48,7 @@ def mean_and_deviation(
     runs = [(i * numbers + k, k) for i in range(samples) for k in transforms]
     if not runs:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    mean, squares = torch.zeros(()), torch.zeros(())
+    mean = squares = torch.empty(0, dtype=torch.float32)
     for count, (number, k) in enumerate(runs, start=1):
         image = undo_transform(restore(transform(lq, k), number), k)
         if count == 1:

@@ -93,10 +93,14 @@ class Executor:
         self._tile, self._steps, self._batch = tile, len(grid), batch
         self._samples, self._transforms = samples, tuple(transforms)
         self._max_memory = max_memory
-        self.budget = max_memory or int(free_bytes(runtime.device) * MARGIN)
+        self.measure_memory()
         self._in_float32: Executor | None = None
         predict_noise = self._strips if tile is None else Tiled(self._strips, tile)
         self.restorer = Restorer(predict_noise, alpha_bar, grid, runtime, eta=eta, seed=seed)
+
+    def measure_memory(self) -> None:
+        """Set the budget from the memory that is free now, unless the caller limits it."""
+        self.budget = self._max_memory or int(free_bytes(self._runtime.device) * MARGIN)
 
     @property
     def device(self) -> torch.device:
@@ -249,6 +253,8 @@ class Executor:
                 max_memory=self._max_memory,
                 tile=self._tile,
             )
+        else:
+            self._in_float32.measure_memory()
         chosen = [names[i] for i in failed]
         with exact_products():  # half precision allows TF32 for what it computes in float32
             again = self._in_float32.start(lq[failed], chosen, lambda _: progress(1.0))

@@ -11,7 +11,6 @@ import math
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -391,6 +390,7 @@ def draw_curves(run: RunFolder) -> bool:
     """Draw curves.png from metrics.csv; return False if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.font_manager import FontProperties, findfont, get_font
     except ImportError:
         return False
     rows = run.read_metrics()
@@ -400,12 +400,13 @@ def draw_curves(run: RunFolder) -> bool:
     loss_axes.set_yscale("log")
     _plot(score_axes, rows, "val_psnr", "validation PSNR, dB", marker="o")
     score_axes.set_xlabel("iteration")
-    # A folder's name may contain anything: bytes that are not UTF-8, dollar signs, which would
-    # start a formula, and characters that the font lacks, about which matplotlib warns.
-    name = run.path.name.encode("utf-8", "backslashreplace").decode()
+    # A folder's name may contain anything: bytes that are not UTF-8, characters that the font lacks
+    # (matplotlib would warn), and dollar signs, which would start a formula.
+    font = get_font(findfont(FontProperties()))
+    characters = [(one, font.get_char_index(ord(one))) for one in run.path.name]
+    name = "".join(one if known else f"\\u{ord(one):04x}" for one, known in characters)
     figure.suptitle(name, parse_math=False)
-    with atomic_path(run.path / "curves.png") as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing")
+    with atomic_path(run.path / "curves.png") as temporary:
         figure.savefig(temporary, dpi=110)
     # A figure is a reference cycle of some megabytes, and training steps allocate too few objects
     # to trigger the garbage collector: without this call, a training grows by tens of megabytes

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import struct
 import tracemalloc
+import warnings
 import zlib
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from c2fdft_cli.data.images.picture import (
     read_picture,
     write_picture,
 )
+from c2fdft_cli.data.images.pillow import quiet_pillow
 from c2fdft_cli.data.images.png import read_chunks
 from c2fdft_cli.errors import DataError
 from tests.kit.images import SRGB_PROFILE, encoded, ramp, tiff_bytes
@@ -365,6 +368,30 @@ def test_only_a_damaged_exif_block_of_a_webp_is_dropped():
     found = read_picture(data)
     np.testing.assert_array_equal(found.pixels, ramp(dtype=np.uint8))
     assert (found.metadata.exif, found.metadata.icc) == (None, SRGB_PROFILE)
+
+
+def test_other_threads_keep_pillows_limit_and_their_warnings(monkeypatch):
+    """A service may limit uploads, and open them while files are restored in another thread."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    upload = encoded(Image.fromarray(ramp(40, 40, dtype=np.uint8)), "PNG")
+    filters = list(warnings.filters)
+    found = []
+
+    def open_upload() -> None:
+        try:
+            Image.open(io.BytesIO(upload))
+        except Image.DecompressionBombError as error:
+            found.append(error)
+        found.append(list(warnings.filters))
+
+    with quiet_pillow():
+        thread = Thread(target=open_upload)
+        thread.start()
+        thread.join()
+        assert Image.open(io.BytesIO(upload)).size == (40, 40)
+    assert [type(found[0]), found[1]] == [Image.DecompressionBombError, filters]
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(upload))
 
 
 def test_pillows_settings_change_no_result_and_are_not_changed(monkeypatch):

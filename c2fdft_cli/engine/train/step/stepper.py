@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -81,9 +80,6 @@ class Stepper:
         self._own_objective = objective
         self.objective: nn.Module = objective
         if dist.is_initialized():
-            # torch warns about convolution weights with one input channel, for which both memory
-            # layouts are the same
-            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
             devices = [runtime.device.index] if runtime.device.type == "cuda" else None
             self.objective = DistributedDataParallel(objective, device_ids=devices)
 
