@@ -83,15 +83,15 @@ def refuse_records(patch: pytest.MonkeyPatch, what: str, record: Path) -> None:
 
     Root, as whom the tests may run, is refused nothing.
     """
-    read, open_file = Path.read_text, os.open
+    open_to_read, open_file = Path.open, os.open
 
     def refuse(path: object) -> None:
         if Path(str(path)) == record:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
-    def read_other(path: Path, *words: Any, **more: Any) -> str:
+    def read_other(path: Path, *words: Any, **more: Any) -> Any:
         refuse(path)
-        return read(path, *words, **more)
+        return open_to_read(path, *words, **more)
 
     def open_other(path: Any, flags: int, *words: Any, **more: Any) -> int:
         if flags & os.O_RDWR:
@@ -99,7 +99,7 @@ def refuse_records(patch: pytest.MonkeyPatch, what: str, record: Path) -> None:
         return open_file(path, flags, *words, **more)
 
     if what == "read":
-        patch.setattr(Path, "read_text", read_other)
+        patch.setattr(Path, "open", read_other)
     else:
         patch.setattr(os, "open", open_other)
 
