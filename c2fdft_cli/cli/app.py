@@ -180,7 +180,11 @@ def _known(error: Exception, words: Sequence[str]) -> C2fdftError | None:
     if known is None:
         # Memory first: the driver reports its lack in the words of a failure of the GPU.
         known = _out_of_memory(error) or gpu_failure(error)
-    if known is None and isinstance(error, OSError) and is_disk_full(error):
+    # Typer installs the completion without handling errors.
+    is_write = "--install-completion" in words or (
+        isinstance(error, OSError) and is_disk_full(error)
+    )
+    if known is None and isinstance(error, OSError) and is_write:
         known = write_error(error, Path(error.filename or "standard output"))
     return known
 

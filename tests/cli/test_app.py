@@ -320,6 +320,15 @@ def test_a_current_folder_that_was_removed_is_an_error(tmp_path, monkeypatch, pa
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there the completion is PowerShell's")
+def test_a_completion_that_cannot_be_installed_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "home").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    # otherwise typer takes the shell that runs the tests, and no argument
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    refused("--install-completion", "bash", code=5, says="cannot write the file")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_an_error_keeps_its_exit_code_if_stdout_is_full():
     line = [sys.executable, "-m", "c2fdft_cli", "info", "nowhere", "--json"]

@@ -12,7 +12,10 @@ from PIL import Image, ImageCms
 
 from c2fdft_cli.data.images.picture import Picture
 
-SRGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+_MADE_NOW = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+# With a fixed date, because the profile is part of the names of tests, which all processes of
+# pytest must give alike.
+SRGB_PROFILE = _MADE_NOW[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + _MADE_NOW[36:]
 EXCHANGED_PROFILE = (  # its red is the blue of sRGB
     SRGB_PROFILE.replace(b"rXYZ", b"----").replace(b"bXYZ", b"rXYZ").replace(b"----", b"bXYZ")
 )
