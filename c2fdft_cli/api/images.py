@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,8 @@ from torch import Tensor
 
 from c2fdft_cli.data.images.picture import reading
 from c2fdft_cli.engine.restore.pictures import quantise
-from c2fdft_cli.errors import UsageError
+from c2fdft_cli.errors import ResourceError, UsageError
+from c2fdft_cli.execution.memory import is_out_of_memory
 
 Image: TypeAlias = npt.NDArray[Any] | Tensor | PIL.Image.Image
 """An image, or a tensor of several images:
@@ -84,9 +87,39 @@ def unpack(image: Image) -> Unpacked:
     )
 
 
+def are_several(images: object) -> TypeGuard[Sequence[Image]]:
+    """Whether an argument is a sequence of images; texts and bytes are sequences of none."""
+    return isinstance(images, Sequence) and not isinstance(images, str | bytes)
+
+
 def as_list(images: Image | Sequence[Image]) -> list[Image]:
     """Return the images as a list; a single image becomes a list of one."""
-    return list(images) if isinstance(images, Sequence) else [images]
+    return list(images) if are_several(images) else [images]  # type: ignore[list-item]
+
+
+def size_of(image: Image) -> tuple[int, int] | None:
+    """Return height and width of an image without converting it; None for what `unpack` refuses."""
+    shape: Sequence[int] = ()
+    if isinstance(image, Tensor) and image.dim() in (3, 4):
+        shape = image.shape[-2:]
+    elif isinstance(image, np.ndarray) and image.ndim in (2, 3):
+        shape = image.shape[:2]
+    elif isinstance(image, PIL.Image.Image):
+        shape = image.size[::-1]
+    return (shape[0], shape[1]) if shape and all(shape) else None
+
+
+@contextmanager
+def converting() -> Iterator[None]:
+    """Raise ResourceError if memory runs out while images are converted."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # NumPy's and torch's
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            "out of memory converting the image", hint="free some memory, or use a smaller image"
+        ) from error
 
 
 def _of_tensor(image: Tensor) -> Unpacked:
@@ -213,8 +246,9 @@ def _check_scale(largest: float, mean: float) -> None:
     Values on the scale -1 .. 1 are noticed if they are dark on average: unclipped noise has
     negative values too, but it does not darken the mean.
     """
-    # `not <=` instead of `>`, so that NaN is refused too.
-    if not largest <= MAX_FLOAT:
+    if not math.isfinite(largest):
+        raise UsageError("the image has NaN or infinite values")
+    if largest > MAX_FLOAT:
         raise UsageError(
             f"floating values must be on the scale 0 to 1, got {largest:g}",
             hint="divide by 255, or pass uint8",

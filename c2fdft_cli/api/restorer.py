@@ -21,7 +21,15 @@ import torch
 from torch import Tensor
 
 from c2fdft_cli.api.arguments import check_callable, name_or_path, texts
-from c2fdft_cli.api.images import Image, Unpacked, as_list, unpack
+from c2fdft_cli.api.images import (
+    Image,
+    Unpacked,
+    are_several,
+    as_list,
+    converting,
+    size_of,
+    unpack,
+)
 from c2fdft_cli.api.module import RestorationModule
 from c2fdft_cli.engine.restore.batch import refuse_not_finite
 from c2fdft_cli.engine.restore.job import restore
@@ -55,6 +63,7 @@ from c2fdft_cli.vocabulary import many
 DEFAULT_NAME = "image"
 """The name of an image without a file name, which decides its noise."""
 
+Progress: TypeAlias = Callable[[float], object]
 Names: TypeAlias = str | Path | Sequence[str | Path]
 
 _restorers: weakref.WeakSet[Restorer] = weakref.WeakSet()
@@ -119,7 +128,8 @@ def load(
         grid: descending timesteps, instead of `steps`.
         seed: the seed of the noise.
         self_ensemble: whether to average over flips and rotations.
-        max_memory: bytes, or a size such as "6G"; None for 80 % of the memory that is free now.
+        max_memory: bytes, or a size such as "6G"; None for 80 % of the memory that is free at each
+            call.
         tile: restore in overlapping tiles of this size in px; None for the exact result.
         compile: whether to use torch.compile: "on", "off", or "auto", which compiles for large
             folders on CUDA, never for images in memory.
@@ -221,23 +231,32 @@ class Restorer:
         )
 
     @overload
-    def __call__(self, image: One, name: Names | None = None) -> One: ...
+    def __call__(
+        self, image: One, name: Names | None = None, *, progress: Progress | None = None
+    ) -> One: ...
     @overload
-    def __call__(self, image: list[One], name: Names | None = None) -> list[One]: ...
+    def __call__(
+        self, image: Sequence[One], name: Names | None = None, *, progress: Progress | None = None
+    ) -> list[One]: ...
     @_in_usual_settings
-    def __call__(self, image: Any, name: Names | None = None) -> Any:
-        """Restore an image, a batch or a list, and return the same type.
+    def __call__(
+        self, image: Any, name: Names | None = None, *, progress: Progress | None = None
+    ) -> Any:
+        """Restore an image, a batch or several images, and return the same type.
 
         The result has the pixels that `c2fdft restore` writes for a file with this name and these
         pixels.
 
         Args:
             image: NumPy `[h, w, 3]` or `[h, w]` (uint8, uint16, or floats in 0 .. 1), torch
-                `[n, 3, h, w]` or `[3, h, w]` (uint8 or floats in 0 .. 1), a PIL image, or a list of
-                these. The EXIF orientation of PIL images is not applied.
+                `[n, 3, h, w]` or `[3, h, w]` (uint8 or floats in 0 .. 1), a PIL image, or a
+                sequence of these, whose results are a list. The EXIF orientation of PIL images is
+                not applied.
             name: the name of the image's file, or one name per image. Together with the seed it
                 decides the noise that sampling starts from. None for a PIL image's own file name,
                 otherwise "image".
+            progress: called many times with the share of the work that is done, 0 to 1. It may
+                raise an exception, which cancels the call; the restorer can be used again.
 
         Raises:
             UsageError: not a supported image.
@@ -246,10 +265,10 @@ class Restorer:
             GpuError: a kernel that was tried failed, and this process cannot use the GPU any more.
             CheckpointError: the network produced NaN or infinite values.
         """
-        images = [unpack(one) for one in as_list(image)]
-        frames = iter(self._run(images, name, samples=1))
+        images = self._unpacked(as_list(image), samples=1)
+        frames = iter(self._run(images, name, 1, progress))
         restored = [one.pack(torch.stack([next(frames)[0] for _ in one.values])) for one in images]
-        return restored if isinstance(image, list | tuple) else restored[0]
+        return restored if are_several(image) else restored[0]
 
     @_in_usual_settings
     def uncertainty(
@@ -257,11 +276,13 @@ class Restorer:
         image: Image,
         samples: int = UNCERTAINTY_SAMPLES,
         name: Names | None = None,
+        *,
+        progress: Progress | None = None,
     ) -> Uncertain:
         """Return the mean of several samples of an image, and their per-pixel standard deviation.
 
         Args:
-            image, name: as for a call.
+            image, name, progress: as for a call.
             samples: at least 2.
 
         Raises:
@@ -269,8 +290,8 @@ class Restorer:
         """
         check_type("samples", samples, int)
         samples = sample_count(int(samples), self._sampling.self_ensemble, uncertainty=True)
-        apart = unpack(image)
-        frames = self._run([apart], name, samples)
+        (apart,) = self._unpacked([image], samples)
+        frames = self._run([apart], name, samples, progress)
         restored = apart.pack(torch.stack([frame for frame, _ in frames]))
         deviation = torch.stack([one for _, one in frames if one is not None])
         if isinstance(image, Tensor):
@@ -353,15 +374,32 @@ class Restorer:
             self._net, self._alpha_bar, self.grid, seed=self._sampling.seed, name=DEFAULT_NAME
         )
 
+    def _unpacked(self, images: Sequence[Image], samples: int) -> list[Unpacked]:
+        """Convert the images, if there is enough memory to restore each of them."""
+        with self._runtime.on_device():
+            executor = self._executor(samples)
+        for size in filter(None, map(size_of, images)):
+            executor.rows(*size)
+        with converting():
+            return [unpack(one) for one in images]
+
     def _run(
-        self, images: list[Unpacked], name: Names | None, samples: int
+        self, images: list[Unpacked], name: Names | None, samples: int, progress: Progress | None
     ) -> list[tuple[Tensor, Tensor | None]]:
         """Restore all images; return each frame, `[3, h, w]`, and its deviation, `[1, h, w]`.
 
         The deviation is None for a single run of the sampler.
         """
+        check_callable("progress", progress)
         names = _names(images, name)
-        frames = [frame for one in images for frame in one.lq]
+        with converting():
+            frames = [frame for one in images for frame in one.lq]
+        before, total = 0, sum(frame.numel() for frame in frames)
+
+        def report(share: float) -> None:
+            if progress is not None:
+                progress((before + share * lq.numel()) / total)
+
         by_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, frame in enumerate(frames):
             by_size[tuple(frame.shape)].append(i)
@@ -374,7 +412,8 @@ class Restorer:
                 for start in range(0, len(members), size):
                     batch = members[start : start + size]
                     lq = torch.stack([frames[i] for i in batch])
-                    done = executor(lq, [names[i] for i in batch])
+                    done = executor(lq, [names[i] for i in batch], report)
+                    before += lq.numel()
                     refuse_not_finite(
                         bool(done.image.isfinite().all()), self.weights, self.precision
                     )
@@ -386,8 +425,10 @@ class Restorer:
         return found
 
     def _executor(self, samples: int) -> Executor:
-        """Return the executor for this number of samples of each image."""
-        if samples not in self._executors:
+        """Return the executor for this number of samples of each image, with its present budget."""
+        if samples in self._executors:
+            self._executors[samples].measure_memory()
+        else:
             self._executors[samples] = Executor(
                 self._strips,
                 self._alpha_bar,

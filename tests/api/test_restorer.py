@@ -8,6 +8,7 @@ import pickle
 import shutil
 import signal
 import threading
+from collections import UserList, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from c2fdft_cli.api.restorer import Restorer
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.restore.options import Sampling
 from c2fdft_cli.engine.restore.plan import plan_restore
+from c2fdft_cli.engine.sampling import executor
 from c2fdft_cli.engine.weights.average import average
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.recipe.schema import Diffusion
@@ -196,7 +198,8 @@ def test_names_and_seeds_determine_the_noise(restorer, weights):
     (np.zeros((0, 8, 3), np.uint8), "must be"),
     (np.zeros((8, 8, 3), np.int32), "must be uint8, uint16 or floating, got int32"),
     (np.full((8, 8, 3), 200.0), "on the scale 0 to 1, got 200"),
-    (np.full((8, 8, 3), np.nan), "on the scale 0 to 1, got nan"),
+    (np.full((8, 8, 3), np.nan), "the image has NaN or infinite values"),
+    (torch.full((3, 8, 8), -torch.inf), "the image has NaN or infinite values"),
     (torch.zeros(1, 1, 8, 8), r"must be \[n, 3, h, w\]"),
     (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "must be uint8 or floating"),
     (torch.zeros(3, 8, 8).to(torch.float8_e4m3fn), "must be uint8 or floating of 16 to 64 bits"),
@@ -552,6 +555,85 @@ def test_a_name_may_be_a_path(restorer):
     expected = restorer(image, "a.png")
     assert np.array_equal(restorer(image, Path("photos/a.png")), expected)
     assert np.array_equal(restorer([image], [Path("photos/a.png")])[0], expected)
+
+
+@pytest.mark.parametrize("kind", [tuple, deque, UserList])
+def test_any_sequence_of_images_is_restored_to_a_list(restorer, kind):
+    images = [random_picture(8, 12).pixels, random_picture(12, 8).pixels]
+    found = restorer(kind(images))
+    assert isinstance(found, list)
+    assert all(np.array_equal(a, b) for a, b in zip(found, restorer(images), strict=True))
+    assert restorer(kind()) == []
+
+
+@pytest.mark.parametrize("text", ["photo.png", b"photo.png"])
+def test_a_text_is_no_sequence_of_images(restorer, text):
+    with pytest.raises(c2fdft.UsageError, match="an image must be"):
+        restorer(text)
+    with pytest.raises(c2fdft.UsageError, match=r"must both be paths|an image must be"):
+        c2fdft.evaluate(text, random_picture(8, 12).pixels)
+
+
+def test_a_call_reports_its_progress_and_can_be_cancelled(restorer):
+    images = [random_picture(16, 24).pixels, random_picture(24, 40).pixels]
+    shares: list[float] = []
+    expected = restorer(images, progress=shares.append)
+    assert shares == sorted(shares)
+    assert shares[0] > 0
+    assert shares[-1] == pytest.approx(1)
+    uncertain = restorer.uncertainty(images[0], 2, progress=shares.append)
+
+    def cancel(share: float) -> None:
+        if share > 0.3:
+            raise TimeoutError(f"{share} done")
+
+    with pytest.raises(TimeoutError, match="done"):
+        restorer(images, progress=cancel)
+    with pytest.raises(TimeoutError, match="done"):
+        restorer.uncertainty(images[0], 2, progress=cancel)
+    for one, again in zip(expected, restorer(images), strict=True):
+        assert np.array_equal(one, again)
+    assert np.array_equal(restorer.uncertainty(images[0], 2).deviation, uncertain.deviation)
+    with pytest.raises(c2fdft.UsageError, match="progress must be a function, got 5"):
+        restorer(images, progress=5)
+
+
+def test_each_call_may_use_the_memory_that_is_free_then(weights, monkeypatch):
+    """Not only what was free at the first call, which decides the strips but no pixel."""
+    restorer = c2fdft.load(weights, device="cpu", precision="fp32", grid=GRID)
+    free = 40 << 20
+    monkeypatch.setattr(executor, "free_bytes", lambda _: free)
+    monkeypatch.setattr(executor, "MEASURED_SECONDS", 0)
+    image = random_picture(200, 160).pixels
+    in_strips = restorer(image)
+    free = 0
+    with pytest.raises(c2fdft.ResourceError, match="px needs"):
+        restorer(image)
+    free = 8 << 30
+    assert np.array_equal(restorer(image), in_strips)
+
+
+def test_an_image_that_does_not_fit_is_refused_before_it_is_converted(weights, monkeypatch):
+    restorer = c2fdft.load(weights, device="cpu", precision="fp32", max_memory="8M")
+    huge = np.broadcast_to(np.uint8(7), (60000, 60000, 3))
+    tensor = torch.zeros(1, dtype=torch.uint8).expand(3, 60000, 60000)
+    for image in (huge, tensor, huge[..., 0], [huge]):
+        with pytest.raises(c2fdft.ResourceError, match="60000x60000 px needs"):
+            restorer(image)
+    with pytest.raises(c2fdft.ResourceError, match="60000x60000 px needs"):
+        restorer.uncertainty(huge)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_no_memory_for_converting_an_image_is_an_error_of_the_program(restorer, monkeypatch, error):
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("c2fdft_cli.api.restorer.unpack", fail)
+    with pytest.raises(c2fdft.ResourceError, match="out of memory converting the image"):
+        restorer(random_picture(8, 12).pixels)
 
 
 @contextmanager
