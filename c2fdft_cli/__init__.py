@@ -11,7 +11,7 @@ Importing it is cheap: torch is loaded when one of the names that need it is fir
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from c2fdft_cli.errors import (
     C2fdftError,
@@ -30,20 +30,46 @@ if TYPE_CHECKING:
     from c2fdft_cli.api.jobs import evaluate, prepare, train
     from c2fdft_cli.api.module import RestorationModule
     from c2fdft_cli.api.restorer import Restorer, Uncertain, load
+    from c2fdft_cli.engine.evaluate.job import EvalResult
+    from c2fdft_cli.engine.prepare.job import PrepareResult
+    from c2fdft_cli.engine.restore.result import ImageDone, RestoreResult, Skipped
+    from c2fdft_cli.engine.sampling.scoring import Scored
+    from c2fdft_cli.engine.train.events import (
+        Begun,
+        Notice,
+        Saved,
+        StepDone,
+        TrainEvent,
+        TrainResult,
+        Validated,
+    )
 
 __all__ = [
+    "Begun",
     "C2fdftError",
     "CheckpointError",
     "DataError",
+    "EvalResult",
     "GpuError",
+    "ImageDone",
     "Interrupted",
+    "Notice",
     "PartialFailure",
+    "PrepareResult",
     "RecipeError",
     "ResourceError",
     "RestorationModule",
+    "RestoreResult",
     "Restorer",
+    "Saved",
+    "Scored",
+    "Skipped",
+    "StepDone",
+    "TrainEvent",
+    "TrainResult",
     "Uncertain",
     "UsageError",
+    "Validated",
     "__version__",
     "evaluate",
     "load",
@@ -52,20 +78,26 @@ __all__ = [
 ]
 
 _MODULES = {
-    "RestorationModule": "c2fdft_cli.api.module",
-    "Restorer": "c2fdft_cli.api.restorer",
-    "Uncertain": "c2fdft_cli.api.restorer",
-    "evaluate": "c2fdft_cli.api.jobs",
-    "load": "c2fdft_cli.api.restorer",
-    "prepare": "c2fdft_cli.api.jobs",
-    "train": "c2fdft_cli.api.jobs",
-}
+    "api.jobs": ("evaluate", "prepare", "train"),
+    "api.module": ("RestorationModule",),
+    "api.restorer": ("Restorer", "Uncertain", "load"),
+    "engine.evaluate.job": ("EvalResult",),
+    "engine.prepare.job": ("PrepareResult",),
+    "engine.restore.result": ("ImageDone", "RestoreResult", "Skipped"),
+    "engine.sampling.scoring": ("Scored",),
+    "engine.train.events": (
+        "Begun", "Notice", "Saved", "StepDone", "TrainEvent", "TrainResult", "Validated"
+    ),
+}  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+if not TYPE_CHECKING:  # to a type checker it would make every misspelled name valid
+
+    def __getattr__(name: str) -> object:
+        for module, names in _MODULES.items():
+            if name in names:
+                return getattr(import_module(f"{__name__}.{module}"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

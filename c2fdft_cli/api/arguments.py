@@ -31,10 +31,11 @@ def texts(name: str, value: object) -> list[str]:
     """Return one string or path, or several, as a list of strings.
 
     Raises:
-        UsageError: an item is neither, such as a number; or the value is bytes, which are a
-            sequence too.
+        UsageError: an item is neither, such as a number; or the value is bytes or an open file,
+            which can be iterated over too.
     """
-    several = [value] if isinstance(value, str | Path | bytes) else value
+    is_one = isinstance(value, str | Path | bytes) or hasattr(value, "read")
+    several = [value] if is_one else value
     found = []
     for one in several if isinstance(several, Iterable) else [value]:
         if not isinstance(one, str | Path):

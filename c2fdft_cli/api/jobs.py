@@ -184,7 +184,8 @@ def train(
         resume: resume the run in `out`, or the newest run of this stage.
         device, precision: as for `load`.
         max_seconds: after this time save the state and stop (Interrupted).
-        on_event: called with each step, score and saved file.
+        on_event: called with each event, a `TrainEvent`: `Begun`, `StepDone`, `Validated`, `Saved`
+            or `Notice`.
 
     Raises:
         RecipeError, UsageError, DataError, CheckpointError, ResourceError: as the commands.

@@ -173,7 +173,9 @@ class Restorer:
     Calls from several threads run one after another; several restorers can run at the same time. On
     CUDA only if they have the same precision: torch has one setting for all threads of whether
     float32 products are rounded to TF32, and one in fp32 would compute with that of the others. A
-    process that is forked after `load` computes on one thread, a spawned one on all.
+    process that is forked after `load` computes on one thread, a spawned one on all. One that is
+    forked before `load`, from a process that has computed with torch on several threads, waits
+    forever unless it calls `torch.set_num_threads(1)` first.
 
     Attributes:
         weights: the checkpoint file.

@@ -31,6 +31,8 @@ _VERSION_1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_f
 memory.stat."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
+_LARGEST_MAPPED = 32 << 20
+"""The largest threshold that the C library chooses itself; older versions accept no larger one."""
 
 
 def free_bytes(device: torch.device) -> int:
@@ -154,8 +156,21 @@ def reuse_freed_memory() -> bool:
         return False
     # Blocks above the first threshold are mapped and unmapped one by one whatever the heap keeps;
     # older versions accept at most half of a heap's largest size here.
-    raised = mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+    raised = mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_THRESHOLD, _LARGEST_MAPPED)
     return bool(mallopt(_M_TRIM_THRESHOLD, -1) and raised)
+
+
+def return_freed_memory() -> None:
+    """Undo `reuse_freed_memory`, for a Python program that continues after a training.
+
+    The C library adapts its thresholds to the program only as long as none has been set. These are
+    the values at which that ends.
+    """
+    mallopt = _function_of_libc("mallopt")
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_MAPPED)
+        mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_MAPPED)
+        give_back_freed_memory()
 
 
 def give_back_freed_memory() -> None:

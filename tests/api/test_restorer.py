@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
 import pickle
 import shutil
@@ -492,6 +493,7 @@ def test_a_restorer_can_be_copied_and_pickled(restorer):
     (lambda r: r.restore_folder("\0", "out"), "IN contains a NUL character"),
     (lambda r: r.restore_folder("in", "o\0"), "OUT contains a NUL character"),
     (lambda r: c2fdft.load(r.weights, grid=500), "grid must be descending timesteps"),
+    (lambda r: r.restore_folder(io.StringIO("a.png\nb.png"), "out"), "or several, got <_io.String"),
     (lambda r: c2fdft.load(bytes(r.weights)), "weights must be a text or a Path, got b'"),
 ])  # fmt: skip
 def test_arguments_of_other_types_are_refused(restorer, tmp_path, monkeypatch, call, says):
@@ -612,6 +614,7 @@ def test_each_call_may_use_the_memory_that_is_free_then(weights, monkeypatch):
     restorer = c2fdft.load(weights, device="cpu", precision="fp32", grid=GRID)
     free = 40 << 20
     monkeypatch.setattr(executor, "free_bytes", lambda _: free)
+    monkeypatch.setattr(executor, "MEASURED_SECONDS", 0)
     image = random_picture(200, 160).pixels
     in_strips = restorer(image)
     free = 0

@@ -98,10 +98,10 @@ def test_free_memory_of_cuda_includes_torchs_cache(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C library has no such call")
-def test_cached_memory_can_be_released() -> None:
+def test_cached_memory_can_be_released_and_is_no_longer_cached_after_a_training() -> None:
     script = """
 import psutil
-from c2fdft_cli.execution.memory import give_back_freed_memory, reuse_freed_memory
+from c2fdft_cli.execution.memory import *
 if not reuse_freed_memory():
     raise SystemExit(5)
 resident = lambda: psutil.Process().memory_info().rss >> 20
@@ -111,16 +111,22 @@ last = bytearray(b"x" * 100_000)  # above the others: the top of the heap stays 
 del blocks
 kept = resident() - before
 give_back_freed_memory()
-print(kept, resident() - before)
+released = resident() - before
+del last
+return_freed_memory()
+blocks = [bytearray(b"x" * 100_000) for _ in range(2000)]
+del blocks
+print(kept, released, resident() - before)
 """
     done = subprocess.run(
         [sys.executable, "-c", script], check=False, capture_output=True, text=True
     )
     if done.returncode == 5:
         pytest.skip("another C library")
-    kept, left = map(int, done.stdout.split())
+    kept, left, left_at_last = map(int, done.stdout.split())
     assert kept > 80
     assert left < 20
+    assert left_at_last < 100  # of 190
 
 
 V2 = ("memory.max", "memory.current", "inactive_file")

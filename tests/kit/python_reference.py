@@ -12,11 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import c2fdft_cli as c2fdft
-from c2fdft_cli.engine.evaluate.job import EvalResult
-from c2fdft_cli.engine.prepare.job import PrepareResult
-from c2fdft_cli.engine.restore.result import ImageDone, RestoreResult, Skipped
-from c2fdft_cli.engine.sampling.scoring import Scored
-from c2fdft_cli.engine.train.events import TrainResult
 
 FILE = Path(__file__).parents[2] / "docs" / "reference" / "python.md"
 HEAD = """# Python
@@ -33,10 +28,18 @@ are the [program's exceptions](exit-codes.md), with the sentence in `str(error)`
 `error.hint`; they name options as the command line does. There are
 [examples](../howto/examples.md) that run as they are.
 
+`Interrupted` is one of them: a loop that catches `C2fdftError` must let it through (`except
+c2fdft.Interrupted: raise`), or it swallows Ctrl-C.
+
+All names on this page can be imported from `c2fdft_cli`, also those of results and events.
+
 Generated: `python -m tests.kit.pages`.
 """
 NAMES = ("load", "Restorer", "Uncertain", "RestorationModule", "evaluate", "prepare", "train")
-RESULTS = (RestoreResult, ImageDone, Skipped, EvalResult, Scored, PrepareResult, TrainResult)
+RESULTS = (
+    "RestoreResult", "ImageDone", "Skipped", "EvalResult", "Scored", "PrepareResult", "TrainResult",
+)  # fmt: skip
+EVENTS = ("Begun", "StepDone", "Validated", "Saved", "Notice")
 SECTIONS = ("Args:", "Returns:", "Raises:", "Attributes:")
 
 
@@ -48,7 +51,10 @@ def reference() -> str:
         parts.append(_entry(2, name, one))
         parts += [_entry(3, f"{name}.{method}", function) for method, function in _methods(one)]
     parts.append("## Results\n")
-    parts += [_entry(3, one.__name__, one) for one in RESULTS]
+    parts += [_entry(3, name, getattr(c2fdft, name)) for name in RESULTS]
+    parts.append("## TrainEvent\n")
+    parts.append("What `train` calls `on_event` with: an object of one of these classes.\n")
+    parts += [_entry(3, name, getattr(c2fdft, name)) for name in EVENTS]
     return "\n".join(parts)
 
 

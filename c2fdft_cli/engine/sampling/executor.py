@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -23,6 +25,8 @@ from c2fdft_cli.execution.tiled import Tiled, tiles
 
 MARGIN = 0.8
 """Share of the free memory that a restoration may use unless a limit is set."""
+MEASURED_SECONDS = 1.0
+"""The free memory is not measured again within this time, because that takes milliseconds."""
 SUGGESTED_TILE = 512
 """Size of tiles that messages suggest, in px."""
 MIN_ROWS = 8
@@ -93,6 +97,7 @@ class Executor:
         self._tile, self._steps, self._batch = tile, len(grid), batch
         self._samples, self._transforms = samples, tuple(transforms)
         self._max_memory = max_memory
+        self.budget, self._measured_at = max_memory or 0, -math.inf
         self.measure_memory()
         self._in_float32: Executor | None = None
         predict_noise = self._strips if tile is None else Tiled(self._strips, tile)
@@ -100,7 +105,10 @@ class Executor:
 
     def measure_memory(self) -> None:
         """Set the budget from the memory that is free now, unless the caller limits it."""
-        self.budget = self._max_memory or int(free_bytes(self._runtime.device) * MARGIN)
+        now = time.monotonic()
+        if self._max_memory is None and now - self._measured_at >= MEASURED_SECONDS:
+            self.budget = int(free_bytes(self._runtime.device) * MARGIN)
+            self._measured_at = now
 
     @property
     def device(self) -> torch.device:

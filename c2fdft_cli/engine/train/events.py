@@ -11,9 +11,11 @@ from typing import TypeAlias
 class Begun:
     """A summary of the training, before the first step.
 
+    data: the folder of shards.
     pairs, validation: number of training images and of validation images.
     parameters: number of the network's parameters.
     step, iterations: iterations that are done, and those of the whole training.
+    device, precision: where and how it computes.
     best_psnr: best validation PSNR so far of a resumed run, dB.
     """
 
@@ -32,7 +34,12 @@ class Begun:
 class StepDone:
     """One iteration.
 
+    iteration: its number, from 1.
     patch, batch: patch size in px, and images in the global batch.
+    loss, grad_norm: the loss, and the norm of the gradient.
+    lr: the learning rate.
+    skipped: whether the weights stayed as they were, because the loss or the gradient was not
+        finite.
     seconds: time of this iteration.
     waited: share of this time spent waiting for data, 0 to 1.
     memory: peak bytes so far.
@@ -57,7 +64,14 @@ class StepDone:
 
 @dataclass(frozen=True)
 class Validated:
-    """Mean scores of the validation images, restored with the EMA weights."""
+    """Mean scores of the validation images, restored with the EMA weights.
+
+    iteration: the number of iterations that are done.
+    psnr, ssim: the means, PSNR in dB.
+    protocol: the protocol of the scores.
+    images: number of images.
+    is_best: whether this is the best PSNR so far.
+    """
 
     iteration: int
     psnr: float
@@ -69,7 +83,11 @@ class Validated:
 
 @dataclass(frozen=True)
 class Saved:
-    """The state, or the final checkpoint, has been written to `path`."""
+    """The state, or the final checkpoint, has been written.
+
+    iteration: the number of iterations that are done.
+    path: the file.
+    """
 
     iteration: int
     path: Path
@@ -77,7 +95,10 @@ class Saved:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that the user may want to know."""
+    """Something that the user may want to know.
+
+    text: a sentence.
+    """
 
     text: str
 

@@ -6,11 +6,13 @@ import importlib.util
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.errors import UsageError
+from c2fdft_cli.execution.surroundings import change_until_return
 from c2fdft_cli.files import write_error
 
 if TYPE_CHECKING:
@@ -110,10 +112,10 @@ class TensorBoard:
 
 
 def _silence_writer_threads() -> None:
-    """Let threads of TensorBoard end without a traceback, in this process from now on.
+    """Let threads of TensorBoard end without a traceback, until a Python program's call returns.
 
     What ends them is raised in the main thread too. At that time the thread may still be about to
-    print its traceback, so the hook is not removed.
+    print its traceback, so the hook is not removed earlier.
     """
     before = threading.excepthook
     if getattr(before, "__module__", None) == __name__:
@@ -123,7 +125,11 @@ def _silence_writer_threads() -> None:
         if not type(lost.thread).__module__.startswith("tensorboard."):
             before(lost)
 
-    threading.excepthook = hook
+    def set_back() -> None:
+        if threading.excepthook is hook:
+            threading.excepthook = before
+
+    change_until_return(partial(setattr, threading, "excepthook", hook), set_back)
 
 
 def _is_utf8(text: str) -> bool:

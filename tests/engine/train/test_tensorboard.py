@@ -17,6 +17,7 @@ from c2fdft_cli.engine.train.job import train
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.train.tensorboard import MEMORY_TAG, TAGS, TensorBoard
 from c2fdft_cli.errors import ResourceError, UsageError
+from c2fdft_cli.execution.surroundings import usual_settings
 from tests.kit.training import metrics, request, resume, run, stop_after
 
 
@@ -129,6 +130,15 @@ def test_a_disk_that_fails_is_one_error_without_a_traceback(tmp_path, monkeypatc
     other.start()
     other.join()
     assert [one.exc_type for one in said] == [ZeroDivisionError]
+
+
+def test_a_program_keeps_its_hook_for_errors_in_threads(tmp_path):
+    pytest.importorskip("tensorboard")
+    before = threading.excepthook
+    with usual_settings():  # as in a call of `train`
+        TensorBoard(tmp_path / "board", "true").open(0)
+        assert threading.excepthook is not before
+    assert threading.excepthook is before
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="every name is UTF-8 there")
