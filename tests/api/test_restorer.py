@@ -690,6 +690,7 @@ def test_settings_of_the_program_change_no_result(restorer, weights, setting):
     restored.mean().backward()
 
 
+@pytest.mark.filterwarnings("ignore:.*bf16")  # a note on CPUs on which it is slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "options",
