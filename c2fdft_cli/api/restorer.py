@@ -378,10 +378,11 @@ class Restorer:
 
     def _unpacked(self, images: Sequence[Image], samples: int) -> list[Unpacked]:
         """Convert the images, if there is enough memory to restore each of them."""
-        with self._runtime.on_device():
+        # Under the lock: the memory that another call uses at the moment is free again afterwards.
+        with self._lock, self._runtime.on_device():
             executor = self._executor(samples)
-        for size in filter(None, map(size_of, images)):
-            executor.rows(*size)
+            for size in filter(None, map(size_of, images)):
+                executor.rows(*size)
         with converting():
             return [unpack(one) for one in images]
 

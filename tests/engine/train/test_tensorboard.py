@@ -132,9 +132,10 @@ def test_a_disk_that_fails_is_one_error_without_a_traceback(tmp_path, monkeypatc
     assert [one.exc_type for one in said] == [ZeroDivisionError]
 
 
-def test_a_program_keeps_its_hook_for_errors_in_threads(tmp_path):
+def test_a_program_keeps_its_hook_for_errors_in_threads(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
-    before = threading.excepthook
+    before = threading.__excepthook__
+    monkeypatch.setattr(threading, "excepthook", before)
     with usual_settings():  # as in a call of `train`
         TensorBoard(tmp_path / "board", "true").open(0)
         assert threading.excepthook is not before
