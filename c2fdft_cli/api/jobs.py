@@ -14,6 +14,7 @@ from c2fdft_cli.api.images import Image, as_list, unpack
 from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
 from c2fdft_cli.engine.evaluate.metrics import find_metrics
+from c2fdft_cli.engine.evaluate.pairing import fail
 from c2fdft_cli.engine.prepare.job import PrepareResult
 from c2fdft_cli.engine.prepare.job import prepare as prepare_job
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
@@ -74,7 +75,10 @@ def evaluate(
     if isinstance(restored, str | Path) and isinstance(target, str | Path):
         beside = None if degraded is None else given_path("degraded", degraded)
         ours, theirs = given_path("restored", restored), given_path("target", target)
-        return evaluate_files(ours, theirs, options, beside).run()
+        result = evaluate_files(ours, theirs, options, beside).run()
+        # The command ends with an error after it has printed the scores of the others.
+        fail(result.unreadable, len(result.rows) + len(result.unreadable))
+        return result
     if degraded is not None:
         raise UsageError(
             "degraded works with folders only", hint="score the inputs with a second call"

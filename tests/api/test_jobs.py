@@ -14,6 +14,7 @@ import torch
 import c2fdft_cli as c2fdft
 from c2fdft_cli.engine.train.events import StepDone
 from tests.kit.command import run as run_command
+from tests.kit.images import damage_pixels
 from tests.kit.restore import random_picture, save
 from tests.kit.training import MINI, request, run, same_weights, stop_after
 
@@ -27,6 +28,15 @@ def test_folders_are_scored_as_by_the_command(tmp_path):
     mean = json.loads(said.stdout)["mean"]
     assert (result.psnr, result.ssim) == (mean["psnr"], mean["ssim"])
     assert [row.name for row in result.rows] == ["0", "1", "2"]
+
+
+def test_a_pair_that_cannot_be_read_gives_no_mean_over_the_others(tmp_path):
+    for i in range(2):
+        for side in "ab":
+            save(tmp_path / side / f"{i}.png", random_picture(16, 20, seed=i))
+    damage_pixels(tmp_path / "a" / "0.png")
+    with pytest.raises(c2fdft.DataError, match=r"0\.png: cannot read the image"):
+        c2fdft.evaluate(tmp_path / "a", tmp_path / "b")
 
 
 @pytest.mark.parametrize("depth", [8, 16])

@@ -108,6 +108,7 @@ def markdown(text: str) -> str:
             out.append("")
         else:
             inside = False
-            found = re.match(r"^(\w+): (.*)$", line)
-            out.append(f"- `{found[1]}`: {found[2]}" if found else line)
+            found = re.match(r"^(\w+(?:, \w+)*): (.*)$", line)
+            names = "" if found is None else ", ".join(f"`{one}`" for one in found[1].split(", "))
+            out.append(f"- {names}: {found[2]}" if found else line)
     return "\n".join(out)

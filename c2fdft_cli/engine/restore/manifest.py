@@ -128,11 +128,12 @@ class Manifest:
 
     def is_made_from(self, output: Path, original: Path) -> bool:
         """Whether an output, as it is now, was made from what a file holds now."""
-        found, now = self._entry(output), _state_of(original)
+        found = self._entry(output)
         then = None if found is None else found.get("source")
-        if not isinstance(then, list) or now is None or len(then) != len(now):
+        now = _state_of(original) if isinstance(then, list) else None
+        if not isinstance(then, list) or now is None:
             return False
-        return then == now or (len(now) > 2 and (then[0], then[2:]) == (now[0], now[2:]))
+        return then == now or (len(then) == len(now) == 3 and then[::2] == now[::2])
 
     def look_at(self, source: Path, data: bytes | None = None) -> None:
         """Remember the state of an input before it is read, as it may change before `add`.

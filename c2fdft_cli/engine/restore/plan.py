@@ -203,11 +203,12 @@ def _refuse_originals(items: Sequence[Item]) -> None:
         source, output = item.source, item.output
         if source.data is not None or output is None or not is_there(output):
             continue
-        # The folder that the user named: outputs below it are recorded there.
-        parents = source.path.parents
-        folder = parents[min(len(source.relative.parts), len(parents)) - 1]
-        made = folders.get(folder) or folders.setdefault(folder, Manifest(folder, {}))
-        if made.is_made_from(source.path, output):
+        # The run that made it may have been given any of these as its folder for outputs.
+        for folder in source.path.absolute().parents:
+            if folder not in folders:
+                folders[folder] = Manifest(folder, {})
+        made = (folders[folder] for folder in source.path.absolute().parents)
+        if any(one.is_made_from(source.path.absolute(), output) for one in made):
             what = f"the input {source.label} was made from this picture, which it would replace"
             hint = "IN and OUT may be interchanged; to restore a result again, name another OUT"
             raise UsageError(what, where=output, hint=hint)

@@ -179,7 +179,7 @@ class Sweep:
 
     def _interrupt(self, stop: StopRequest) -> None:
         number = stop.signal_number or 2
-        hint = f"the same command resumes from {self.log.path}"
+        hint = f"the same command resumes from {self.log.path}" if self.log.scores else None
         raise Interrupted("the sweep was stopped", signal_number=number, hint=hint)
 
     def _finish(self) -> SweepResult:

@@ -96,6 +96,12 @@ def test_interchanged_folders_replace_no_original(
     assert "was made from this picture, which it would replace" in result.stderr
     assert "IN and OUT may be interchanged" in result.stderr
     assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+    parts = call(tmp_path / "out" / "sub", folder / "sub", *words, *extra)
+    assert "was made from this picture" not in parts.stderr  # b.jpg became b.png
+    assert call(folder, tmp_path / "same", *words, "--format", "same").exit_code == 0
+    parts = call(tmp_path / "same" / "sub", folder / "sub", *words, "--format", "same", *extra)
+    assert parts.exit_code == 2
+    assert "was made from this picture" in parts.stderr
     # the restored pictures may be restored again, into another folder
     assert call(tmp_path / "out", tmp_path / "again", *words).exit_code == 0
     assert call(tmp_path / "out", tmp_path / "again", *words, *extra).exit_code == 0
