@@ -62,6 +62,7 @@ def test_the_shortest_schedule_has_one_beta_and_equal_ends_are_a_constant():
         (5, "linspace", [999, 749, 500, 250, 0]),
         (4, "leading", [750, 500, 250, 0]),
         (3, "leading", [666, 333, 0]),
+        (7, "leading", [852, 710, 568, 426, 284, 142, 0]),
         (4, "trailing", [999, 749, 499, 249]),
         (3, "trailing", [999, 666, 332]),
         (1, "trailing", [999]),

@@ -25,7 +25,7 @@ from c2fdft_cli.data.synthesis.model import Model
 from c2fdft_cli.data.synthesis.noise import camera_noise, gaussian_noise
 from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, within
 from c2fdft_cli.data.synthesis.streaks import StreakBank
-from c2fdft_cli.vocabulary import PackagedTask
+from c2fdft_cli.vocabulary import Task
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -58,7 +58,7 @@ class BlurModel(Model):
         jpeg_share: exposure: share of images that are stored as JPEG.
     """
 
-    task: ClassVar[PackagedTask] = "deblur"
+    task: ClassVar[Task] = "deblur"
 
     size: Annotated[Range, within(0, 101)] = (5.0, 25.0)
     inertia: Annotated[Range, within(0.01, 10)] = (0.3, 0.3)

@@ -13,7 +13,7 @@ from pydantic import ConfigDict
 from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.validation import STRICT
-from c2fdft_cli.vocabulary import PackagedTask
+from c2fdft_cli.vocabulary import Task
 
 Unclipped: TypeAlias = NDArray[np.int16]
 """A picture whose values may be outside of 0..255, int16 [h, w, 3]."""
@@ -28,7 +28,7 @@ class Model(ABC):
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
-    task: ClassVar[PackagedTask]
+    task: ClassVar[Task]
     uses_streaks: ClassVar[bool] = False
 
     @property

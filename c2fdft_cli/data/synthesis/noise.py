@@ -16,7 +16,7 @@ from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
 from c2fdft_cli.data.synthesis.model import Model, Unclipped
 from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, within
 from c2fdft_cli.data.synthesis.streaks import StreakBank
-from c2fdft_cli.vocabulary import PackagedTask
+from c2fdft_cli.vocabulary import Task
 
 Floats: TypeAlias = NDArray[np.float32]
 
@@ -58,7 +58,7 @@ class NoiseModel(Model):
         jpeg: raw: range of the JPEG quality.
     """
 
-    task: ClassVar[PackagedTask] = "denoise"
+    task: ClassVar[Task] = "denoise"
 
     kind: Literal["gaussian", "camera", "either", "raw"] = "gaussian"
     sigma: Annotated[Range, within(0, 255), AfterValidator(_refuse_shares)] = (5.0, 50.0)

@@ -18,7 +18,7 @@ from c2fdft_cli.data.synthesis.model import Model
 from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, within
 from c2fdft_cli.data.synthesis.streak_process import StreakStyle, render
 from c2fdft_cli.data.synthesis.streaks import StreakBank
-from c2fdft_cli.vocabulary import PackagedTask
+from c2fdft_cli.vocabulary import Task
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -57,7 +57,7 @@ class RainModel(Model):
             of tilt and veil concern it.
     """
 
-    task: ClassVar[PackagedTask] = "derain"
+    task: ClassVar[Task] = "derain"
     uses_streaks: ClassVar[bool] = True
 
     strength: Annotated[Range, within(0, 4)] = (0.6, 1.15)

@@ -39,6 +39,7 @@ def test_validation_must_leave_pairs_to_train_on(wanted: int) -> None:
     with pytest.raises(UsageError, match=f"^{wanted} of 12 pairs cannot"):
         val_size(12, wanted)
     assert val_size(12, 11) == 11
+    assert val_size(30, None) == 2  # 5 % are 1.5
 
 
 def test_scenes_stay_on_one_side_if_they_fit() -> None:

@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from c2fdft_cli.engine.restore import pictures as restore_pictures
 from c2fdft_cli.engine.restore import plan as restore_plan
 from c2fdft_cli.engine.restore.job import restore
 from c2fdft_cli.engine.restore.manifest import MANIFEST_NAME, Manifest
+from c2fdft_cli.engine.restore.options import Machine, Sampling, Writing
 from c2fdft_cli.engine.sampling.restorer import noise_generator
 from c2fdft_cli.engine.sampling.subject import open_subject
 from c2fdft_cli.errors import (
@@ -215,6 +217,22 @@ OTHER_SETTINGS = {
     "eta": 0.5, "seed": 3, "self_ensemble": True, "tile": 32, "quality": 90, "bit_depth": 8,
     "samples": 2, "grid": (500,), "precision": "bf16",
 }  # fmt: skip
+
+
+# settings that do not, or that are compared in another way
+WITHOUT_EFFECT = {
+    "weights", "task", "steps", "spacing",  # the digest of the weights, and the timesteps
+    "temporal_noise", "crf",  # of videos only
+    "device", "max_memory", "batch", "compile",
+    "format", "suffix", "compare", "uncertainty", "overwrite",
+}  # fmt: skip
+
+
+def test_each_setting_is_known_to_change_the_pixels_or_not() -> None:
+    """A new one that changes them must be in the records, or old outputs count as finished."""
+    names = {one.name for kind in (Sampling, Machine, Writing) for one in fields(kind)}
+    assert names == set(OTHER_SETTINGS) | WITHOUT_EFFECT
+    assert not set(OTHER_SETTINGS) & WITHOUT_EFFECT
 
 
 def test_each_setting_that_determines_the_pixels_is_compared(
