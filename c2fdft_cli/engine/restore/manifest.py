@@ -94,6 +94,11 @@ class Manifest:
             for output, lines in found.items():
                 self._known[output] = (*lines, *self._known.get(output, ()))
 
+    @property
+    def has_records(self) -> bool:
+        """Whether any output is recorded."""
+        return bool(self._known)
+
     def check_writable(self) -> None:
         """Raise ResourceError if no record could be written; nothing is created."""
         if self._folder is not None:

@@ -6,6 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from c2fdft_cli.data.video.parts import read_through
@@ -198,18 +199,22 @@ def _refuse_originals(items: Sequence[Item]) -> None:
         UsageError: names the first of them.
         DataError: the records of a folder of inputs cannot be read.
     """
-    folders: dict[Path, Manifest] = {}
+
+    @cache
+    def records(folder: Path) -> tuple[Manifest, ...]:
+        """Return those of the folder and of all above it, any of which may have been an OUT."""
+        above = () if folder == folder.parent else records(folder.parent)
+        own = Manifest(folder, {})
+        return (own, *above) if own.has_records else above
+
     for item in items:
-        source, output = item.source, item.output
-        if source.data is not None or output is None or not is_there(output):
+        path, output = item.source.path.absolute(), item.output
+        found = () if item.source.data is not None else records(path.parent)
+        if not found or output is None or not is_there(output):
             continue
-        # The run that made it may have been given any of these as its folder for outputs.
-        for folder in source.path.absolute().parents:
-            if folder not in folders:
-                folders[folder] = Manifest(folder, {})
-        made = (folders[folder] for folder in source.path.absolute().parents)
-        if any(one.is_made_from(source.path.absolute(), output) for one in made):
-            what = f"the input {source.label} was made from this picture, which it would replace"
+        if any(one.is_made_from(path, output) for one in found):
+            label = item.source.label
+            what = f"the input {label} was made from this picture, which it would replace"
             hint = "IN and OUT may be interchanged; to restore a result again, name another OUT"
             raise UsageError(what, where=output, hint=hint)
 

@@ -21,7 +21,7 @@ from c2fdft_cli.engine.weights.contents import FIRST_WEIGHT
 from c2fdft_cli.errors import CheckpointError, UsageError
 from c2fdft_cli.recipe.schema import Diffusion, Network, Sampling
 
-MAX_DETAILS = 10
+_MAX_DETAILS = 10
 
 
 def alpha_bar_of_recipe(diffusion: Diffusion) -> Tensor:
@@ -87,10 +87,10 @@ def _refuse_misfits(
     details = shapes + missing + unexpected
     if not details:
         return
-    if len(details) > MAX_DETAILS:
+    if len(details) > _MAX_DETAILS:
         counts = f"{len(missing)} names missing, {len(unexpected)} unexpected"
         counts = f"in all: {counts}, {len(shapes)} tensors of another shape"
-        details = [*details[:MAX_DETAILS], counts]
+        details = [*details[:_MAX_DETAILS], counts]
     what, hint = "these are the weights of another network", "give weights of C2F-DFT"
     # Damage neither adds tensors nor changes the number of channels that the network reads.
     if not (shapes or missing):
