@@ -139,8 +139,23 @@ def unwinding(hint: str | None = None) -> Iterator[None]:
     _process.open[key] = hint
     try:
         yield
+    except Exception as error:
+        # The clean-up of a library may fail because of the interruption: torch's archive, for
+        # example, then raises a RuntimeError in place of the signal's exception.
+        received = _replaced_by(error)
+        if received is None:
+            raise
+        raise received from None
     finally:
         del _process.open[key]
+
+
+def _replaced_by(error: BaseException) -> SignalReceived | None:
+    """Return the SignalReceived during whose handling an error was raised; None if there is none."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, SignalReceived):
+        cause = cause.__context__
+    return cause
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import io
 import os
 import signal
 import subprocess
@@ -12,10 +13,11 @@ import time
 from contextlib import suppress
 
 import pytest
+import torch
 
 from c2fdft_cli import signals
 from c2fdft_cli.errors import Interrupted
-from c2fdft_cli.signals import STOP_SIGNALS, StoppedError, exit_code, graceful_stop
+from c2fdft_cli.signals import STOP_SIGNALS, SignalReceived, StoppedError, exit_code, graceful_stop
 from tests.kit.processes import start
 
 
@@ -145,6 +147,23 @@ def test_within_a_block_everything_is_cleaned_up_despite_further_signals(number)
     assert code == exit_code(number)
     assert out.splitlines() == ["cleaned up", f"{signals.describe(number)} try again"]
     assert said == ""
+
+
+def test_a_clean_up_that_fails_does_not_replace_the_signal():
+    sent = SignalReceived(signal.SIGTERM, "resume")
+
+    class Archive(io.BytesIO):
+        def write(self, data):
+            if self.tell():
+                raise sent
+            return super().write(data)
+
+    with pytest.raises(SignalReceived) as raised, signals.unwinding(), signals.unwinding():
+        torch.save({"a": torch.zeros(1000)}, Archive())
+    assert raised.value is sent
+    # without the block torch's own error is what remains
+    with pytest.raises(RuntimeError):
+        torch.save({"a": torch.zeros(1000)}, Archive())
 
 
 @pytest.mark.slow
