@@ -63,8 +63,7 @@ def test_two_images_move_twice_what_one_does(counting: ModuleType) -> None:
         (torch.bfloat16, ("apply",)),
     ],
 )
-@pytest.mark.parametrize("rows", [256, 30])
-@pytest.mark.parametrize("dim", [48, 136])
+@pytest.mark.parametrize(("dim", "rows"), [(48, 256), (48, 30), (136, 30)])
 def test_the_estimate_is_near_the_peak(
     counting: ModuleType, dim: int, rows: int, dtype: torch.dtype, parts: tuple[str, ...]
 ) -> None:

@@ -1,5 +1,8 @@
 """Compile the fused kernels for a GPU without having one: `python -m tests.kit.compile_kernels 90`.
 
+For 9.0, that of H100 and H200, all versions are compiled; for others only those with biases in
+bfloat16, which need the most registers and memory.
+
 The operators run on meta tensors. Where they would launch a kernel, it is compiled instead for the
 same arguments, down to machine code, by the assembler in Triton's wheel. Prints one line of JSON
 for each kernel: the block it was compiled for, bytes of shared memory and of machine code,
@@ -33,6 +36,8 @@ BLOCKS = (
     (384, 8, torch.bfloat16),
 )
 """Channels, heads and precision."""
+EVERY_VERSION = 90
+"""The compute capability for which the versions without biases and in float16 are compiled too."""
 
 
 class Compiles:
@@ -82,11 +87,14 @@ def main(capability: int) -> None:
     for width, heads, dtype in BLOCKS:
         for each in compiling:
             each.case = f"{width} channels, {heads} heads, {dtype}"
-        run_operators(width, heads, dtype)
+        if capability == EVERY_VERSION:
+            run_operators(width, heads, dtype, with_bias=False)
+        if capability == EVERY_VERSION or dtype == torch.bfloat16:
+            run_operators(width, heads, dtype, with_bias=True)
 
 
-def run_operators(width: int, heads: int, dtype: torch.dtype) -> None:
-    """Call all operators of a block on a strip of 64 x 64 pixels, without and with biases."""
+def run_operators(width: int, heads: int, dtype: torch.dtype, with_bias: bool) -> None:
+    """Call all operators of a block on a strip of 64 x 64 pixels."""
     c, d = width, width // heads
     with torch.device("meta"):
         z, time = torch.empty(1, 64, 64, c), torch.empty(1, c)
@@ -99,22 +107,22 @@ def run_operators(width: int, heads: int, dtype: torch.dtype) -> None:
         biases = [torch.empty(k * c, dtype=dtype) for k in (3, 4, 1)]
     temperature, project_out = torch.empty(heads, device="meta"), matrix[0].float()
     operators._mixing(gram, square, square, temperature, project_out, dtype)
-    for for_qkv, for_widen, for_narrow in ((None, None, None), biases):
-        bias = None if for_qkv is None else weight
-        layers = (weight, bias, time, widen, for_widen, narrow)
-        for stream in (z, v):
-            operators._norm(stream, weight, bias, time, dtype)
-            if width <= WIDEST_NORMED and stream is z:
-                operators._norm_product(z, weight, bias, time, of_qkv, for_qkv)
-                operators._norm_product(z, weight, bias, time, widen, for_widen, gelu=True)
-            operators._norm_backward(stream, weight, bias is not None, v, stream)
-            if width <= WIDEST_ON_CHIP:
-                operators._feed_forward(stream, *layers, for_narrow)
-                operators._feed_forward_backward(stream, stream, *layers)
-                operators._feed_forward_weights(stream, stream, *layers)
-        operators._depthwise(x, taps, for_qkv, heads, 0, 64)
-        if width <= WIDEST_SECOND_PASS:
-            operators._second_pass(z, v, matrix, bias, *layers, for_narrow)
+    for_qkv, for_widen, for_narrow = biases if with_bias else (None, None, None)
+    bias = None if for_qkv is None else weight
+    layers = (weight, bias, time, widen, for_widen, narrow)
+    for stream in (z, v):
+        operators._norm(stream, weight, bias, time, dtype)
+        if width <= WIDEST_NORMED and stream is z:
+            operators._norm_product(z, weight, bias, time, of_qkv, for_qkv)
+            operators._norm_product(z, weight, bias, time, widen, for_widen, gelu=True)
+        operators._norm_backward(stream, weight, bias is not None, v, stream)
+        if width <= WIDEST_ON_CHIP:
+            operators._feed_forward(stream, *layers, for_narrow)
+            operators._feed_forward_backward(stream, stream, *layers)
+            operators._feed_forward_weights(stream, stream, *layers)
+    operators._depthwise(x, taps, for_qkv, heads, 0, 64)
+    if width <= WIDEST_SECOND_PASS:
+        operators._second_pass(z, v, matrix, bias, *layers, for_narrow)
 
 
 if __name__ == "__main__":
