@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from c2fdft_cli.core.diffusion import conditioned, ddim_sample, gaussian, to_image
 from c2fdft_cli.core.network import DFT, pad_to_multiple
-from c2fdft_cli.engine.sampling.restorer import noise_generator
+from c2fdft_cli.engine.sampling.sampler import noise_generator
 from c2fdft_cli.errors import UsageError
 
 

@@ -38,17 +38,16 @@ from c2fdft_cli.engine.restore.options import (
     Machine,
     Sampling,
     Writing,
-    choose_grid,
     grid_warning,
     parse_size,
     sample_count,
 )
-from c2fdft_cli.engine.restore.plan import plan_restore
+from c2fdft_cli.engine.restore.plan import make_sampler, plan_restore
 from c2fdft_cli.engine.restore.result import RestoreResult
 from c2fdft_cli.engine.sampling.ensemble import transforms_for
 from c2fdft_cli.engine.sampling.executor import Executor
+from c2fdft_cli.engine.sampling.sampler import Sampler
 from c2fdft_cli.engine.sampling.subject import trained_grid
-from c2fdft_cli.engine.weights.build import refuse_lost_image
 from c2fdft_cli.engine.weights.catalogue import sha256_of
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.engine.weights.choose import choose_weights
@@ -160,11 +159,11 @@ def load(
     runtime = make_runtime(machine.device, machine.precision)
     path = choose_weights(sampling.weights, sampling.task, sampling.steps).path
     checkpoint = load_checkpoint(path)
-    times = choose_grid(sampling, checkpoint.grid(), checkpoint.meta.diffusion.timesteps)
-    warning = grid_warning(trained_grid(checkpoint), times, checkpoint.grid())
+    sampler = make_sampler(checkpoint, sampling)
+    warning = grid_warning(trained_grid(checkpoint), sampler.grid, checkpoint.grid())
     for note in (*runtime.notes, *filter(None, [warning])):
         warnings.warn(note, stacklevel=3)
-    return Restorer(checkpoint, times, runtime, sampling, machine)
+    return Restorer(checkpoint, sampler, runtime, sampling, machine)
 
 
 class Restorer:
@@ -188,7 +187,7 @@ class Restorer:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        grid: Sequence[int],
+        sampler: Sampler,
         runtime: Runtime,
         sampling: Sampling,
         machine: Machine,
@@ -196,14 +195,13 @@ class Restorer:
         # The current folder may change, and so may the file.
         self.weights = Path(os.path.abspath(checkpoint.path))
         self._loaded = sha256_of(self.weights)
-        self.grid = list(grid)
+        self.grid = list(sampler.grid)
         self.device = runtime.device
         self.precision = runtime.precision
         self.task = checkpoint.task()
-        self._alpha_bar, self._eta = checkpoint.alpha_bar(), checkpoint.eta()
-        refuse_lost_image(self.grid, self._alpha_bar)
         self._net = checkpoint.network().to(runtime.device).requires_grad_(False)
-        self._runtime, self._sampling, self._machine = runtime, sampling, machine
+        self._sampler, self._runtime = sampler, runtime
+        self._sampling, self._machine = sampling, machine
         self._compiled, notice = compiles_strips(machine.compile, runtime, work=0)
         if notice is not None:
             warnings.warn(notice, stacklevel=4)
@@ -372,8 +370,9 @@ class Restorer:
     @usual_settings()
     def module(self) -> RestorationModule:
         """Return a differentiable `torch.nn.Module` that restores with a copy of the network."""
+        sampler = self._sampler
         return RestorationModule(
-            self._net, self._alpha_bar, self.grid, seed=self._sampling.seed, name=DEFAULT_NAME
+            self._net, sampler.alpha_bar, sampler.grid, seed=sampler.seed, name=DEFAULT_NAME
         )
 
     def _unpacked(self, images: Sequence[Image], samples: int) -> list[Unpacked]:
@@ -434,11 +433,8 @@ class Restorer:
         else:
             self._executors[samples] = Executor(
                 self._strips,
-                self._alpha_bar,
-                self.grid,
+                self._sampler,
                 self._runtime,
-                eta=self._eta,
-                seed=self._sampling.seed,
                 samples=samples,
                 transforms=transforms_for(self.task, self._sampling.self_ensemble),
                 max_memory=self._machine.max_memory,

@@ -69,8 +69,7 @@ def _measured(source: Path, out: Path, weights: Path, suffix: str, device: str) 
         machine=options.Machine(device=device, precision="fp32"),
         writing=options.Writing(format=suffix),
     )
-    sampler = made.executor.restorer
-    sampler.predict_noise = _identity(sampler.alpha_bar)
+    made.executor.predict_noise = _identity(made.executor.sampler.alpha_bar)
     with _timed() as spent:
         wall, cpu = time.perf_counter(), time.process_time()
         result = job.restore(made).run()

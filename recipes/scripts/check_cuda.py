@@ -46,6 +46,7 @@ from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule, time_grid
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.sampling.executor import Executor
+from c2fdft_cli.engine.sampling.sampler import Sampler
 from c2fdft_cli.engine.tools.bench import network_macs, random_batch
 from c2fdft_cli.engine.train.step.memory import step_bytes, training_kernels, weight_bytes
 from c2fdft_cli.engine.train.step.objective import Objective
@@ -599,7 +600,12 @@ def _allocated_by(run: Callable[[], object]) -> int:
 
 def _run_out_of_memory(expect: Callable[..., None], model: DFT, runtime: Runtime) -> None:
     strips = StripNetwork(model, dtype=runtime.dtype)
-    executor = Executor(strips, ALPHA_BAR, [500], runtime, max_memory=1 << 40)  # more than exists
+    executor = Executor(
+        strips,
+        Sampler(ALPHA_BAR, [500]),
+        runtime,
+        max_memory=1 << 40,  # more than exists
+    )
     gc.collect()
     torch.cuda.empty_cache()
     planned = strip_bytes(strips, 1024, 1024, 1, 64) + 4 * 42 * (1 << 20)

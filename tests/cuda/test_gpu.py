@@ -12,6 +12,7 @@ from torch import Tensor
 from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.sampling.executor import Executor
+from c2fdft_cli.engine.sampling.sampler import Sampler
 from c2fdft_cli.engine.tools.bench import random_batch
 from c2fdft_cli.engine.tools.doctor import examine
 from c2fdft_cli.engine.train.step.memory import step_bytes, training_kernels
@@ -156,9 +157,9 @@ def start_counting() -> int:
 
 def test_restoring_continues_after_running_out_of_memory(runtime: Runtime) -> None:
     strips = StripNetwork(network(blocks=(1, 1, 1, 1)).to(runtime.device), dtype=runtime.dtype)
-    alpha_bar = torch.linspace(0.99, 0.01, 1000)
+    sampler = Sampler(torch.linspace(0.99, 0.01, 1000), [500])
     # the plan assumes more memory than there is
-    executor = Executor(strips, alpha_bar, [500], runtime, max_memory=1 << 40)
+    executor = Executor(strips, sampler, runtime, max_memory=1 << 40)
     torch.cuda.empty_cache()
     lq = torch.rand(1, 3, 1024, 1024)
     least = strip_bytes(strips, 1024, 1024, 1, 64) + 4 * 42 * (1 << 20)

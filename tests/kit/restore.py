@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 
+from c2fdft_cli.core.diffusion import PredictNoise
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.images.picture import Picture, read_picture, write_picture
 from c2fdft_cli.engine.restore.job import restore
 from c2fdft_cli.engine.restore.options import Machine, Sampling, Writing
 from c2fdft_cli.engine.restore.plan import RestorePlan, plan_restore
 from c2fdft_cli.engine.restore.result import RestoreResult
-from c2fdft_cli.engine.sampling.restorer import Restorer
+from c2fdft_cli.engine.sampling.sampler import Sampler
 from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
+from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.recipe.schema import Network
 
 
@@ -39,21 +41,15 @@ class Identity:
 
 
 def overflow_in_half_precision(patch: pytest.MonkeyPatch) -> None:
-    """Let every restorer that does not run in float32 produce NaN."""
-    original = Restorer.__call__
+    """Let every sampler that does not run in float32 produce NaN."""
+    original = Sampler.__call__
 
-    def call(
-        self: Restorer,
-        lq: torch.Tensor,
-        names: list[str],
-        sample: int = 0,
-        noise: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        image = original(self, lq, names, sample, noise)
-        half = self.runtime.dtype != torch.float32
+    def call(self: Sampler, network: PredictNoise, runtime: Runtime, *rest: Any) -> torch.Tensor:
+        image = original(self, network, runtime, *rest)
+        half = runtime.dtype != torch.float32
         return torch.full_like(image, torch.nan) if half else image
 
-    patch.setattr(Restorer, "__call__", call)
+    patch.setattr(Sampler, "__call__", call)
 
 
 def found_under(
@@ -158,8 +154,7 @@ def plan(request: Request, *, identity: bool = False, **changes: Any) -> Restore
     """Plan in float32 on the CPU; `identity` replaces the network by `Identity`."""
     made = request.plan(**{"device": "cpu", "precision": "fp32", **changes})
     if identity:
-        restorer = made.executor.restorer
-        restorer.predict_noise = Identity(restorer.alpha_bar)
+        made.executor.predict_noise = Identity(made.executor.sampler.alpha_bar)
     return made
 
 

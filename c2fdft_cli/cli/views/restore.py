@@ -64,7 +64,7 @@ def document(plan: RestorePlan, result: RestoreResult, following: str | None) ->
     return {
         "weights": plan.weights,
         "grid": plan.grid,
-        "eta": plan.executor.restorer.eta,
+        "eta": plan.executor.sampler.eta,
         "seed": plan.sampling.seed,
         "draws": plan.executor.runs,
         "device": str(plan.runtime.device),

@@ -15,7 +15,7 @@ from c2fdft_cli.data.layouts.listing import beyond_the_first, remarks_on_pairs, 
 from c2fdft_cli.data.layouts.pairs import FilePair, Unpaired, check_sizes, find_pairs
 from c2fdft_cli.engine.evaluate.pairing import listed_pairs
 from c2fdft_cli.engine.sampling.pairs import DecodedPair, PairSource
-from c2fdft_cli.engine.sampling.restorer import noise_generator
+from c2fdft_cli.engine.sampling.sampler import noise_generator
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.vocabulary import many
 

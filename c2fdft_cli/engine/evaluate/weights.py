@@ -174,7 +174,7 @@ def _score_weights(
 
 def _sampling_notes(subject: Subject, executor: Executor) -> list[str]:
     """Return notes on the timesteps in use, and on others that fine weights were trained on."""
-    timesteps = executor.restorer.grid
+    timesteps = executor.sampler.grid
     steps = many(len(timesteps), "sampling step")
     notes = [f"timesteps: {', '.join(map(str, timesteps))} ({steps})"]
     if executor.runs > 1:

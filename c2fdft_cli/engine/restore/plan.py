@@ -32,6 +32,7 @@ from c2fdft_cli.engine.restore.outputs import (
 from c2fdft_cli.engine.restore.result import Skipped, named
 from c2fdft_cli.engine.sampling.ensemble import transforms_for
 from c2fdft_cli.engine.sampling.executor import Executor
+from c2fdft_cli.engine.sampling.sampler import Sampler
 from c2fdft_cli.engine.sampling.subject import trained_grid
 from c2fdft_cli.engine.weights.catalogue import sha256_of
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
@@ -85,7 +86,7 @@ class RestorePlan:
     @property
     def grid(self) -> list[int]:
         """The sampler's timesteps."""
-        return self.executor.restorer.grid
+        return self.executor.sampler.grid
 
     @property
     def units(self) -> int:
@@ -130,15 +131,15 @@ def plan_restore(
     found = choose_weights(sampling.weights, sampling.task, sampling.steps)
     checkpoint = load_checkpoint(found.path)
     recipe = checkpoint.recipe([])
-    grid = choose_grid(sampling, checkpoint.grid(), checkpoint.meta.diffusion.timesteps)
+    sampler = make_sampler(checkpoint, sampling)
     folder = output_folder(out)
     _check_folders(specs, out, folder, writing)
     inputs = find_inputs(specs, stdin, skip=folder)
     if not inputs.single:
         _check_not_among(inputs, writing)
     items, renamed = plan_outputs(inputs, out, writing)
-    chosen = {"draws": samples, "grid": grid, "precision": runtime.precision}
-    settings = {"eta": _eta(sampling, checkpoint)} | _settings(sampling, machine, writing) | chosen
+    chosen = {"draws": samples, "grid": sampler.grid, "precision": runtime.precision}
+    settings = {"eta": sampler.eta} | _settings(sampling, machine, writing) | chosen
     manifest = _manifest(out, folder, settings, found.path)
     _refuse_originals(items)
     # The items are divided among the processes before existing outputs are sorted out: processes
@@ -147,9 +148,9 @@ def plan_restore(
     todo, skipped = _split(own, manifest, writing.overwrite)
     if todo:
         manifest.check_writable()
-    executor, notice = _executor(checkpoint, grid, runtime, sampling, machine, samples, todo)
+    executor, notice = _executor(checkpoint, sampler, runtime, sampling, machine, samples, todo)
     todo, too_large = _all_checked(todo, executor, inputs.single)
-    warning = grid_warning(trained_grid(checkpoint), grid, checkpoint.grid())
+    warning = grid_warning(trained_grid(checkpoint), sampler.grid, checkpoint.grid())
     advice = (warning, notice, *_unread(manifest))
     return RestorePlan(
         sampling=sampling,
@@ -168,6 +169,17 @@ def plan_restore(
         not_read=inputs.not_read,
         protocol=None if recipe is None else recipe.train.protocol,
     )
+
+
+def make_sampler(checkpoint: Checkpoint, sampling: Sampling) -> Sampler:
+    """Return the sampler with the settings that are requested, otherwise the checkpoint's.
+
+    Raises:
+        UsageError: timesteps that do not fit the checkpoint's noise schedule.
+    """
+    grid = choose_grid(sampling, checkpoint.grid(), checkpoint.meta.diffusion.timesteps)
+    eta = checkpoint.eta() if sampling.eta is None else sampling.eta
+    return Sampler(checkpoint.alpha_bar(), grid, eta, sampling.seed)
 
 
 def _manifest(
@@ -282,14 +294,9 @@ def _settings(sampling: Sampling, machine: Machine, writing: Writing) -> dict[st
     }
 
 
-def _eta(sampling: Sampling, checkpoint: Checkpoint) -> float:
-    """Return the noise to add in each step: as requested, otherwise the checkpoint's."""
-    return checkpoint.eta() if sampling.eta is None else sampling.eta
-
-
 def _executor(
     checkpoint: Checkpoint,
-    grid: list[int],
+    sampler: Sampler,
     runtime: Runtime,
     sampling: Sampling,
     machine: Machine,
@@ -299,16 +306,13 @@ def _executor(
     """Make the executor; also return a notice if it is not compiled although that was requested."""
     transforms = transforms_for(checkpoint.task(), sampling.self_ensemble)
     pixels = sum(one.source.height * one.source.width * one.source.frames for one in items)
-    work = pixels * len(grid) * samples * len(transforms)
+    work = pixels * len(sampler.grid) * samples * len(transforms)
     compiled, notice = compiles_strips(machine.compile, runtime, work)
     net = checkpoint.network().to(runtime.device)
     executor = Executor(
         StripNetwork(net, dtype=runtime.dtype, compile=compiled),
-        checkpoint.alpha_bar(),
-        grid,
+        sampler,
         runtime,
-        eta=_eta(sampling, checkpoint),
-        seed=sampling.seed,
         samples=samples,
         transforms=transforms,
         max_memory=machine.max_memory,

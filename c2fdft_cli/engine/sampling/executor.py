@@ -11,10 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from c2fdft_cli.core.diffusion import PredictNoise
 from c2fdft_cli.core.network import padded_side
 from c2fdft_cli.core.precision import exact_products
 from c2fdft_cli.engine.sampling.ensemble import mean_and_deviation
-from c2fdft_cli.engine.sampling.restorer import Restorer
+from c2fdft_cli.engine.sampling.sampler import Sampler
 from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.execution.compiling import allow_failures, functions_given_up
 from c2fdft_cli.execution.device import Runtime
@@ -66,10 +67,8 @@ class Executor:
     Args:
         network: the network in strips, in the runtime's precision and on its device; several
             executors may share it, but not run at the same time.
-        alpha_bar: `[T]`.
-        grid: descending timesteps, one per sampling step.
+        sampler: the sampler.
         runtime: device and precision.
-        eta, seed: the sampler's eta, and the seed of its noise.
         samples, transforms: what each result is averaged over, see `mean_and_deviation`.
         max_memory: bytes that may be used; None for the free memory with a margin.
         tile: side of the tiles in px; None for the exact result, without tiles.
@@ -80,12 +79,9 @@ class Executor:
     def __init__(
         self,
         network: StripNetwork,
-        alpha_bar: Tensor,
-        grid: Sequence[int],
+        sampler: Sampler,
         runtime: Runtime,
         *,
-        eta: float = 0.0,
-        seed: int = 0,
         samples: int = 1,
         transforms: Sequence[int] = (0,),
         max_memory: int | None = None,
@@ -93,15 +89,15 @@ class Executor:
         batch: int = 0,
     ) -> None:
         self._strips = network
+        self.predict_noise: PredictNoise = network if tile is None else Tiled(network, tile)
+        self.sampler = sampler
         self._runtime = runtime
-        self._tile, self._steps, self._batch = tile, len(grid), batch
+        self._tile, self._batch = tile, batch
         self._samples, self._transforms = samples, tuple(transforms)
         self._max_memory = max_memory
         self.budget, self._measured_at = max_memory or 0, -math.inf
         self.measure_memory()
         self._in_float32: Executor | None = None
-        predict_noise = self._strips if tile is None else Tiled(self._strips, tile)
-        self.restorer = Restorer(predict_noise, alpha_bar, grid, runtime, eta=eta, seed=seed)
 
     def measure_memory(self) -> None:
         """Set the budget from the memory that is free now, unless the caller limits it."""
@@ -224,7 +220,7 @@ class Executor:
             `[3, padded height, padded width]` on the CPU; None if the image needs more than this
             noise: several runs, or noise in each step (eta above 0).
         """
-        return self.restorer.start_noise(name, height, width) if self.runs == 1 else None
+        return self.sampler.start_noise(name, height, width) if self.runs == 1 else None
 
     def to_redo(self, are_finite: Sequence[bool]) -> list[int]:
         """Return the indices of images that are not finite, but may be if computed in float32."""
@@ -251,11 +247,8 @@ class Executor:
         if self._in_float32 is None:
             self._in_float32 = Executor(
                 StripNetwork(self._strips.net),
-                self.restorer.alpha_bar,
-                self.restorer.grid,
+                self.sampler,
                 replace(self._runtime, dtype=torch.float32),
-                eta=self.restorer.eta,
-                seed=self.restorer.seed,
                 samples=self._samples,
                 transforms=self._transforms,
                 max_memory=self._max_memory,
@@ -292,7 +285,7 @@ class Executor:
         while True:
             self._strips.rows = rows
             try:
-                image = self.restorer(lq, names, sample, noise)
+                image = self.sampler(self.predict_noise, self._runtime, lq, names, sample, noise)
                 return image, self._describe(rows, height, width)
             except Exception as error:  # torch reports it with several classes of errors
                 if not is_out_of_memory(error):
@@ -346,7 +339,7 @@ class Executor:
         tall, wide = _inner(height, width, self._tile)
         whole = padded_side(height), padded_side(width)
         number = 1 if self._tile is None else tiles(*whole, self._tile)
-        return self._steps * number * self._strips.work(count, tall, wide)
+        return len(self.sampler.grid) * number * self._strips.work(count, tall, wide)
 
     def _fits(self, height: int, width: int, count: int) -> bool:
         """Whether a batch fits in strips as high as those that unlimited memory would allow."""

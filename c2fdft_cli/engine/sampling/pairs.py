@@ -12,7 +12,7 @@ import numpy as np
 from c2fdft_cli.data.images.picture import is_image_path
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.data.synthesis.degrade import Degradation
-from c2fdft_cli.engine.sampling.restorer import noise_generator
+from c2fdft_cli.engine.sampling.sampler import noise_generator
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.recipe.schema import Data, Recipe
 

@@ -12,6 +12,7 @@ from c2fdft_cli.core.diffusion import check_grid
 from c2fdft_cli.engine.sampling.ensemble import transforms_for
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.pairs import ShardPairs, open_validation
+from c2fdft_cli.engine.sampling.sampler import Sampler
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.engine.weights.identify import not_a_checkpoint
 from c2fdft_cli.errors import DataError
@@ -52,11 +53,8 @@ class Subject:
         """
         return Executor(
             self.network,
-            self.checkpoint.alpha_bar(),
-            timesteps,
+            Sampler(self.checkpoint.alpha_bar(), list(timesteps), self.checkpoint.eta(), seed),
             self.runtime,
-            eta=self.checkpoint.eta(),
-            seed=seed,
             transforms=transforms_for(self.checkpoint.task(), self_ensemble),
         )
 

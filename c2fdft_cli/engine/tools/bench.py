@@ -18,6 +18,7 @@ from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.pairs import degradation
+from c2fdft_cli.engine.sampling.sampler import Sampler
 from c2fdft_cli.engine.tools.bench_options import BenchOptions
 from c2fdft_cli.engine.train.batches import make_loader
 from c2fdft_cli.engine.train.step.objective import Objective
@@ -204,9 +205,9 @@ def _restore(
     options: BenchOptions, recipe: Recipe, net: DFT, runtime: Runtime
 ) -> tuple[Callable[[], object], str, int]:
     grid = time_grid(options.steps, total=recipe.diffusion.timesteps)
-    alpha_bar = alpha_bar_of_recipe(recipe.diffusion)
+    sampler = Sampler(alpha_bar_of_recipe(recipe.diffusion), grid)
     strips = StripNetwork(net.eval(), dtype=runtime.dtype, compile=options.compile)
-    executor = Executor(strips, alpha_bar, grid, runtime)
+    executor = Executor(strips, sampler, runtime)
     lq = torch.rand(options.batch, 3, options.size, options.size)
     names = [str(i) for i in range(options.batch)]
     return (lambda: executor(lq, names)), "as restore decides", options.steps

@@ -15,6 +15,7 @@ from torch import Tensor
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.sampling.executor import Executor, Restored
 from c2fdft_cli.engine.sampling.pairs import PairSource, ShardPairs, open_validation
+from c2fdft_cli.engine.sampling.sampler import Sampler
 from c2fdft_cli.engine.sampling.scoring import (
     Scored,
     Scorer,
@@ -117,12 +118,14 @@ class Validator:
         protocol = PROTOCOLS[recipe.train.protocol]
         executor = Executor(
             StripNetwork(self._state.ema, dtype=options.runtime.dtype),
-            alpha_bar_of_recipe(recipe.diffusion),
-            options.grid,
+            Sampler(
+                alpha_bar_of_recipe(recipe.diffusion),
+                options.grid,
+                recipe.sampling.eta,
+                # the same noise each time, so that scores differ only because of the weights
+                recipe.train.seed,
+            ),
             options.runtime,
-            eta=recipe.sampling.eta,
-            # the same noise each time, so that scores differ only because of the weights
-            seed=recipe.train.seed,
         )
 
         def restore(lq: Tensor, names: Sequence[str]) -> Restored:

@@ -17,7 +17,7 @@ from c2fdft_cli.engine.evaluate.job import EvalOptions
 from c2fdft_cli.engine.evaluate.options import WeightsOptions
 from c2fdft_cli.engine.evaluate.photos import evaluate_alone
 from c2fdft_cli.engine.evaluate.weights import evaluate_weights
-from c2fdft_cli.engine.sampling.restorer import noise_generator
+from c2fdft_cli.engine.sampling.sampler import noise_generator
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
 from c2fdft_cli.errors import DataError, UsageError

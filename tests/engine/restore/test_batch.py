@@ -17,6 +17,7 @@ from c2fdft_cli.engine.restore import batch as batch_module
 from c2fdft_cli.engine.restore import pictures, video
 from c2fdft_cli.engine.restore.batch import Batch, Wanted, refuse_not_finite
 from c2fdft_cli.engine.sampling.executor import Executor
+from c2fdft_cli.engine.sampling.sampler import Sampler
 from c2fdft_cli.errors import CheckpointError, ResourceError
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.strips import StripNetwork
@@ -37,7 +38,7 @@ ALPHA_BAR = alpha_bar_of(beta_schedule())
 def make(net: DFT, dtype: torch.dtype = torch.float32, samples: int = 1) -> Executor:
     runtime = Runtime(torch.device("cpu"), dtype)
     strips = StripNetwork(net, dtype=dtype)
-    return Executor(strips, ALPHA_BAR, [500, 100], runtime, samples=samples)
+    return Executor(strips, Sampler(ALPHA_BAR, [500, 100]), runtime, samples=samples)
 
 
 def begin(
@@ -74,7 +75,7 @@ def test_a_network_that_changes_nothing_gives_the_integers_back(
     tiny_net: Callable[..., DFT], depth: int
 ) -> None:
     executor = make(tiny_net())
-    executor.restorer.predict_noise = Identity(ALPHA_BAR)
+    executor.predict_noise = Identity(ALPHA_BAR)
     wanted = [Wanted(depth, grey=False), Wanted(24 - depth, grey=False), Wanted(depth, grey=True)]
     same, other, grey = begin(executor, wanted, depth).outcomes()
     stored = [random_picture(9, 14, i, depth=depth).pixels for i in range(3)]
@@ -113,7 +114,7 @@ def test_images_that_are_not_finite_are_restored_again_when_read(
 
 def test_images_that_stay_not_finite_are_marked(tiny_net: Callable[..., DFT]) -> None:
     executor = make(tiny_net())
-    executor.restorer.predict_noise = lambda x, t: x[:, 3:] * torch.nan
+    executor.predict_noise = lambda x, t: x[:, 3:] * torch.nan
     assert [one.is_finite for one in begin(executor, [Wanted(8, False)]).outcomes()] == [False]
 
 

@@ -30,7 +30,7 @@ from c2fdft_cli.engine.restore import plan as restore_plan
 from c2fdft_cli.engine.restore.job import restore
 from c2fdft_cli.engine.restore.manifest import MANIFEST_NAME, Manifest
 from c2fdft_cli.engine.restore.options import Machine, Sampling, Writing
-from c2fdft_cli.engine.sampling.restorer import noise_generator
+from c2fdft_cli.engine.sampling.sampler import noise_generator
 from c2fdft_cli.engine.sampling.subject import open_subject
 from c2fdft_cli.errors import (
     CheckpointError,
@@ -178,11 +178,11 @@ def test_eta_is_that_of_the_recipe_unless_another_is_requested(
     recipe = load_recipe("tiny", small)
     weights = str(write_random(tmp_path / "eta.pt", recipe=recipe.to_dict()))
     one = {"source": f"{options.source}/0.png", "weights": weights}
-    found = plan(options, **one).executor.restorer.eta
+    found = plan(options, **one).executor.sampler.eta
     subject = open_subject(Path(weights), protocol=None, device="cpu", precision="fp32")
-    loaded = c2fdft.load(weights, device="cpu")._executor(1).restorer.eta
-    assert (found, subject.executor([500], 0).restorer.eta, loaded) == (0.5, 0.5, 0.5)
-    assert plan(options, **one, eta=0.0).executor.restorer.eta == 0.0
+    loaded = c2fdft.load(weights, device="cpu")._executor(1).sampler.eta
+    assert (found, subject.executor([500], 0).sampler.eta, loaded) == (0.5, 0.5, 0.5)
+    assert plan(options, **one, eta=0.0).executor.sampler.eta == 0.0
 
 
 def test_a_second_run_skips_existing_outputs(options: Request, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule
 from c2fdft_cli.core.network import DFT, padded_side
 from c2fdft_cli.engine.sampling import executor as executor_module
-from c2fdft_cli.engine.sampling import restorer as restorer_module
+from c2fdft_cli.engine.sampling import sampler as sampler_module
 from c2fdft_cli.engine.sampling.executor import (
     MARGIN,
     MEAN_BYTES,
@@ -20,7 +21,7 @@ from c2fdft_cli.engine.sampling.executor import (
     SAMPLER_BYTES,
     Executor,
 )
-from c2fdft_cli.engine.sampling.restorer import Restorer
+from c2fdft_cli.engine.sampling.sampler import Sampler
 from c2fdft_cli.engine.tools.live_bytes import LiveBytes
 from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.execution.device import Runtime
@@ -30,13 +31,14 @@ from c2fdft_cli.execution.tiled import Tiled
 
 RUNTIME = Runtime(torch.device("cpu"))
 ALPHA_BAR = alpha_bar_of(beta_schedule())
-GRID = [500, 100]  # a step at 999 would magnify rounding 157 times
+SAMPLER = Sampler(ALPHA_BAR, [500, 100])  # a step at 999 would magnify rounding 157 times
 
 
 @pytest.fixture
 def make(tiny_net: Callable[..., DFT]) -> Callable[..., Executor]:
-    def made(**options: Any) -> Executor:
-        return Executor(StripNetwork(tiny_net()), ALPHA_BAR, GRID, RUNTIME, **options)
+    def made(eta: float = 0.0, **options: Any) -> Executor:
+        sampler = replace(SAMPLER, eta=eta)
+        return Executor(StripNetwork(tiny_net()), sampler, RUNTIME, **options)
 
     return made
 
@@ -50,7 +52,7 @@ def test_the_executor_equals_the_sampler_on_the_network(
     make: Callable[..., Executor], tiny_net: Callable[..., DFT], size: tuple[int, int]
 ) -> None:
     lq = image(1, *size)
-    want = Restorer(tiny_net(), ALPHA_BAR, GRID, RUNTIME)(lq, ["a"])
+    want = SAMPLER(tiny_net(), RUNTIME, lq, ["a"])
     ran = make()(lq, ["a"])
     assert ran.executor == "whole"
     assert ran.notes == []
@@ -124,10 +126,11 @@ def test_a_batch_is_as_large_as_fits(make: Callable[..., Executor]) -> None:
 
 def peak_bytes(executor: Executor, lq: Tensor) -> int:
     """The peak of bytes that a run holds, without weights and input."""
-    run = type(executor.restorer).__call__.__wrapped__  # type: ignore[attr-defined]
+    run = Sampler.__call__.__wrapped__  # type: ignore[attr-defined]
     executor._strips.rows = executor.rows(lq.shape[-2], lq.shape[-1], len(lq))
     with torch.no_grad(), LiveBytes() as live:  # inference mode would hide the operators
-        run(executor.restorer, lq, [str(i) for i in range(len(lq))])
+        names = [str(i) for i in range(len(lq))]
+        run(executor.sampler, executor.predict_noise, RUNTIME, lq, names)
     return int(live.peak)
 
 
@@ -155,15 +158,15 @@ def test_the_plan_counts_what_is_held_outside_the_network(
     tile: int | None,
 ) -> None:
     """With a network that holds nothing but its input and its result."""
-    monkeypatch.setattr(restorer_module, "SLICE_VALUES", 1 << 9)
-    run = Restorer.__call__.__wrapped__  # type: ignore[attr-defined]
-    monkeypatch.setattr(Restorer, "__call__", run)
+    monkeypatch.setattr(sampler_module, "SLICE_VALUES", 1 << 9)
+    run = Sampler.__call__.__wrapped__  # type: ignore[attr-defined]
+    monkeypatch.setattr(Sampler, "__call__", run)
     executor = make(tile=tile, **options)
 
     def nothing(x: Tensor, _: Tensor) -> Tensor:
         return x.new_ones((len(x), 3, *x.shape[2:]))
 
-    executor.restorer.predict_noise = nothing if tile is None else Tiled(nothing, tile)
+    executor.predict_noise = nothing if tile is None else Tiled(nothing, tile)
     with torch.no_grad(), LiveBytes() as live:  # inference mode would hide the operators
         executor.start(image(1, 128, 128), ["a"])
     planned = SAMPLER_BYTES - 24 + (MEAN_BYTES if executor.runs > 1 else 0)
@@ -177,7 +180,7 @@ def test_compiled_strips_are_planned_as_such(tiny_net: Callable[..., DFT]) -> No
     budget = strip_bytes(strips, 96, 64, 1, 96)
     budget += SAMPLER_BYTES * 96 * 64
     for most, fits in ((budget, True), (budget - 1, False)):
-        executor = Executor(strips, ALPHA_BAR, GRID, RUNTIME, max_memory=most)
+        executor = Executor(strips, SAMPLER, RUNTIME, max_memory=most)
         assert (executor.rows(96, 64) == 96) is fits
 
 
@@ -202,13 +205,13 @@ def test_a_batch_that_does_not_fit_runs_one_by_one(
     assert executor._fits(40, 48, 1)
     assert not executor._fits(40, 48, 3)
     sizes: list[int] = []
-    sample = Restorer.__call__
+    sample = Sampler.__call__
 
-    def counting(self: Restorer, lq: Tensor, *rest: Any) -> Tensor:
+    def counting(self: Sampler, network: Any, runtime: Any, lq: Tensor, *rest: Any) -> Tensor:
         sizes.append(len(lq))
-        return sample(self, lq, *rest)
+        return sample(self, network, runtime, lq, *rest)
 
-    monkeypatch.setattr(Restorer, "__call__", counting)
+    monkeypatch.setattr(Sampler, "__call__", counting)
     ran = executor(lq, names)
     assert sizes == [1, 1, 1]
     assert ran.notes == []
@@ -218,13 +221,13 @@ def test_a_batch_that_does_not_fit_runs_one_by_one(
 class Hungry:
     """A sampler that runs out of memory a number of times before it succeeds."""
 
+    grid = SAMPLER.grid
+
     def __init__(self, executor: Executor, failures: int, error: Exception) -> None:
         self.executor, self.failures, self.error = executor, failures, error
         self.asked: list[tuple[int, int | None]] = []
 
-    def __call__(
-        self, lq: Tensor, names: list[str], sample: int, noise: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, network: object, runtime: Runtime, lq: Tensor, *_: object) -> Tensor:
         self.asked.append((len(lq), self.executor._strips.rows))
         if self.failures:
             self.failures -= 1
@@ -245,7 +248,7 @@ def test_out_of_memory_continues_in_strips_with_a_note(
 ) -> None:
     executor = make()
     hungry = Hungry(executor, 1, error)
-    executor.restorer = hungry  # type: ignore[assignment]
+    executor.sampler = hungry  # type: ignore[assignment]
     ran = executor(image(1, 64, 64), ["a"])
     assert hungry.asked == [(1, 64), (1, 16)]
     assert ran.executor == "strips of 16 rows"
@@ -255,7 +258,7 @@ def test_out_of_memory_continues_in_strips_with_a_note(
 def test_a_batch_out_of_memory_continues_one_by_one(make: Callable[..., Executor]) -> None:
     executor = make()
     hungry = Hungry(executor, 1, ERRORS[0])
-    executor.restorer = hungry  # type: ignore[assignment]
+    executor.sampler = hungry  # type: ignore[assignment]
     lq = image(3, 16, 16)
     ran = executor(lq, ["a", "b", "c"])
     assert [count for count, _ in hungry.asked] == [3, 1, 1, 1]
@@ -265,38 +268,36 @@ def test_a_batch_out_of_memory_continues_one_by_one(make: Callable[..., Executor
 
 def test_out_of_memory_in_the_narrowest_strips_is_an_error(make: Callable[..., Executor]) -> None:
     executor = make()
-    executor.restorer = Hungry(executor, 99, ERRORS[0])  # type: ignore[assignment]
+    executor.sampler = Hungry(executor, 99, ERRORS[0])  # type: ignore[assignment]
     with pytest.raises(ResourceError, match=r"memory at 64x48 px in strips of 8 rows"):
         executor(image(1, 48, 64), ["a.png"])
 
 
 def test_other_errors_are_raised(make: Callable[..., Executor]) -> None:
     executor = make()
-    executor.restorer = Hungry(executor, 1, RuntimeError("shape mismatch"))  # type: ignore[assignment]
+    executor.sampler = Hungry(executor, 1, RuntimeError("shape mismatch"))  # type: ignore[assignment]
     with pytest.raises(RuntimeError, match="shape mismatch"):
         executor(image(1, 16, 16), ["a"])
 
 
-class Overflowing(Restorer):
-    """A sampler whose result is not finite for images without red."""
+class Overflowing(Sampler):
+    """A sampler whose result in half precision is not finite for images without red."""
 
-    def __call__(
-        self, lq: Tensor, names: Sequence[str], sample: int = 0, noise: Tensor | None = None
-    ) -> Tensor:
-        image = super().__call__(lq, names, sample).clone()
-        image[lq[:, 0].amax((1, 2)) == 0] = torch.nan
+    def __call__(self, network: Any, runtime: Runtime, lq: Tensor, *rest: Any) -> Tensor:
+        image = super().__call__(network, runtime, lq, *rest).clone()
+        if runtime.dtype != torch.float32:
+            image[lq[:, 0].amax((1, 2)) == 0] = torch.nan
         return image
+
+
+OVERFLOWING = Overflowing(ALPHA_BAR, SAMPLER.grid)
 
 
 def test_an_image_that_is_not_finite_is_restored_again_in_float32(
     make: Callable[..., Executor], tiny_net: Callable[..., DFT]
 ) -> None:
     half = Runtime(torch.device("cpu"), torch.bfloat16)
-    executor = Executor(
-        StripNetwork(tiny_net(), dtype=half.dtype), ALPHA_BAR, GRID, half, samples=2
-    )
-    plain = executor.restorer
-    executor.restorer = Overflowing(plain.predict_noise, ALPHA_BAR, GRID, half)
+    executor = Executor(StripNetwork(tiny_net(), dtype=half.dtype), OVERFLOWING, half, samples=2)
     lq = image(3, 16, 24)
     lq[1, 0] = 0
     done: list[float] = []
@@ -306,7 +307,7 @@ def test_an_image_that_is_not_finite_is_restored_again_in_float32(
     assert torch.equal(ran.image[1:2], want.image)
     assert torch.equal(ran.deviation[1:2], want.deviation)
     assert done == sorted(done)
-    executor.restorer = plain
+    executor.sampler = SAMPLER
     others = executor(lq, ["a", "b", "c"])
     assert others.notes == []
     assert torch.equal(ran.image[::2], others.image[::2])
@@ -317,23 +318,22 @@ def test_what_is_restored_again_is_not_rounded_to_tf32(
 ) -> None:
     """As half precision on a GPU allows it for products and convolutions in float32."""
     half, seen = Runtime(torch.device("cpu"), torch.bfloat16), []
-    call = Restorer.__call__
+    call = Sampler.__call__
 
-    def watched(self: Restorer, *args: Any) -> Tensor:
-        seen.append((self.runtime.precision, torch.backends.cudnn.allow_tf32))
-        return call(self, *args)
+    def watched(self: Sampler, network: Any, runtime: Runtime, *rest: Any) -> Tensor:
+        seen.append((runtime.precision, torch.backends.cudnn.allow_tf32))
+        return call(self, network, runtime, *rest)
 
-    monkeypatch.setattr(Restorer, "__call__", watched)
+    monkeypatch.setattr(Sampler, "__call__", watched)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    executor = Executor(StripNetwork(tiny_net(), dtype=half.dtype), ALPHA_BAR, GRID, half)
-    executor.restorer = Overflowing(executor.restorer.predict_noise, ALPHA_BAR, GRID, half)
+    executor = Executor(StripNetwork(tiny_net(), dtype=half.dtype), OVERFLOWING, half)
     executor(torch.zeros(1, 3, 16, 16), ["a"])
     assert seen == [("bf16", True), ("fp32", False)]
 
 
 def test_a_result_of_float32_that_is_not_finite_is_returned(make: Callable[..., Executor]) -> None:
     executor = make()
-    executor.restorer = Overflowing(executor.restorer.predict_noise, ALPHA_BAR, GRID, RUNTIME)
+    executor.predict_noise = lambda x, t: x[:, 3:] * torch.nan
     ran = executor(torch.zeros(1, 3, 16, 16), ["a"])
     assert ran.image.isnan().all()
     assert ran.notes == []
@@ -348,7 +348,7 @@ def on_a_gpu() -> Callable[[int], Executor]:
 
     def made(free: int) -> Executor:
         budget = int(free * MARGIN)
-        return Executor(strips, ALPHA_BAR, GRID, runtime, max_memory=budget)
+        return Executor(strips, SAMPLER, runtime, max_memory=budget)
 
     return made
 

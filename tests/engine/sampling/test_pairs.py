@@ -8,7 +8,7 @@ import pytest
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.data.shards.format import Entry, ShardHeader
 from c2fdft_cli.engine.sampling.pairs import degradation, open_validation
-from c2fdft_cli.engine.sampling.restorer import noise_generator
+from c2fdft_cli.engine.sampling.sampler import noise_generator
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.recipe.schema import Data, Recipe
 from tests.kit.shards import pairs_of, write_shard

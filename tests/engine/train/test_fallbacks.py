@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from c2fdft_cli.engine.sampling.executor import MIN_ROWS, Executor
-from c2fdft_cli.engine.sampling.restorer import Restorer
+from c2fdft_cli.engine.sampling.sampler import Sampler
 from c2fdft_cli.engine.tools.bench import random_batch
 from c2fdft_cli.engine.train import fallbacks as attempts
 from c2fdft_cli.engine.train.options import TrainOptions
@@ -195,20 +195,20 @@ def test_running_out_of_memory_in_scoring_skips_only_the_score(
     tmp_path, shard_folder, coarse_run, monkeypatch
 ):
     error = RuntimeError("[x] DefaultCPUAllocator: no")
-    restore, init = Restorer.__call__, Executor.__init__
+    restore, init = Sampler.__call__, Executor.__init__
     rows, starts = [], []
 
-    def called(self, lq, names, sample=0, noise=None):
-        rows.append(self.predict_noise.rows)
+    def called(self, network, *rest):
+        rows.append(network.rows)
         if len(starts) == 1 or rows[-1] > MIN_ROWS:
             raise error
-        return restore(self, lq, names, sample, noise)
+        return restore(self, network, *rest)
 
     def started(self, *args, **kwargs):
         starts.append(1)
         init(self, *args, **kwargs)
 
-    monkeypatch.setattr(Restorer, "__call__", called)
+    monkeypatch.setattr(Sampler, "__call__", called)
     monkeypatch.setattr(Executor, "__init__", started)
     _, events = run(request("coarse", shard_folder, tmp_path / "run"))
     expected = "step 4: not enough memory to restore the validation images, so there is no score"

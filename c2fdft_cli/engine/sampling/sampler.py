@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,14 +38,13 @@ def noise_generator(seed: int, name: str, sample: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(number)
 
 
-class Restorer:
-    """Restores images of any size with the few-step sampler: docs/paper.md, "Sampling".
+@dataclass(frozen=True)
+class Sampler:
+    """The few-step sampler, for images of any size: docs/paper.md, "Sampling".
 
     Args:
-        predict_noise: the network, or a wrapper of it: eps_hat of (x, t).
         alpha_bar: `[T]`.
         grid: descending timesteps, one per sampling step.
-        runtime: device and precision.
         eta: noise added in each step; with 0 only the start noise is random.
         seed: the seed, which together with an image's name decides its noise.
 
@@ -52,27 +52,19 @@ class Restorer:
         UsageError: sampling cannot begin at the first timestep.
     """
 
-    def __init__(
-        self,
-        predict_noise: PredictNoise,
-        alpha_bar: Tensor,
-        grid: Sequence[int],
-        runtime: Runtime,
-        *,
-        eta: float = 0.0,
-        seed: int = 0,
-    ) -> None:
-        refuse_lost_image(grid, alpha_bar)
-        self.predict_noise = predict_noise
-        self.alpha_bar = alpha_bar
-        self.grid = list(grid)
-        self.runtime = runtime
-        self.eta = eta
-        self.seed = seed
+    alpha_bar: Tensor
+    grid: list[int]
+    eta: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        refuse_lost_image(self.grid, self.alpha_bar)
 
     @torch.inference_mode()
     def __call__(
         self,
+        network: PredictNoise,
+        runtime: Runtime,
         lq: Tensor,
         names: Sequence[str],
         sample: int = 0,
@@ -81,6 +73,8 @@ class Restorer:
         """Restore a batch of images of equal size.
 
         Args:
+            network: the network, or a wrapper of it: eps_hat of (x, t).
+            runtime: device and precision.
             lq: `[n, 3, h, w]` in [0, 1], any size from 1x1 up.
             names: the images' base names, which decide their noise.
             sample: number of the sample; each sample has different noise.
@@ -92,16 +86,16 @@ class Restorer:
             result is not finite.
         """
         height, width = lq.shape[-2:]
-        padded = pad_to_multiple(lq.to(self.runtime.device, torch.float32))
-        predict_noise = _conditioned(self.predict_noise, padded)
+        padded = pad_to_multiple(lq.to(runtime.device, torch.float32))
+        predict_noise = _conditioned(network, padded)
         if noise is None:
-            x_T, sources = self._start(names, sample, padded.shape)
+            x_T, sources = self._start(names, sample, padded.shape, runtime.device)
         else:
             # No sources are needed: `start_noise` returns noise only if eta is 0.
             is_uploaded = noise.device.type != "cpu"
-            x_T, sources = noise if is_uploaded else upload(noise, self.runtime.device), []
+            x_T, sources = noise if is_uploaded else upload(noise, runtime.device), []
         del padded  # `predict_noise` holds what it needs of it
-        with self.runtime.autocast():
+        with runtime.autocast():
             x_0 = ddim_sample(
                 predict_noise, x_T, self.grid, self.alpha_bar, self.eta, sources, _step_in_slices
             )
@@ -120,7 +114,7 @@ class Restorer:
         return gaussian(shape, [noise_generator(self.seed, name)])[0]
 
     def _start(
-        self, names: Sequence[str], sample: int, shape: torch.Size
+        self, names: Sequence[str], sample: int, shape: torch.Size, device: torch.device
     ) -> tuple[Tensor, list[torch.Generator]]:
         """Return the start noise on the device, and the generators of noise for later steps.
 
@@ -128,9 +122,9 @@ class Restorer:
         """
         if self.eta > 0 or len(set(names)) > 1:
             sources = [noise_generator(self.seed, name, sample) for name in names]
-            return upload(gaussian(shape, sources), self.runtime.device), sources
+            return upload(gaussian(shape, sources), device), sources
         source = noise_generator(self.seed, names[0], sample)
-        drawn = upload(gaussian((1, *shape[1:]), [source]), self.runtime.device)
+        drawn = upload(gaussian((1, *shape[1:]), [source]), device)
         return drawn.expand(shape), []
 
 
