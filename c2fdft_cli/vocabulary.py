@@ -23,7 +23,7 @@ Choice = TypeVar("Choice", bound=str)
 Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
 Precision: TypeAlias = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 Compile: TypeAlias = Literal["auto", "on", "off"]
-Norm: TypeAlias = Literal["with_bias", "bias_free"]
+NormName: TypeAlias = Literal["with_bias", "bias_free"]
 Schedule: TypeAlias = Literal["linear", "quad", "const", "jsd", "sigmoid"]
 Spacing: TypeAlias = Literal["linspace", "leading", "trailing"]
 Ssim: TypeAlias = Literal["paper", "as_released", "none"]
@@ -31,19 +31,21 @@ Recompute: TypeAlias = Literal["none", "call", "level"]
 RecomputeSetting: TypeAlias = Literal["auto", Recompute]
 WeightSet: TypeAlias = Literal["ema", "raw"]
 Tensorboard: TypeAlias = Literal["auto", "true", "false"]
-Protocol: TypeAlias = Literal["derain", "derain-matlab", "deblur", "denoise", "rgb", "y", "levin"]
+ProtocolName: TypeAlias = Literal[
+    "derain", "derain-matlab", "deblur", "denoise", "rgb", "y", "levin"
+]
 Task: TypeAlias = Literal["derain", "deblur", "denoise", "restore"]
 PackagedTask: TypeAlias = Literal["derain", "denoise", "deblur"]
-Degradation: TypeAlias = Literal["rain", "noise", "blur"]
+DegradationName: TypeAlias = Literal["rain", "noise", "blur"]
 
 DEVICES: tuple[Device, ...] = get_args(Device)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 COMPILE: tuple[Compile, ...] = get_args(Compile)
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
-PROTOCOL_NAMES: tuple[Protocol, ...] = get_args(Protocol)
+PROTOCOL_NAMES: tuple[ProtocolName, ...] = get_args(ProtocolName)
 RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
 PACKAGED_TASKS: tuple[PackagedTask, ...] = get_args(PackagedTask)
-DEGRADATIONS: tuple[Degradation, ...] = get_args(Degradation)
+DEGRADATIONS: tuple[DegradationName, ...] = get_args(DegradationName)
 
 
 def many(count: int, noun: str) -> str:

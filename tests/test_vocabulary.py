@@ -20,9 +20,9 @@ from c2fdft_cli.vocabulary import (
     DEGRADATIONS,
     PRECISIONS,
     SPACINGS,
-    Norm,
+    NormName,
     PackagedTask,
-    Protocol,
+    ProtocolName,
     Schedule,
     Ssim,
     Task,
@@ -46,7 +46,7 @@ def test_every_spacing_is_supported(name: str) -> None:
     assert len(time_grid(4, name)) == 4
 
 
-@pytest.mark.parametrize("name", get_args(Norm))
+@pytest.mark.parametrize("name", get_args(NormName))
 def test_every_norm_is_supported(name: str) -> None:
     with torch.device("meta"):
         DFT(dim=8, blocks=(1, 1, 1, 1), norm=name)
@@ -74,7 +74,7 @@ def test_unknown_choices_are_refused_by_the_core() -> None:
 def test_the_keys_of_tables_are_the_choices() -> None:
     assert ("auto", *device.PRECISIONS) == PRECISIONS
     assert set(HALVES) < set(PRECISIONS)
-    assert set(PROTOCOLS) == set(get_args(Protocol))
+    assert set(PROTOCOLS) == set(get_args(ProtocolName))
     assert tuple(MODELS) == DEGRADATIONS
     assert set(get_args(PackagedTask)) <= set(get_args(Task)) - {"restore"}
 

@@ -36,7 +36,7 @@ from c2fdft_cli.engine.restore.job import restore
 from c2fdft_cli.engine.restore.options import (
     UNCERTAINTY_SAMPLES,
     Machine,
-    Sampling,
+    SamplingOptions,
     Writing,
     grid_warning,
     parse_size,
@@ -141,7 +141,7 @@ def load(
     check_type("weights", weights, str | Path | None)
     if grid is not None and not isinstance(grid, Iterable):
         raise UsageError(f"grid must be descending timesteps such as (999, 500), got {shown(grid)}")
-    sampling = Sampling(
+    sampling = SamplingOptions(
         weights=None if weights is None else name_or_path(weights),
         task=task,
         steps=steps,
@@ -189,7 +189,7 @@ class Restorer:
         checkpoint: Checkpoint,
         sampler: Sampler,
         runtime: Runtime,
-        sampling: Sampling,
+        sampling: SamplingOptions,
         machine: Machine,
     ) -> None:
         # The current folder may change, and so may the file.

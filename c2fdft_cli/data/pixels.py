@@ -1,4 +1,4 @@
-"""The type of 8-bit pictures."""
+"""Types of arrays: 8-bit pictures, and numbers in single and double precision."""
 
 from __future__ import annotations
 
@@ -9,3 +9,6 @@ from numpy.typing import NDArray
 
 Pixels: TypeAlias = NDArray[np.uint8]
 """uint8 [h, w, 3], RGB, or several pictures [n, h, w, 3]."""
+
+Floats: TypeAlias = NDArray[np.float32]
+Doubles: TypeAlias = NDArray[np.float64]

@@ -23,10 +23,10 @@ from pydantic import (
 from c2fdft_cli.validation import STRICT, NotBool, adapter
 from c2fdft_cli.vocabulary import (
     Compile,
-    Degradation,
-    Norm,
+    DegradationName,
+    NormName,
     Precision,
-    Protocol,
+    ProtocolName,
     RecomputeSetting,
     Schedule,
     Spacing,
@@ -103,7 +103,7 @@ class Network(Section):
     heads: Levels = field(default_factory=lambda: [1, 2, 4, 8])
     ffn_factor: Annotated[float, Field(gt=0, le=MAX_FFN_FACTOR), NotBool] = 4.0
     bias: bool = False
-    norm: Norm = "with_bias"
+    norm: NormName = "with_bias"
     dual_pixel: bool = False
 
     @field_validator("heads")
@@ -195,7 +195,7 @@ class Data(Section):
     """
 
     shards: str | None = None
-    synthesize: Degradation | None = None
+    synthesize: DegradationName | None = None
     synthesis: dict[str, Any] = field(default_factory=dict)
     line_patterns: Share = 0.0
     streaks: str | None = None
@@ -354,7 +354,7 @@ class Train(Section):
     keep: Count = 3
     validate_every: Count = 5_000
     validation_images: Annotated[int, Field(ge=0), NotBool] = 10
-    protocol: Protocol = "rgb"
+    protocol: ProtocolName = "rgb"
     tensorboard: Annotated[Tensorboard, BeforeValidator(lambda value: str(value).lower())] = "auto"
 
 

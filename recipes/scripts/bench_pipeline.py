@@ -65,7 +65,7 @@ def _measured(source: Path, out: Path, weights: Path, suffix: str, device: str) 
     made = plan.plan_restore(
         str(source),
         str(out),
-        sampling=options.Sampling(weights=str(weights), steps=1),
+        sampling=options.SamplingOptions(weights=str(weights), steps=1),
         machine=options.Machine(device=device, precision="fp32"),
         writing=options.Writing(format=suffix),
     )

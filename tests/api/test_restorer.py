@@ -22,7 +22,7 @@ import torch
 import c2fdft_cli as c2fdft
 from c2fdft_cli.api.restorer import Restorer
 from c2fdft_cli.core.network import DFT
-from c2fdft_cli.engine.restore.options import Sampling
+from c2fdft_cli.engine.restore.options import SamplingOptions
 from c2fdft_cli.engine.restore.plan import plan_restore
 from c2fdft_cli.engine.sampling import executor
 from c2fdft_cli.engine.weights.average import average
@@ -403,7 +403,7 @@ def test_timesteps_chosen_by_a_sweep_give_no_warning(tmp_path, tiny_net, average
     save(tmp_path / "a.png", random_picture(8, 8))
     for n, times in enumerate([None, (500,), (999, 500)]):
         c2fdft.load(swept, grid=times, device="cpu", precision="fp32")
-        sampling, out = Sampling(str(swept), grid=times), tmp_path / f"{n}"
+        sampling, out = SamplingOptions(str(swept), grid=times), tmp_path / f"{n}"
         assert plan_restore(tmp_path / "a.png", out, sampling=sampling).warnings == []
     with pytest.warns(UserWarning, match="trained on the timesteps 500 and are likely"):
         c2fdft.load(swept, steps=4)

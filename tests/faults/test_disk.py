@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from c2fdft_cli.engine.restore.job import restore
-from c2fdft_cli.engine.restore.options import Machine, Sampling
+from c2fdft_cli.engine.restore.options import Machine, SamplingOptions
 from c2fdft_cli.engine.restore.plan import plan_restore
 from tests.kit.faults import COMMANDS, Running, World, hidden, run
 
@@ -119,7 +119,7 @@ def test_an_input_that_vanishes_midway(world: World, tmp_path):
     plan = plan_restore(
         images,
         tmp_path / "out",
-        sampling=Sampling(weights=str(world.weights)),
+        sampling=SamplingOptions(weights=str(world.weights)),
         machine=Machine(device="cpu", precision="fp32"),
     )
     (images / "7.png").unlink()

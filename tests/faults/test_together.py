@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from c2fdft_cli.engine.prepare.job import PrepareOptions, prepare
-from c2fdft_cli.engine.restore.options import Machine, Sampling
+from c2fdft_cli.engine.restore.options import Machine, SamplingOptions
 from c2fdft_cli.engine.restore.plan import plan_restore
 from tests.kit.faults import Running, World, hidden, run
 
@@ -64,7 +64,10 @@ def test_planning_to_restore_ten_thousand_files_is_fast_and_small(world: World, 
     (tmp_path / "in").mkdir()
     for number in range(FILES):
         os.link(first, tmp_path / "in" / f"{number}.png")
-    settings = {"sampling": Sampling(weights=str(world.weights)), "machine": Machine(device="cpu")}
+    settings = {
+        "sampling": SamplingOptions(weights=str(world.weights)),
+        "machine": Machine(device="cpu"),
+    }
     seconds, held = cost(lambda: plan_restore(tmp_path / "in", tmp_path / "out", **settings))
     assert seconds < SECONDS_A_FILE
     assert held < BYTES_A_FILE

@@ -17,7 +17,7 @@ from c2fdft_cli.core.diffusion import PredictNoise
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.images.picture import Picture, read_picture, write_picture
 from c2fdft_cli.engine.restore.job import restore
-from c2fdft_cli.engine.restore.options import Machine, Sampling, Writing
+from c2fdft_cli.engine.restore.options import Machine, SamplingOptions, Writing
 from c2fdft_cli.engine.restore.plan import RestorePlan, plan_restore
 from c2fdft_cli.engine.restore.result import RestoreResult
 from c2fdft_cli.engine.sampling.sampler import Sampler
@@ -143,10 +143,11 @@ class Request:
         """Plan the request, with some arguments changed."""
         words = {"source": self.source, "out": self.out, **self.settings, **changes}
         groups = {}
-        for group in (Sampling, Machine, Writing):
+        kinds = {"sampling": SamplingOptions, "machine": Machine, "writing": Writing}
+        for kind, group in kinds.items():
             names = [field.name for field in fields(group)]
             given = {name: words.pop(name) for name in names if name in words}
-            groups[group.__name__.lower()] = group(**given)
+            groups[kind] = group(**given)
         return plan_restore(**words, **groups)
 
 

@@ -9,7 +9,13 @@ import typer
 
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json, takes_settings
-from c2fdft_cli.engine.restore.options import STDIO, Machine, Sampling, Writing, require_sources
+from c2fdft_cli.engine.restore.options import (
+    STDIO,
+    Machine,
+    SamplingOptions,
+    Writing,
+    require_sources,
+)
 from c2fdft_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +38,7 @@ def restore(
             help="A folder; for a single input also a file (a.png, a.mp4), or - for stdout.",
         ),
     ],
-    sampling: Sampling,
+    sampling: SamplingOptions,
     writing: Writing,
     machine: Machine,
     json: Json = False,

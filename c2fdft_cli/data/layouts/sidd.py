@@ -12,12 +12,12 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
 from c2fdft_cli.data.layouts import matlab
+from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.errors import DataError, ResourceError
 
 NOISY = "ValidationNoisyBlocksSrgb"
@@ -33,7 +33,6 @@ _DAMAGE = (
 )  # fmt: skip
 """Exceptions that reading a damaged file may raise, depending on which part is damaged."""
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 _Header = tuple[tuple[int, ...], str]
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from c2fdft_cli.data.pixels import Pixels
+from c2fdft_cli.data.pixels import Doubles, Pixels
 from c2fdft_cli.data.synthesis.camera import jpeg
 from c2fdft_cli.data.synthesis.exposure import (
     Motion,
@@ -26,8 +25,6 @@ from c2fdft_cli.data.synthesis.noise import camera_noise, gaussian_noise
 from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, within
 from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.vocabulary import Task
-
-Floats: TypeAlias = NDArray[np.float64]
 
 MOST_OBJECTS = 2
 # As many as the GoPro pairs average (Nah et al., CVPR 2017); odd, so that one frame is the middle.
@@ -138,7 +135,7 @@ def _sensor(sigma: float, gamma: float) -> tuple[float, float]:
     return SHOT_SHARE * variance / light, (1 - SHOT_SHARE) * variance
 
 
-def shake_kernel(size: float, inertia: float, rng: np.random.Generator) -> Floats:
+def shake_kernel(size: float, inertia: float, rng: np.random.Generator) -> Doubles:
     """Sample a point-spread function [k, k], k odd, >= 0, sum 1, centroid on the middle pixel.
 
     A random path is scaled to `size` px and drawn with bilinear weights, so that its centroid and
@@ -149,7 +146,7 @@ def shake_kernel(size: float, inertia: float, rng: np.random.Generator) -> Float
     return _rasterise(path - path.mean(axis=1, keepdims=True))
 
 
-def _rasterise(path: Floats) -> Floats:
+def _rasterise(path: Doubles) -> Doubles:
     """Splat points [2, n] (px from the middle) with bilinear weights into an odd square."""
     radius = math.ceil(float(np.abs(path).max()))
     if not radius:
@@ -169,7 +166,7 @@ def _rasterise(path: Floats) -> Floats:
     return kernel.reshape(side, side)
 
 
-def apply_kernel(gt: Pixels, kernel: Floats) -> Pixels:
+def apply_kernel(gt: Pixels, kernel: Doubles) -> Pixels:
     """Convolve each channel with the kernel in linear light, borders mirrored."""
     import cv2
 

@@ -8,15 +8,11 @@ clean picture plus the map of the noise, so only the noise is passed through the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from c2fdft_cli.data.pixels import Pixels
+from c2fdft_cli.data.pixels import Floats, Pixels
 from c2fdft_cli.data.synthesis.linear_light import SRGB_CURVE, STEPS, to_srgb
-
-Floats: TypeAlias = NDArray[np.float32]
 
 # A typical matrix from camera to sRGB colours; its rows sum to 1, so that grey stays grey.
 COLOUR_MATRIX = np.array(

@@ -10,17 +10,13 @@ and pictures are sharpened and compressed.
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from c2fdft_cli.data.pixels import Pixels
+from c2fdft_cli.data.pixels import Doubles, Pixels
 from c2fdft_cli.data.synthesis.camera import jpeg
 from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
 from c2fdft_cli.data.synthesis.streak_process import StreakStyle, render
-
-Floats: TypeAlias = NDArray[np.float64]
 
 # Ranges chosen by eye from photographs of people in the rain, about 500 px wide.
 LAYERS, SCALE, DEPTH = (1, 3), (0.5, 1.8), 1.0
@@ -64,7 +60,7 @@ def add_camera_rain(gt: Pixels, lean: float, rng: np.random.Generator) -> Pixels
     return result
 
 
-def covered_share(lean: float, rng: np.random.Generator, h: int, w: int) -> Floats:
+def covered_share(lean: float, rng: np.random.Generator, h: int, w: int) -> Doubles:
     """Sample the share a of the exposure in which a drop is in front of each pixel, [h, w]."""
     import cv2
 

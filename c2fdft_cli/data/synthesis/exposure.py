@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats: TypeAlias = NDArray[np.float64]
-Image: TypeAlias = NDArray[np.float32]
+from c2fdft_cli.data.pixels import Doubles, Floats
 
 VIEW = (720, 1280)
 """A crop is treated as part of a picture of this size; its position there sets its perspective."""
@@ -38,11 +35,11 @@ class Motion:
     The image at rest is the one at the middle of the exposure; the weights [n] sum to 1.
     """
 
-    homographies: Floats
-    weights: Floats
+    homographies: Doubles
+    weights: Doubles
 
 
-def random_path(axes: int, inertia: float, rng: np.random.Generator) -> Floats:
+def random_path(axes: int, inertia: float, rng: np.random.Generator) -> Doubles:
     """Sample the path of a hand-held camera, [axes, POINTS], of arbitrary scale.
 
     The velocity is a random walk with memory, v' = rho v + e, rho = exp(-1 / (inertia * POINTS)),
@@ -55,7 +52,7 @@ def random_path(axes: int, inertia: float, rng: np.random.Generator) -> Floats:
     # middle of a motion, not at rest.
     start = rng.normal(0.0, 1.0, axes) / math.sqrt(1.0 - memory[1] ** 2)
     velocity = np.stack([np.convolve(f, memory)[:POINTS] for f in force])
-    path: Floats = np.cumsum(velocity + start[:, None] * memory, axis=1)
+    path: Doubles = np.cumsum(velocity + start[:, None] * memory, axis=1)
     return path
 
 
@@ -94,25 +91,25 @@ def shake(
     return Motion(matrices, weights)
 
 
-def _evenly_in_time(frames: int) -> tuple[Floats, Floats]:
+def _evenly_in_time(frames: int) -> tuple[Doubles, Doubles]:
     """Return times, the middle one in the middle of the path, and equal weights."""
     at = POINTS // 2 + (np.arange(frames, dtype=np.float64) - frames // 2) * (POINTS / frames)
-    weights: Floats = np.full(frames, 1 / frames)
+    weights: Doubles = np.full(frames, 1 / frames)
     return at, weights
 
 
-def _evenly_along(moved: Floats) -> tuple[Floats, Floats]:
+def _evenly_along(moved: Doubles) -> tuple[Doubles, Doubles]:
     """Return 5 to 40 times, evenly spaced along paths [k, 2, POINTS], and their share of time."""
     steps = np.hypot(*np.diff(moved, axis=2).transpose(1, 0, 2)).mean(axis=0)
-    along: Floats = np.concatenate([[0.0], np.cumsum(steps)])
+    along: Doubles = np.concatenate([[0.0], np.cumsum(steps)])
     n = min(max(math.ceil(along[-1]), LEAST_FRAMES), MOST_FRAMES)
     at = np.interp((np.arange(n) + 0.5) / n * along[-1], along, np.arange(POINTS))
     near, _ = np.histogram(along, bins=n, range=(0.0, float(along[-1]) or 1.0))
-    weights: Floats = near / POINTS
+    weights: Doubles = near / POINTS
     return at.astype(np.float64), weights
 
 
-def _displacement(path: Floats, x: float, y: float, focal: float) -> Floats:
+def _displacement(path: Doubles, x: float, y: float, focal: float) -> Doubles:
     """Return the px [2, n] by which small angles and a change of scale move the point (x, y)."""
     yaw, pitch, roll, zoom = path
     across = yaw * (focal + x * x / focal) + pitch * x * y / focal - roll * y + zoom * x
@@ -120,7 +117,7 @@ def _displacement(path: Floats, x: float, y: float, focal: float) -> Floats:
     return np.stack([across, down])
 
 
-def _homography(pose: Floats, centre: Floats, focal: float) -> Floats:
+def _homography(pose: Doubles, centre: Doubles, focal: float) -> Doubles:
     """Return K R K^-1 of a camera rotated by (yaw, pitch, roll), then scaled by 1 + zoom."""
     (sin_y, sin_p, sin_r, _), (cos_y, cos_p, cos_r, _) = np.sin(pose), np.cos(pose)
     yaw = np.array([[cos_y, 0, sin_y], [0, 1, 0], [-sin_y, 0, cos_y]])
@@ -128,11 +125,11 @@ def _homography(pose: Floats, centre: Floats, focal: float) -> Floats:
     roll = np.array([[cos_r, -sin_r, 0], [sin_r, cos_r, 0], [0, 0, 1]])
     camera = np.array([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1]])
     zoom = np.diag([1 + pose[3], 1 + pose[3], 1.0])
-    matrix: Floats = camera @ zoom @ roll @ pitch @ yaw @ np.linalg.inv(camera)
+    matrix: Doubles = camera @ zoom @ roll @ pitch @ yaw @ np.linalg.inv(camera)
     return matrix
 
 
-def integrate(light: Image, motion: Motion) -> Image:
+def integrate(light: Floats, motion: Motion) -> Floats:
     """Return the mean of the image under the motion; borders are mirrored."""
     import cv2
 
@@ -145,7 +142,7 @@ def integrate(light: Image, motion: Motion) -> Image:
     return total
 
 
-def integrate_object(behind: Image, light: Image, mask: Image, motion: Motion) -> Image:
+def integrate_object(behind: Floats, light: Floats, mask: Floats, motion: Motion) -> Floats:
     """Composite a moving part of an image over the background.
 
     The object's light and its mask are integrated separately from the background, as if what the
@@ -158,11 +155,11 @@ def integrate_object(behind: Image, light: Image, mask: Image, motion: Motion) -
         motion: of the object.
     """
     moved = integrate(np.dstack([light * mask[:, :, None], mask]), motion)
-    laid: Image = behind * (1 - moved[:, :, 3:]) + moved[:, :, :3]
+    laid: Floats = behind * (1 - moved[:, :, 3:]) + moved[:, :, :3]
     return laid
 
 
-def object_mask(h: int, w: int, rng: np.random.Generator) -> Image:
+def object_mask(h: int, w: int, rng: np.random.Generator) -> Floats:
     """Sample a smooth blob, float32 [h, w] in [0, 1], with an edge 1 to 4 px wide."""
     radius = rng.uniform(0.12, 0.45) * min(h, w)
     stretch = math.exp(rng.uniform(-0.5, 0.5))
@@ -175,11 +172,11 @@ def object_mask(h: int, w: int, rng: np.random.Generator) -> Image:
         swing = radius * rng.normal(0.0, 0.35) / k
         outline += np.float32(swing) * np.cos(k * angle + np.float32(rng.uniform(0, 2 * math.pi)))
     edge = np.float32(rng.uniform(1.0, 4.0))
-    mask: Image = np.clip((outline - np.hypot(x, y)) / edge + np.float32(0.5), 0, 1)
+    mask: Floats = np.clip((outline - np.hypot(x, y)) / edge + np.float32(0.5), 0, 1)
     return mask
 
 
-def defocus(light: Image, radius: float) -> Image:
+def defocus(light: Floats, radius: float) -> Floats:
     """Convolve with a uniform disc of this radius in px, its edge smooth over 1 px."""
     import cv2
 
@@ -187,5 +184,5 @@ def defocus(light: Image, radius: float) -> Image:
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     disc = np.clip(radius + 0.5 - np.hypot(y, x), 0, 1)
     kernel = (disc / disc.sum()).astype(np.float32)
-    blurred: Image = cv2.filter2D(light, -1, kernel, borderType=cv2.BORDER_REFLECT)
+    blurred: Floats = cv2.filter2D(light, -1, kernel, borderType=cv2.BORDER_REFLECT)
     return blurred

@@ -7,14 +7,10 @@ photographs and rain mistakes all such lines for rain. These patterns teach it w
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from c2fdft_cli.data.pixels import Pixels
-
-Floats: TypeAlias = NDArray[np.float32]
+from c2fdft_cli.data.pixels import Floats, Pixels
 
 SPACING, WIDTH = (5.0, 40.0), (0.8, 5.0)
 """Ranges in px, from line to line and across a line, sampled uniformly in their logarithms."""

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import AfterValidator
 
-from c2fdft_cli.data.pixels import Pixels
+from c2fdft_cli.data.pixels import Floats, Pixels
 from c2fdft_cli.data.synthesis.camera import Camera, jpeg, photograph
 from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
 from c2fdft_cli.data.synthesis.model import Model, Unclipped
 from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, within
 from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.vocabulary import Task
-
-Floats: TypeAlias = NDArray[np.float32]
 
 # Around the values that recipes/scripts/fit_noise.py found for PolyU: 2.2, 2.3 and 0.02.
 RED, BLUE, READ = (1.6, 2.6), (1.4, 2.6), (0.003, 0.05)

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, TypeAlias
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from c2fdft_cli.data.pixels import Pixels
+from c2fdft_cli.data.pixels import Doubles, Pixels
 from c2fdft_cli.data.synthesis.camera_rain import add_camera_rain
 from c2fdft_cli.data.synthesis.model import Model
 from c2fdft_cli.data.synthesis.options import IntegerRange, Number, Range, within
 from c2fdft_cli.data.synthesis.streak_process import StreakStyle, render
 from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.vocabulary import Task
-
-Floats: TypeAlias = NDArray[np.float64]
 
 # These and the numbers in the styles below were chosen from the statistics of the rain layers in
 # the test sets of Rain100L and Rain100H: docs/synthesis.md, "Calibration", compares both.
@@ -141,7 +138,7 @@ def rain_layer(
 
 def _bank_layer(
     model: RainModel, rng: np.random.Generator, h: int, w: int, bank: StreakBank, *, heavy: bool
-) -> Floats:
+) -> Doubles:
     """Return one mask for light rain, or the sum of several, slightly rotated, for heavy rain."""
     turn = min(model.turn, HEAVY_TURN) if heavy else model.turn
     count = rng.integers(*(model.heavy_fields if heavy else (1, 1)), endpoint=True)
@@ -154,7 +151,7 @@ def _bank_layer(
     return layer
 
 
-def _whole_layer(rng: np.random.Generator, h: int, w: int, bank: StreakBank) -> Floats:
+def _whole_layer(rng: np.random.Generator, h: int, w: int, bank: StreakBank) -> Doubles:
     """Return a layer, in half of the cases slightly rotated and stretched, as a bank has few."""
     if rng.random() < 0.5:
         return bank.sample(rng, h, w, layer=True).astype(np.float64)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats: TypeAlias = NDArray[np.float64]
+from c2fdft_cli.data.pixels import Doubles
 
 # Chosen from the rain layers of the test sets of Rain100L and Rain100H: docs/synthesis.md,
 # "Calibration".
@@ -40,7 +39,7 @@ class StreakStyle:
     flat: float
 
 
-def render(style: StreakStyle, rng: np.random.Generator, h: int, w: int) -> Floats:
+def render(style: StreakStyle, rng: np.random.Generator, h: int, w: int) -> Doubles:
     """Rasterise a Poisson process of streaks, float [h, w] >= 0, anti-aliased by coverage.
 
     Streaks may be centred outside, by up to half the longest length, so the statistics of a crop do
@@ -63,20 +62,20 @@ def render(style: StreakStyle, rng: np.random.Generator, h: int, w: int) -> Floa
 class _Streaks:
     """Arrays [n]: centre, length, width (px), tilt (radians), level and profile of each streak."""
 
-    y: Floats
-    x: Floats
-    tilt: Floats
-    length: Floats
-    width: Floats
-    level: Floats
-    power: Floats
-    wave: Floats
-    turns: Floats
-    phase: Floats
+    y: Doubles
+    x: Doubles
+    tilt: Doubles
+    length: Doubles
+    width: Doubles
+    level: Doubles
+    power: Doubles
+    wave: Doubles
+    turns: Doubles
+    phase: Doubles
 
     @classmethod
     def scatter(
-        cls, style: StreakStyle, rng: np.random.Generator, y: Floats, x: Floats
+        cls, style: StreakStyle, rng: np.random.Generator, y: Doubles, x: Doubles
     ) -> _Streaks:
         """Sample the values of each streak; near ones are longer, wider and brighter together."""
         n = y.size
@@ -108,7 +107,7 @@ class _Streaks:
         return _Streaks(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
 
-def _rasterise(streaks: _Streaks, h: int, w: int) -> Floats:
+def _rasterise(streaks: _Streaks, h: int, w: int) -> Doubles:
     """Sum level * profile(along) * coverage(across) over the rows that each streak crosses."""
     half = streaks.length / 2 * np.cos(streaks.tilt)
     first = np.clip(np.ceil(streaks.y - half), 0, h).astype(np.intp)
@@ -129,11 +128,11 @@ def _rasterise(streaks: _Streaks, h: int, w: int) -> Floats:
     flat = (row[:, None] * w + column)[inside]
     weights = (value[:, None] * covered)[inside]
     # `bincount`, because streaks cross: `layer[flat] += weights` would add one streak per pixel.
-    layer: Floats = np.bincount(flat, weights=weights, minlength=h * w).astype(np.float64)
+    layer: Doubles = np.bincount(flat, weights=weights, minlength=h * w).astype(np.float64)
     return layer.reshape(h, w)
 
 
-def _profile(s: _Streaks, along: Floats) -> Floats:
+def _profile(s: _Streaks, along: Doubles) -> Doubles:
     """(4 t (1 - t))^p * (1 + a cos(2 pi f t + phase)): a drop's oscillation while it falls."""
     hump = np.maximum(4.0 * along * (1.0 - along), 0.0) ** s.power
     return hump * (1.0 + s.wave * np.cos(s.turns * along + s.phase))

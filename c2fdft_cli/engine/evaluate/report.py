@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.engine.evaluate.job import EvalResult
 from c2fdft_cli.engine.sampling.scoring import Pictures, Scored
 from c2fdft_cli.engine.weights.checkpoint import versions
@@ -45,9 +46,6 @@ _ABOUT_SHIFTS = (
 REPORT_FILES = ("index.html", "eval.json")
 _TEMPLATE = "page.html"
 _SLOT = "@@DATA@@"
-
-Pixels = np.ndarray[Any, Any]
-
 
 Views: TypeAlias = dict[str, str]
 """The pictures of an image as data URIs; the keys are some of `VIEWS`."""

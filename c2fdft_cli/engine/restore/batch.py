@@ -18,7 +18,7 @@ from c2fdft_cli.engine.sampling.executor import Executor, Restored, finite
 from c2fdft_cli.errors import CheckpointError, ResourceError
 from c2fdft_cli.execution.cuda.transfer import Download, overlaps, upload
 
-Pixels: TypeAlias = npt.NDArray[np.unsignedinteger]
+IntegerPixels: TypeAlias = npt.NDArray[np.unsignedinteger]
 
 
 class Wanted(NamedTuple):
@@ -55,12 +55,12 @@ class Outcome:
     notes: list[str]
     seconds: float
 
-    def pixels(self) -> Pixels:
+    def pixels(self) -> IntegerPixels:
         """Return the restored image as `[h, w, 3]`, uint8 or uint16."""
         return interleaved(self.planes)
 
 
-class Batch:
+class RunningBatch:
     """A batch of images whose restoration is started here; `outcomes` waits for it.
 
     If memory runs out, `outcomes` raises this; what `progress` raises is raised here.
@@ -78,7 +78,7 @@ class Batch:
     def __init__(
         self,
         executor: Executor,
-        pixels: Sequence[Pixels],
+        pixels: Sequence[IntegerPixels],
         names: Sequence[str],
         wanted: Sequence[Wanted],
         progress: Callable[[float], None],

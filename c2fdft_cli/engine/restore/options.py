@@ -63,7 +63,7 @@ def parse_size(text: str) -> int:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingOptions:
     """Which weights and sampling to use."""
 
     weights: str | None = setting(None, WEIGHTS)
@@ -257,7 +257,7 @@ def sample_count(samples: int | None, self_ensemble: bool, uncertainty: bool) ->
     return samples or 1
 
 
-def choose_grid(sampling: Sampling, own: Sequence[int], total: int) -> list[int]:
+def choose_grid(sampling: SamplingOptions, own: Sequence[int], total: int) -> list[int]:
     """Return the sampler's timesteps: those requested, otherwise the checkpoint's own.
 
     Args:

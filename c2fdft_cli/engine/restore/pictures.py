@@ -24,7 +24,13 @@ from c2fdft_cli.data.images.picture import Picture, encode_picture
 from c2fdft_cli.data.images.pillow import too_long
 from c2fdft_cli.data.images.samples import to_8bit
 from c2fdft_cli.data.images.tensors import interleaved, to_integers
-from c2fdft_cli.engine.restore.batch import Batch, Outcome, Pixels, Wanted, refuse_not_finite
+from c2fdft_cli.engine.restore.batch import (
+    IntegerPixels,
+    Outcome,
+    RunningBatch,
+    Wanted,
+    refuse_not_finite,
+)
 from c2fdft_cli.engine.restore.manifest import Manifest
 from c2fdft_cli.engine.restore.options import Writing
 from c2fdft_cli.engine.restore.outputs import Item, is_about_one_file
@@ -178,7 +184,7 @@ def _begin(
         )
         for item, picture in read
     ]
-    batch = Batch(
+    batch = RunningBatch(
         plan.executor,
         [picture.pixels for _, picture in read],
         [item.source.stem for item, _ in read],
@@ -313,7 +319,7 @@ def dropped(picture: Picture, suffix: str, bit_depth: int | None) -> list[str]:
     return notes
 
 
-def to_picture(pixels: Pixels, source: Picture) -> Picture:
+def to_picture(pixels: IntegerPixels, source: Picture) -> Picture:
     """Combine restored pixels with all other properties of the picture that they came from.
 
     Args:
@@ -327,7 +333,7 @@ def to_picture(pixels: Pixels, source: Picture) -> Picture:
     return replace(source, pixels=pixels, alpha=alpha)
 
 
-def quantise(image: Tensor, depth: int, *, grey: bool = False) -> Pixels:
+def quantise(image: Tensor, depth: int, *, grey: bool = False) -> IntegerPixels:
     """Round `[3, h, w]` in [0, 1] to integers of 8 or 16 bits, `[h, w, 3]`."""
     return interleaved(to_integers(image, depth, grey=grey))
 

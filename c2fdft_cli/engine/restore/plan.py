@@ -16,7 +16,7 @@ from c2fdft_cli.engine.restore.manifest import Manifest
 from c2fdft_cli.engine.restore.options import (
     STDIO,
     Machine,
-    Sampling,
+    SamplingOptions,
     Writing,
     choose_grid,
     grid_warning,
@@ -43,7 +43,7 @@ from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.files import check_folder, checked_path, real_path, same_files
 
-_SAMPLING, _MACHINE, _WRITING = Sampling(), Machine(), Writing()
+_SAMPLING, _MACHINE, _WRITING = SamplingOptions(), Machine(), Writing()
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class RestorePlan:
         protocol: the protocol for scores of the weights' task; None if they have no recipe.
     """
 
-    sampling: Sampling
+    sampling: SamplingOptions
     writing: Writing
     out: str
     weights: Path
@@ -103,7 +103,7 @@ def plan_restore(
     source: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
-    sampling: Sampling = _SAMPLING,
+    sampling: SamplingOptions = _SAMPLING,
     machine: Machine = _MACHINE,
     writing: Writing = _WRITING,
     stdin: bytes | None = None,
@@ -171,7 +171,7 @@ def plan_restore(
     )
 
 
-def make_sampler(checkpoint: Checkpoint, sampling: Sampling) -> Sampler:
+def make_sampler(checkpoint: Checkpoint, sampling: SamplingOptions) -> Sampler:
     """Return the sampler with the settings that are requested, otherwise the checkpoint's.
 
     Raises:
@@ -281,7 +281,7 @@ def _mixed(option: str, folder: Path, whose: str) -> UsageError:
     return UsageError(what, where=folder, hint=f"choose another folder for {option}")
 
 
-def _settings(sampling: Sampling, machine: Machine, writing: Writing) -> dict[str, object]:
+def _settings(sampling: SamplingOptions, machine: Machine, writing: Writing) -> dict[str, object]:
     """Return the user's settings that decide the pixels of an output."""
     return {
         "seed": sampling.seed,
@@ -298,7 +298,7 @@ def _executor(
     checkpoint: Checkpoint,
     sampler: Sampler,
     runtime: Runtime,
-    sampling: Sampling,
+    sampling: SamplingOptions,
     machine: Machine,
     samples: int,
     items: Sequence[Item],

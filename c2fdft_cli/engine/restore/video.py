@@ -14,7 +14,7 @@ from torch import Tensor
 
 from c2fdft_cli.data.video.probe import VideoInfo
 from c2fdft_cli.data.video.stream import Frame, VideoReader, VideoWriter, keeps_10_bits
-from c2fdft_cli.engine.restore.batch import Batch, Outcome, Wanted, refuse_not_finite
+from c2fdft_cli.engine.restore.batch import Outcome, RunningBatch, Wanted, refuse_not_finite
 from c2fdft_cli.engine.restore.inputs import Source
 from c2fdft_cli.engine.restore.outputs import Item, is_about_one_file
 from c2fdft_cli.engine.restore.plan import RestorePlan
@@ -170,7 +170,7 @@ class _Work:
             A function that waits for the batch and returns the restored frames.
         """
         plan = self.plan
-        batch = Batch(
+        batch = RunningBatch(
             plan.executor,
             [frame.pixels for frame in frames],
             [self._frame_name(number) for number in range(first, first + len(frames))],

@@ -16,6 +16,7 @@ from torch import Tensor
 from c2fdft_cli.core.ssim import WINDOW
 from c2fdft_cli.data.images.samples import to_8bit
 from c2fdft_cli.data.images.tensors import as_tensor, interleaved, to_integers, to_unit
+from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.engine.sampling.executor import Restored
 from c2fdft_cli.engine.sampling.pairs import DecodedPair, PairSource
 from c2fdft_cli.errors import DataError
@@ -33,9 +34,9 @@ Restore = Callable[[Tensor, Sequence[str]], Restored]
 class Pictures:
     """The pixels that a record was computed from, uint8 `[h, w, 3]`; None if not known."""
 
-    degraded: np.ndarray[Any, Any] | None
-    restored: np.ndarray[Any, Any]
-    target: np.ndarray[Any, Any] | None
+    degraded: Pixels | None
+    restored: Pixels
+    target: Pixels | None
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def pictures_of(restored: Tensor, target: Tensor | None, degraded: Tensor | None
     )
 
 
-def _pixels(image: Tensor) -> np.ndarray[Any, Any]:
+def _pixels(image: Tensor) -> Pixels:
     whole = image if image.dtype == torch.uint8 else image.round().clamp(0, 255).to(torch.uint8)
     return whole[0].permute(1, 2, 0).contiguous().numpy()
 

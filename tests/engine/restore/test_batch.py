@@ -15,7 +15,7 @@ from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.restore import batch as batch_module
 from c2fdft_cli.engine.restore import pictures, video
-from c2fdft_cli.engine.restore.batch import Batch, Wanted, refuse_not_finite
+from c2fdft_cli.engine.restore.batch import RunningBatch, Wanted, refuse_not_finite
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.sampler import Sampler
 from c2fdft_cli.errors import CheckpointError, ResourceError
@@ -43,11 +43,11 @@ def make(net: DFT, dtype: torch.dtype = torch.float32, samples: int = 1) -> Exec
 
 def begin(
     executor: Executor, wanted: list[Wanted], depth: int = 8, *, ahead: bool = False
-) -> Batch:
+) -> RunningBatch:
     stored = [random_picture(9, 14, i, depth=depth).pixels for i in range(len(wanted))]
     names = [f"{i}.png" for i in range(len(wanted))]
     noise = [executor.start_noise(name, 9, 14) for name in names] if ahead else []
-    return Batch(executor, stored, names, wanted, lambda _: None, noise)
+    return RunningBatch(executor, stored, names, wanted, lambda _: None, noise)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
@@ -143,18 +143,18 @@ def test_running_out_of_memory_is_raised_where_the_results_are_read(
 def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The order in which batches are started and read, with one in flight as on a GPU."""
     said: list[str] = []
-    start, outcomes = Executor.start, Batch.outcomes
+    start, outcomes = Executor.start, RunningBatch.outcomes
 
     def started(self: Executor, lq: torch.Tensor, names: list[str], *more: object) -> object:
         said.append("start")
         return start(self, lq, names, *more)  # type: ignore[arg-type]
 
-    def read(self: Batch) -> object:
+    def read(self: RunningBatch) -> object:
         said.append("read")
         return outcomes(self)
 
     monkeypatch.setattr(Executor, "start", started)
-    monkeypatch.setattr(batch_module.Batch, "outcomes", read)
+    monkeypatch.setattr(batch_module.RunningBatch, "outcomes", read)
     for module in (pictures, video):
         monkeypatch.setattr(module, "batches_in_flight", lambda device: 1)
     return said

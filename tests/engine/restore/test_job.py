@@ -29,7 +29,7 @@ from c2fdft_cli.engine.restore import pictures as restore_pictures
 from c2fdft_cli.engine.restore import plan as restore_plan
 from c2fdft_cli.engine.restore.job import restore
 from c2fdft_cli.engine.restore.manifest import MANIFEST_NAME, Manifest
-from c2fdft_cli.engine.restore.options import Machine, Sampling, Writing
+from c2fdft_cli.engine.restore.options import Machine, SamplingOptions, Writing
 from c2fdft_cli.engine.sampling.sampler import noise_generator
 from c2fdft_cli.engine.sampling.subject import open_subject
 from c2fdft_cli.errors import (
@@ -230,7 +230,7 @@ WITHOUT_EFFECT = {
 
 def test_each_setting_is_known_to_change_the_pixels_or_not() -> None:
     """A new one that changes them must be in the records, or old outputs count as finished."""
-    names = {one.name for kind in (Sampling, Machine, Writing) for one in fields(kind)}
+    names = {one.name for kind in (SamplingOptions, Machine, Writing) for one in fields(kind)}
     assert names == set(OTHER_SETTINGS) | WITHOUT_EFFECT
     assert not set(OTHER_SETTINGS) & WITHOUT_EFFECT
 

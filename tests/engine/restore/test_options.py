@@ -9,7 +9,7 @@ import pytest
 
 from c2fdft_cli.engine.restore.options import (
     Machine,
-    Sampling,
+    SamplingOptions,
     Writing,
     choose_grid,
     grid_warning,
@@ -23,15 +23,15 @@ from c2fdft_cli.errors import UsageError
 @pytest.mark.parametrize(
     ("group", "changes", "words"),
     [
-        (Sampling, {"grid": (999,), "steps": 4}, "--grid cannot be combined"),
-        (Sampling, {"grid": (999,), "spacing": "leading"}, "--grid cannot be combined"),
-        (Sampling, {"spacing": "leading"}, "together with --steps"),
-        (Sampling, {"steps": 2, "spacing": "odd"}, "--spacing must be linspace, .*, got .odd."),
-        (Sampling, {"eta": 1.5}, "--eta must be 0 to 1, got 1.5"),
-        (Sampling, {"eta": float("nan")}, "--eta must be 0 to 1, got nan"),
-        (Sampling, {"samples": 0}, "--samples must be 1 to 1000"),
-        (Sampling, {"samples": 10**20}, "--samples must be 1 to 1000"),
-        (Sampling, {"temporal_noise": "none"}, "--temporal-noise must be fixed or per-frame"),
+        (SamplingOptions, {"grid": (999,), "steps": 4}, "--grid cannot be combined"),
+        (SamplingOptions, {"grid": (999,), "spacing": "leading"}, "--grid cannot be combined"),
+        (SamplingOptions, {"spacing": "leading"}, "together with --steps"),
+        (SamplingOptions, {"steps": 2, "spacing": "odd"}, "--spacing must be .*, got .odd."),
+        (SamplingOptions, {"eta": 1.5}, "--eta must be 0 to 1, got 1.5"),
+        (SamplingOptions, {"eta": float("nan")}, "--eta must be 0 to 1, got nan"),
+        (SamplingOptions, {"samples": 0}, "--samples must be 1 to 1000"),
+        (SamplingOptions, {"samples": 10**20}, "--samples must be 1 to 1000"),
+        (SamplingOptions, {"temporal_noise": "none"}, "--temporal-noise must be fixed or"),
         (Machine, {"tile": 16}, "at least 32, got 16"),
         (Machine, {"tile": 100}, "multiple of 8"),
         (Machine, {"compile": "yes"}, "--compile must be auto, on or off"),
@@ -89,7 +89,7 @@ def test_parse_grid() -> None:
 @pytest.mark.parametrize("grid", [(), (1, 2), (5, 5)])
 def test_timesteps_must_descend(grid: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match="--grid must be descending timesteps such as 999,500"):
-        Sampling(grid=grid)
+        SamplingOptions(grid=grid)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_size_without_its_unit_is_refused(text: str, size: str) -> None:
 
 def test_the_timesteps_are_those_of_the_checkpoint_unless_given() -> None:
     def chosen(own: list[int], **changes: Any) -> list[int]:
-        return choose_grid(Sampling(**changes), own, 1000)
+        return choose_grid(SamplingOptions(**changes), own, 1000)
 
     assert chosen([999, 500]) == [999, 500]
     assert chosen([999, 500], steps=4) == [999, 666, 333, 0]
@@ -128,9 +128,9 @@ def test_the_timesteps_are_those_of_the_checkpoint_unless_given() -> None:
 
 def test_timesteps_out_of_range_are_a_usage_error() -> None:
     with pytest.raises(UsageError, match=r"--grid must be timesteps from 0 to 999, got 1000,5"):
-        choose_grid(Sampling(grid=(1000, 5)), [9], 1000)
+        choose_grid(SamplingOptions(grid=(1000, 5)), [9], 1000)
     with pytest.raises(UsageError, match=r"--steps must be 1 to 1000, got 1001"):
-        choose_grid(Sampling(steps=1001), [9], 1000)
+        choose_grid(SamplingOptions(steps=1001), [9], 1000)
 
 
 def test_fine_weights_warn_on_other_timesteps() -> None:
