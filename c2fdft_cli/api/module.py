@@ -20,8 +20,8 @@ class RestorationModule(nn.Module):
     `Restorer.module` creates it. `.to(device)` moves it. The caller decides gradient mode and
     autocast; the weights stay float32. The whole image goes through the network at once: `Restorer`
     needs less memory, is faster, and gives the same result except for rounding, if it was loaded
-    without `self_ensemble` and `tile`, and the recipe's `sampling.eta` is 0: this module adds no
-    noise between the sampling steps.
+    without `self_ensemble` and `tile`, and its `eta` is 0: this module adds no noise between the
+    sampling steps.
 
     Its `state_dict()` holds only the weights, not the timesteps. `load` accepts a file of it, and
     restores the same with `grid=module.grid`.

@@ -104,7 +104,9 @@ def load(
     device: str | torch.device = "auto",
     precision: str = "auto",
     steps: int | None = None,
+    spacing: str | None = None,
     grid: Sequence[int] | None = None,
+    eta: float | None = None,
     seed: int = 0,
     self_ensemble: bool = False,
     max_memory: int | str | None = None,
@@ -124,7 +126,10 @@ def load(
         device: "auto" (CUDA, otherwise MPS, otherwise CPU), "cpu", "cuda", "cuda:1" or "mps".
         precision: "auto", "fp32", "tf32", "bf16" or "fp16".
         steps: number of sampling steps; None for the checkpoint's own timesteps.
+        spacing: spacing of `steps`, "linspace", "leading" or "trailing"; None for "linspace".
         grid: descending timesteps, instead of `steps`.
+        eta: noise added in each step, 0 (none, DDIM) to 1 (ancestral, DDPM); None for the
+            checkpoint's.
         seed: the seed of the noise.
         self_ensemble: whether to average over flips and rotations.
         max_memory: bytes, or a size such as "6G"; None for 80 % of the memory that is free at each
@@ -145,7 +150,9 @@ def load(
         weights=None if weights is None else name_or_path(weights),
         task=task,
         steps=steps,
+        spacing=spacing,
         grid=None if grid is None else tuple(grid),
+        eta=eta,
         seed=seed,
         self_ensemble=self_ensemble,
     )

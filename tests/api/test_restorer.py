@@ -277,7 +277,11 @@ def test_a_folder_is_restored_as_by_the_command(restorer, weights, tmp_path, cap
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"tile": 32}, ("--tile", 32)), ({"self_ensemble": True}, ("--self-ensemble",))],
+    [
+        ({"tile": 32}, ("--tile", 32)),
+        ({"self_ensemble": True}, ("--self-ensemble",)),
+        ({"eta": 0.5}, ("--eta", 0.5)),
+    ],
 )
 def test_settings_of_loading_are_the_options_of_the_command(
     restorer, weights, tmp_path, settings, words
@@ -350,6 +354,10 @@ def test_a_file_named_like_packaged_weights(weights, tmp_path, monkeypatch, name
     assert np.abs(pixels(Path("out", "a.png")).astype(int) - expected).max() <= 1
 
 
+def test_steps_may_have_another_spacing(weights):
+    assert c2fdft.load(weights, steps=3, spacing="leading").grid == [666, 333, 0]
+
+
 def test_weights_whose_noise_leaves_nothing_of_the_image_are_refused(tmp_path, tiny_net):
     said = {"diffusion": Diffusion(beta_end=0.5)}
     path = write_packed(tmp_path / "odd.pt", tiny_net(), None, said=said)
@@ -364,6 +372,8 @@ def test_weights_whose_noise_leaves_nothing_of_the_image_are_refused(tmp_path, t
         ({"grid": [1, 500]}, "--grid must be descending timesteps such as 999,500, got 1,500"),
         ({"grid": []}, "--grid must be descending"),
         ({"grid": [500.5]}, "--grid must be a tuple of whole numbers"),
+        ({"spacing": "leading"}, "--spacing works only together with --steps"),
+        ({"eta": 2}, "--eta must be 0 to 1, got 2"),
         ({"steps": "4"}, "--steps must be a whole number, got '4'"),
         ({"seed": 1.5}, "--seed must be a whole number"),
         ({"max_memory": -3}, "--max-memory must be at least 1 byte, got -3"),
