@@ -151,7 +151,7 @@ def unwinding(hint: str | None = None) -> Iterator[None]:
 
 
 def _replaced_by(error: BaseException) -> SignalReceived | None:
-    """Return the SignalReceived during whose handling an error was raised; None if there is none."""
+    """Return the SignalReceived during whose handling an error was raised, if there is one."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, SignalReceived):
         cause = cause.__context__
