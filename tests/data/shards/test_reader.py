@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import pickle
 import time
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.shards.format import Entry, deal, shard_name
 from c2fdft_cli.data.shards.reader import ShardSet, verify
 from c2fdft_cli.errors import DataError, ResourceError
@@ -126,6 +128,43 @@ def test_the_fingerprint_depends_on_content_not_on_sharding(tmp_path: Path, shar
     assert ShardSet.open(shard).fingerprint != whole
 
 
+def test_every_content_has_its_own_fingerprint(shard: Path) -> None:
+    """Clean images are not the pairs of two equal images, nor pairs with another first one."""
+
+    def fingerprint(entry: Entry, lq: Pixels | None, gt: Pixels) -> str:
+        write_shard(shard, [entry], [(lq, gt)], HEADER, has_lq=lq is not None)
+        return ShardSet.open(shard).fingerprint
+
+    entry, pixels = ENTRIES[0], picture(ENTRIES[0], 2)
+    pairs = [(entry, None), (entry, pixels), (entry, picture(entry, 1))]
+    found = [fingerprint(one, lq, pixels) for one, lq in pairs]
+    found.append(fingerprint(replace(entry, name="other"), pixels, pixels))
+    turned = pixels.reshape(7, 5, 3)
+    found.append(fingerprint(replace(entry, height=7, width=5), turned, turned))
+    assert len(set(found)) == 5
+
+
+@pytest.mark.parametrize("has_lq", [True, False])
+def test_the_digest_of_the_index_is_that_of_the_documented_json(shard: Path, has_lq: bool) -> None:
+    """docs/shards.md; otherwise versions of the program would refuse each other's shards."""
+    pairs = [(lq if has_lq else None, gt) for lq, gt in pairs_of(ENTRIES)]
+    write_shard(shard, ENTRIES, pairs, HEADER, has_lq=has_lq)
+    attributes = (
+        '{"degradation":"","layout":"input/target","patch_cycle":"{\\"patches\\": [8]}","shard":0,'
+        '"shards":1,"source":"rain","split":"train","tool_version":"0.1"}'
+    )
+    images = r'[["a",5,7],["stra\u00dfe/b",1,1],["\u96e8",9,3]]'
+    gt, lq = (
+        '["' + '","'.join(hashlib.sha256(picture(one, kind)).hexdigest() for one in ENTRIES) + '"]'
+        for kind in (2, 1)
+    )
+    text = f"[{attributes},{images},{gt},{lq if has_lq else 'null'}]"
+    with h5py.File(shard, "r") as file:
+        assert (
+            file.attrs["sha256_index"] == hashlib.sha256(text.encode("ascii")).hexdigest().encode()
+        )
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=20),
     st.integers(1, 4000),
@@ -137,10 +176,19 @@ def test_distribution_over_shards_keeps_order_and_limit(
     entries = [Entry(str(i), h, w) for i, (h, w) in enumerate(sizes)]
     ranges = deal(entries, max_bytes=limit, planes=planes)
     assert [i for numbers in ranges for i in numbers] == list(range(len(entries)))
-    for numbers in ranges:
+    sums = [planes * sum(entries[i].nbytes for i in numbers) for numbers in ranges]
+    for numbers, used in zip(ranges, sums, strict=True):
         assert numbers
-        used = planes * sum(entries[i].nbytes for i in numbers)
         assert used <= limit or len(numbers) == 1
+    for used, after in zip(sums, ranges[1:], strict=False):
+        assert used + planes * entries[after[0]].nbytes > limit
+
+
+@pytest.mark.parametrize(("limit", "images"), [(2 * 2 * 48, 2), (2 * 2 * 48 - 1, 1)])
+def test_a_shard_may_be_exactly_full(limit: int, images: int) -> None:
+    entries = [Entry(name, 4, 4) for name in "abcdef"]
+    ranges = deal(entries, max_bytes=limit, planes=2)
+    assert [len(numbers) for numbers in ranges] == [images] * (6 // images)
 
 
 # -- errors in writing --------------------------------------------------------
@@ -170,10 +218,20 @@ def test_too_few_or_too_many_images_are_refused(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-@pytest.mark.parametrize("name", ["", "a\nb", "\x1b[31m", "x" * 1025, "\udcff"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "a\nb", "\x1b[31m", "\x1f", "\x7f", "\x80", "\x9b31m", "\x9f", "x" * 1025, "\udcff"],
+)
 def test_names_that_cannot_be_stored_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError):
         write_shard(tmp_path / "train-00000.h5", [Entry(name, 1, 1)], [], HEADER)
+
+
+@pytest.mark.parametrize("name", [" ", "~", "\xa0", "x" * 1024])
+def test_names_at_the_limits_are_stored(shard: Path, name: str) -> None:
+    entry = Entry(name, 1, 1)
+    write_shard(shard, [entry], pairs_of([entry]), HEADER)
+    assert ShardSet.open(shard).names == [name]
 
 
 def test_a_missing_output_folder_is_an_error(tmp_path: Path) -> None:
