@@ -83,8 +83,7 @@ def raw_noise(light: Floats, camera: Camera, rng: np.random.Generator) -> Floats
     h, w = light.shape[:2]
     gains = np.array([camera.red, 1.0, camera.blue], dtype=np.float32)
     to_raw = np.linalg.inv(COLOUR_MATRIX) / gains[:, None]
-    # The inverse matrix gives negative values for saturated colours; below, a root is taken.
-    raw = np.maximum(light @ to_raw.T, 0)
+    raw = light @ to_raw.T  # not negative: no element of the inverse matrix is
     first_y, first_x = rng.integers(0, 2, 2)
     noise = rng.standard_normal((h, w), dtype=np.float32)
     # The mosaic is zero at the sites of other colours. So one kernel does both: it keeps the value

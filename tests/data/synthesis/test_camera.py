@@ -76,6 +76,36 @@ def test_raw_noise_has_the_variance_of_its_light():
     assert abs(got.mean()) < 1e-4
 
 
+def test_raw_noise_equals_a_mosaic_that_is_read_site_by_site():
+    """Sample a Bayer mosaic, interpolate it as the mean of the nearest sites, and convert it."""
+    light = np.random.default_rng(0).random((9, 12, 3)).astype(np.float32)
+    light[4:6, 5:7] = (1, 0, 0)
+    got = raw_noise(light, CAMERA, np.random.default_rng(7))
+
+    rng = np.random.default_rng(7)
+    first_y, first_x = rng.integers(0, 2, 2)
+    n = rng.standard_normal((9, 12), dtype=np.float32)
+    gains = np.array([CAMERA.red, 1, CAMERA.blue])
+    raw = np.linalg.solve(COLOUR_MATRIX, light.reshape(-1, 3).T).T.reshape(light.shape) / gains
+
+    def colour(y, x):  # RGGB: red on even rows and columns, blue on odd ones
+        return (y + first_y) % 2 + (x + first_x) % 2
+
+    def site(y, x):
+        y, x = (8 - abs(8 - abs(y)), 11 - abs(11 - abs(x)))  # mirrored at the outermost pixels
+        return n[y, x] * np.sqrt(CAMERA.shot * raw[y, x, colour(y, x)] + CAMERA.read)
+
+    def interpolated(y, x, channel):
+        around = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+        same = [(dy, dx) for dy, dx in around if colour(y + dy, x + dx) == channel]
+        nearest = min(abs(dy) + abs(dx) for dy, dx in same)
+        return np.mean([site(y + dy, x + dx) for dy, dx in same if abs(dy) + abs(dx) == nearest])
+
+    planes = [[[interpolated(y, x, c) for c in range(3)] for x in range(12)] for y in range(9)]
+    expected = (np.array(planes) * gains) @ COLOUR_MATRIX.T
+    np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
+
+
 def test_noise_grows_with_light_and_with_the_gains():
     dark, bright = (
         raw_noise(np.full((200, 200, 3), x, np.float32), CAMERA, np.random.default_rng(2)).std()

@@ -70,6 +70,18 @@ def test_correlated_noise_is_shared_by_neighbours_alone():
     np.testing.assert_allclose(far, 0.0, atol=0.03)
 
 
+@pytest.mark.parametrize(("shot", "log_read"), [(1e-2, -8.839), (2e-3, -12.348)])
+def test_read_noise_follows_the_published_fit(shot, log_read):
+    """2.18 log(shot) + 1.2 + N(0, 0.26^2); of black, the half that is not clipped remains."""
+    black, found = np.zeros((32, 32, 3), np.uint8), []
+    for seed in range(120):
+        model = NoiseModel(kind="camera", shot=(shot, shot), correlated=False)
+        noisy = to_linear(degrade(black, model, np.random.default_rng(seed)))
+        found.append(np.log(2 * np.square(noisy, dtype=float).mean()))
+    assert np.mean(found) == pytest.approx(log_read, abs=0.1)
+    assert np.std(found) == pytest.approx(0.26, abs=0.04)
+
+
 def test_camera_noise_grows_with_the_shot_noise():
     gt = np.full((80, 80, 3), 120, np.uint8)
     spread = [
@@ -176,3 +188,27 @@ def test_cameras_are_sampled_within_their_ranges():
     assert all(1e-4 <= one.shot <= 1e-3 and 0.2 <= one.luma <= 0.6 for one in cameras)
     assert {one.tone for one in cameras} == {0.5}
     assert len({one.red for one in cameras}) == 50
+
+
+def test_gains_and_read_noise_of_cameras_fill_their_ranges():
+    """docs/synthesis.md; read noise is a share of shot noise, uniform in its logarithm."""
+    cameras = [random_camera(NoiseModel("raw"), np.random.default_rng(i)) for i in range(400)]
+    red, blue, read, shot = (
+        np.array([value(one) for one in cameras])
+        for value in (
+            lambda one: one.red,
+            lambda one: one.blue,
+            lambda one: np.log(one.read / one.shot),
+            lambda one: np.log(one.shot),
+        )
+    )
+    for values, low, high in (
+        (red, 1.6, 2.6),
+        (blue, 1.4, 2.6),
+        (read, np.log(0.003), np.log(0.05)),
+        (shot, np.log(1e-4), np.log(1.2e-2)),
+    ):
+        width = high - low
+        assert low <= values.min() < low + 0.02 * width
+        assert high - 0.02 * width < values.max() <= high
+        assert values.mean() == pytest.approx((low + high) / 2, abs=0.05 * width)
