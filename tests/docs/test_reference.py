@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from dataclasses import fields
@@ -13,7 +14,7 @@ import c2fdft_cli as c2fdft
 from c2fdft_cli import errors
 from c2fdft_cli.data.images.formats import OUTPUT_FORMATS
 from c2fdft_cli.data.layouts import search
-from c2fdft_cli.data.synthesis.degrade import MODELS
+from c2fdft_cli.data.synthesis.degrade import MODELS, parse_model
 from c2fdft_cli.engine.evaluate import pairing
 from c2fdft_cli.engine.restore.options import SAME_FORMAT
 from c2fdft_cli.engine.sweep.report import COLUMNS as SWEEP_COLUMNS
@@ -146,9 +147,14 @@ def test_a_degradation_and_its_options_are_documented(kind):
     page = (ROOT / "docs" / "synthesis.md").read_text(encoding="utf-8")
     assert f"--synthesize {'|'.join(DEGRADATIONS)}" in page
     section = page.partition(f"\n## {kind.capitalize()}\n")[2].partition("\n## ")[0]
-    rows = [line for line in section.splitlines() if line.startswith("| `")]
-    named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
-    assert named == {one.name for one in fields(MODELS[kind])}, "docs/synthesis.md"
+    table = section.partition("\n| option |")[2].partition("\n\n")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| `")]
+    told = {}
+    for _, names, defaults, *_ in (row.split("|") for row in rows):
+        values = re.sub(r"(?<!\w)(?!true|false)([a-z]+)", r'"\1"', defaults)
+        told |= zip(re.findall(r"`(\w+)`", names), json.loads(f"[{values}]"), strict=True)
+    assert set(told) == {one.name for one in fields(MODELS[kind])}, "docs/synthesis.md"
+    assert parse_model(kind, told) == MODELS[kind](), "docs/synthesis.md: a default"
     assert f'"{kind}"' in c2fdft.prepare.__doc__
 
 

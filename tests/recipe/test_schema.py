@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
 import sys
 import tomllib
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import c2fdft_cli
+from c2fdft_cli.core.network import DFT
 from c2fdft_cli.errors import RecipeError
 from c2fdft_cli.recipe.files import (
     find_recipe,
@@ -24,7 +28,7 @@ from c2fdft_cli.recipe.files import (
     stated,
     write_recipe,
 )
-from c2fdft_cli.recipe.schema import Recipe, Sampling, schema
+from c2fdft_cli.recipe.schema import Period, Recipe, Sampling, schema
 
 RELEASED = {
     # iterations in thousands, patches, batch per GPU, switch, cycles, lr, periods, mixup
@@ -500,6 +504,33 @@ def test_the_json_schema_has_every_key_and_its_limits():
     train = found["$defs"]["Train"]["properties"]
     assert train["keep"]["minimum"] == 1
     assert train["precision"]["enum"] == ["auto", "fp32", "tf32", "bf16", "fp16"]
+
+
+def test_every_key_is_read_by_the_program():
+    """Otherwise a recipe could set it without any effect.
+
+    Accesses to keys are recognised by the names that the program gives to their sections.
+    """
+    sections = {name: value for name, value in vars(Recipe()).items() if is_dataclass(value)}
+    assert {key.name for key in fields(sections.pop("network"))} <= set(signature(DFT).parameters)
+    package = Path(c2fdft_cli.__file__).parent
+    paths = [path for path in package.rglob("*.py") if package / "recipe" not in path.parents]
+    read = {
+        (getattr(node.value, "attr", getattr(node.value, "id", "")), node.attr)
+        for path in paths
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, ast.Attribute)
+    }
+    keys = {(name, key.name) for name, section in sections.items() for key in fields(section)}
+    keys |= {("recipe", key.name) for key in fields(Recipe)}
+    keys |= {("period", key.name) for key in fields(Period)}
+    stage = {"stage", "section"}
+    other = {"coarse": stage, "fine": stage, "period": {"p"}}
+    assert [
+        f"{section}.{key}"
+        for section, key in sorted(keys)
+        if not read & {(name, key) for name in {section} | other.get(section, set())}
+    ] == []
 
 
 @pytest.mark.slow

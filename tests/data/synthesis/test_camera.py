@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 from skimage import data as photos
 
 from c2fdft_cli.data.synthesis.camera import (
@@ -140,6 +141,21 @@ def test_without_noise_reduction_noise_is_unchanged():
     off = replace(CAMERA, luma=0.0, chroma=0.0, sharpen=0.0)
     np.testing.assert_allclose(reduce_noise(n, off), n, atol=1e-5)
     assert reduce_noise(n, replace(off, sharpen=1.0)).std() > n.std()
+
+
+def test_noise_is_reduced_by_two_gaussians_and_brightness_is_sharpened():
+    """docs/synthesis.md; of a single pixel, separately by brightness and colour."""
+    pixel = np.zeros((61, 61, 3), np.float32)
+    pixel[30, 30] = (1.0, 0.3, -0.5)
+    brightness = pixel @ np.array([0.299, 0.587, 0.114])
+
+    def smoothed(plane, sigma):
+        return 0.6 * gaussian_filter(plane, sigma) + 0.4 * gaussian_filter(plane, 2.5 * sigma)
+
+    fine = smoothed(brightness, CAMERA.luma)
+    sharp = fine + CAMERA.sharpen * (fine - gaussian_filter(fine, 1))
+    colours = [smoothed(pixel[..., c] - brightness, CAMERA.chroma) + sharp for c in range(3)]
+    np.testing.assert_allclose(reduce_noise(pixel, CAMERA), np.dstack(colours), atol=2e-4)
 
 
 def test_noise_has_no_bias():
