@@ -59,3 +59,16 @@ def test_one_tile_fades_into_the_next() -> None:
     row = Tiled(network, 32)(torch.zeros(1, 6, 8, 56), T0)[0, 0, 0]
     rising = (torch.arange(8) + 0.5) / 8
     assert torch.allclose(row, torch.cat([torch.zeros(24), rising, torch.ones(24)]))
+
+
+def test_a_tile_does_not_fade_towards_the_edge_of_the_image() -> None:
+    """Two tiles of 64 px that overlap by 56: the second, of ones, has its full weight there."""
+    said = iter((0.0, 1.0))
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        return torch.full_like(x[:, :3], next(said))
+
+    blended = Tiled(network, 64)(torch.zeros(1, 6, 72, 64), T0)[0, 0, :, 0]
+    position = torch.arange(72) + 0.5
+    first, second = ((64 - position) / 16).clamp(0, 1), ((position - 8) / 16).clamp(0, 1)
+    assert torch.allclose(blended, second / (first + second))
