@@ -158,6 +158,41 @@ def test_a_copied_input_of_another_time_is_the_same_if_its_digest_covers_it(
     assert Manifest(tmp_path, SETTINGS).doubt(output, source) == OTHER_INPUT
 
 
+@pytest.mark.parametrize("size", [1000, 70_000])
+def test_an_output_is_made_from_its_input_as_that_was_then(tmp_path: Path, size: int) -> None:
+    """Also a large one, and if either was copied since, which gives it another time."""
+    source, output = tmp_path / "a.bmp", tmp_path / "a.png"
+    source.write_bytes(bytes(size))
+    output.write_text("restored")
+    Manifest(tmp_path, SETTINGS).add(output, source)
+
+    def made(now: Path = source) -> bool:
+        return Manifest(tmp_path, SETTINGS).is_made_from(output, now)
+
+    assert made()
+    assert not made(tmp_path / "missing.bmp")
+    for path in (source, output):
+        os.utime(path, (1e9, 1e9))
+    assert made()
+    source.write_bytes(bytes(size - 1) + b"x")
+    assert not made()
+    source.write_bytes(bytes(size + 1))
+    assert not made()
+    source.write_bytes(bytes(size))
+    assert made()
+    output.write_text("changed")
+    assert not made()
+
+
+@pytest.mark.parametrize("state", [None, 3, [], [8], [8, 0], "text"])
+def test_an_output_without_a_digest_of_its_input_is_made_from_none(
+    tmp_path: Path, source: Path, state: object
+) -> None:
+    line = {"output": "a.png", "settings": "0", "source": state}
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(line) + "\n")
+    assert not Manifest(tmp_path, SETTINGS).is_made_from(tmp_path / "a.png", source)
+
+
 @pytest.mark.parametrize(
     ("change", "known"), [(0, True), (1, False)], ids=["same time", "other time"]
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import unicodedata
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from c2fdft_cli.engine.restore.outputs import (
     plan_outputs,
     with_usable_names,
 )
-from c2fdft_cli.errors import ResourceError, UsageError
+from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from tests.kit.restore import found_under, random_picture, save
 
 
@@ -125,6 +126,25 @@ def test_a_folder_in_place_of_an_output_is_a_problem_of_one_input(tmp_path: Path
     assert second == with_usable_names(second)
     problem = with_usable_names(first).source.problem
     assert str(problem).startswith(f"{source / 'a.jpg'}: a folder has the output's name")
+
+
+def test_an_unreadable_input_keeps_its_problem(tmp_path: Path) -> None:
+    (item,) = outputs(made(tmp_path / "in", "a.jpg"), tmp_path / "out")
+    broken = replace(item, source=replace(item.source, problem=DataError("damaged")))
+    assert with_usable_names(broken) == broken
+
+
+@pytest.mark.parametrize(("format", "suffix"), [(None, ".png"), ("jpeg", ".jpg"), ("same", ".bmp")])
+def test_standard_output_has_the_requested_format(
+    tmp_path: Path, format: str | None, suffix: str
+) -> None:
+    """Additional pictures are named after the input; a suffix of names changes nothing."""
+    source = made(tmp_path, "a.bmp") / "a.bmp"
+    options = {"compare": tmp_path / "c", "uncertainty": tmp_path / "u", "suffix": "_r"}
+    (item,) = outputs(source, "-", format=format, **options)
+    assert (item.output, item.suffix) == (None, suffix)
+    names = ("c/a.compare.png", "u/a.spread.png", "u/a.heat.png")
+    assert item.files == [tmp_path / name for name in names]
 
 
 def test_a_named_output_file_decides_the_format(tmp_path: Path) -> None:
