@@ -67,6 +67,16 @@ def test_an_image_in_a_batch_equals_the_image_alone(make: Callable[..., Executor
         assert torch.allclose(together[i : i + 1], alone, atol=1e-4)
 
 
+def test_noise_is_sampled_ahead_only_for_a_single_run(make: Callable[..., Executor]) -> None:
+    """Several samples of the same noise would all be the same image."""
+    lq, one = image(1, 9, 12), make()
+    noise = one.start_noise("a", 9, 12)
+    assert noise is not None
+    assert torch.equal(one.start(lq, ["a"], noise=noise[None]).image, one(lq, ["a"]).image)
+    for options in ({"samples": 2}, {"transforms": (0, 4)}, {"eta": 0.5}):
+        assert make(**options).start_noise("a", 9, 12) is None
+
+
 def planned_bytes(net: DFT, h: int, w: int, rows: int) -> int:
     """Estimated bytes for one image in strips of `rows` rows."""
     return strip_bytes(StripNetwork(net), h, w, 1, rows) + SAMPLER_BYTES * padded_side(

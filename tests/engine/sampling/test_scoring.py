@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from c2fdft_cli.engine.sampling.executor import Restored
 from c2fdft_cli.engine.sampling.pairs import DecodedPair
-from c2fdft_cli.engine.sampling.scoring import Scorer, notes_of, restore_and_score
+from c2fdft_cli.engine.sampling.scoring import Scorer, notes_of, restore_and_score, spread_indices
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.protocols import PROTOCOLS
 from tests.kit.formula import photo
@@ -142,3 +143,29 @@ def test_a_requested_border_adds_to_that_of_the_protocol() -> None:
 def test_metrics_are_computed_on_the_scored_image() -> None:
     mean: Callable[..., float] = lambda a, b: float(a.float().mean() - b.float().mean())  # noqa: E731
     assert run([Brighter(2)], Scorer(PROTOCOLS["rgb"], metrics={"m": mean}))[0].more == {"m": 12.0}
+
+
+@pytest.mark.parametrize(
+    ("count", "wanted", "indices"),
+    [(10, 4, [0, 2, 5, 7]), (10, 1, [0]), (3, 0, [0, 1, 2]), (3, 3, [0, 1, 2]), (3, 9, [0, 1, 2]),
+     (0, 4, [])],
+)  # fmt: skip
+def test_some_of_the_pairs_are_spread_over_all(count: int, wanted: int, indices: list[int]) -> None:
+    assert spread_indices(count, wanted) == indices
+
+
+@pytest.mark.parametrize(("protocol", "level"), [("rgb", 101), ("denoise", 100.75)])
+def test_the_result_of_a_grey_input_is_scored_as_grey(protocol: str, level: float) -> None:
+    """As in the file that restore makes of it: the mean of the colours, rounded once."""
+
+    class Grey(Source):
+        def pair(self, i: int) -> DecodedPair:
+            return replace(super().pair(i), grey=True)
+
+    class Coloured:
+        def __call__(self, lq: Tensor, names: Sequence[str]) -> Restored:
+            colour = torch.tensor([100.25, 100.75, 101.25])[:, None, None] / 255
+            return Restored(colour.expand_as(lq), None, "whole", [])
+
+    (first, _) = restore_and_score(Grey(), [0, 1], [Coloured()], Scorer(PROTOCOLS[protocol]))
+    assert first.psnr == pytest.approx(db(level - 100), abs=1e-3)
