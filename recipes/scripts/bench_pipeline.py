@@ -30,9 +30,9 @@ import torch
 
 from c2fdft_cli.core.diffusion import gaussian
 from c2fdft_cli.core.network import DFT
-from c2fdft_cli.data.images.picture import read_picture, write_picture
+from c2fdft_cli.data.images.picture import encode_picture, read_picture
 from c2fdft_cli.engine.restore import inputs, job, options, pictures, plan
-from c2fdft_cli.engine.sampling import restorer
+from c2fdft_cli.engine.sampling import sampler
 from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
 from c2fdft_cli.recipe.schema import Network
 
@@ -90,7 +90,7 @@ def _measured(source: Path, out: Path, weights: Path, suffix: str, device: str) 
 
 @contextmanager
 def _timed() -> Iterator[dict[str, float]]:
-    """Collect the CPU seconds of reading, writing, noise and the main thread within the block."""
+    """Collect the CPU seconds of reading, encoding, noise and the main thread within the block."""
     spent: dict[str, float] = defaultdict(float)
     lock = threading.Lock()
 
@@ -107,14 +107,14 @@ def _timed() -> Iterator[dict[str, float]]:
 
     with (
         mock.patch.object(inputs, "read_picture", timing("reading", read_picture)),
-        mock.patch.object(pictures, "write_picture", timing("writing", write_picture)),
+        mock.patch.object(pictures, "encode_picture", timing("encoding", encode_picture)),
         mock.patch.object(pictures, "_finish", timing("writer", pictures._finish)),
-        mock.patch.object(restorer, "gaussian", timing("noise", gaussian)),
+        mock.patch.object(sampler, "gaussian", timing("noise", gaussian)),
     ):
         start = time.thread_time()
         yield spent
         main_thread = time.thread_time() - start
-    spent["conversion for writing"] = spent.pop("writer") - spent["writing"]
+    spent["conversion and writing"] = spent.pop("writer") - spent["encoding"]
     spent["main thread without noise"] = main_thread - spent["noise"]
 
 

@@ -176,6 +176,17 @@ def _imported(name: str) -> ModuleType:
         raise
 
 
+@pytest.mark.acceptance
+def test_the_costs_of_reading_and_writing_files_are_measured() -> None:
+    done = python(FOLDER / "bench_pipeline.py", "--count", "2", "--format", "jpg")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["pictures"] == 2
+    parts = {"conversion and writing", "encoding", "main thread without noise", "noise", "reading"}
+    assert found["cpu_ms_of"].keys() == parts
+    assert all(0 < spent < found["cpu_ms"] for spent in found["cpu_ms_of"].values())
+
+
 @pytest.fixture
 def benchmark(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs benchmark.sh in a folder, with the same scores for any set."""
