@@ -1,14 +1,14 @@
-"""Compare the network with a plain transcription of it: seconds, agreement and memory.
+"""Compare the network with the same network written down plainly: seconds, agreement, memory.
 
-    compare_speed.py TRANSCRIPTION.py forward [--size 256] [--rounds 7]
-    compare_speed.py TRANSCRIPTION.py step [--size 64] [--batch 4] [--compile] [--apart]
-    compare_speed.py TRANSCRIPTION.py memory [--size 1024]
-    compare_speed.py TRANSCRIPTION.py runtimes [--weights derain]    beside onnxruntime, OpenVINO
-    compare_speed.py - call --size 2160x3840      one call in strips, no transcription
+    compare_speed.py forward [--size 256] [--rounds 7]
+    compare_speed.py step [--size 64] [--batch 4] [--compile] [--apart]
+    compare_speed.py memory [--size 1024]
+    compare_speed.py runtimes [--weights derain]    beside onnxruntime and, if there, OpenVINO
+    compare_speed.py call --size 2160x3840          one call in strips, nothing beside it
 
-TRANSCRIPTION.py defines `Textbook`, a module with the parameters and the call signature of
-`c2fdft_cli.core.network.DFT`. The variants take turns within one run; ratios are medians over
-rounds. Prints one JSON document per line; progress goes to standard error.
+The plain transcription is `Textbook` in tests/kit/textbook.py; `--transcription FILE` takes that of
+another file, with the same parameters and call signature. The variants take turns within one run;
+ratios are medians over rounds. Prints one JSON document per line; progress goes to standard error.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from c2fdft_cli.execution.native.library import kernels_for
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.schema import Network
 
+TEXTBOOK = Path(__file__).parents[2] / "tests" / "kit" / "textbook.py"
 Call = Callable[[Tensor, Tensor], Tensor]
 """The network, or what computes the same: eps_hat from x and t."""
 
@@ -54,8 +55,8 @@ Call = Callable[[Tensor, Tensor], Tensor]
 def main() -> None:
     """Run the part that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("transcription")
     parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--transcription", default=str(TEXTBOOK), help="file of class Textbook")
     parser.add_argument("--size", default=None, help="side, or HEIGHTxWIDTH, in px")
     parser.add_argument("--batch", type=int, default=4, help="batch size of step")
     parser.add_argument("--rounds", type=int, default=7)

@@ -4,34 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from c2fdft_cli.core.attention import Attention, mixing_matrix, pixel_sums
+from tests.kit import textbook
 from tests.kit.formula import fill, relative, wave
-
-
-class TextbookAttention(nn.Module):
-    """DFSA as written in the paper: NCHW, with q and k normalised first."""
-
-    def __init__(self, ours: Attention) -> None:
-        super().__init__()
-        self.ours = ours
-
-    def forward(self, x):
-        ours, (n, c, h, w) = self.ours, x.shape
-        q, k, v = (
-            z.reshape(n, ours.heads, c // ours.heads, h * w) for z in self._qkv(x).chunk(3, 1)
-        )
-        cosine = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
-        mixed = (cosine * ours.temperature).softmax(-1) @ v
-        out = ours.project_out
-        return F.conv2d(mixed.reshape(n, c, h, w), out.weight, out.bias)
-
-    def _qkv(self, x):
-        qkv, depthwise = self.ours.qkv, self.ours.qkv_dwconv
-        y = F.conv2d(x, qkv.weight, qkv.bias)
-        return F.conv2d(y, depthwise.weight, depthwise.bias, padding=1, groups=y.shape[1])
 
 
 @pytest.mark.parametrize("heads", [1, 4])
@@ -43,7 +19,9 @@ class TextbookAttention(nn.Module):
 def test_attention_equals_the_papers_formula(heads, bias, scale):
     attention = fill(Attention(16, heads, bias))
     x = scale * wave([2, 16, 12, 8], 0.37)
-    expected = TextbookAttention(attention)(x)
+    plain = textbook.Attention(16, heads, bias)
+    plain.load_state_dict(attention.state_dict(), strict=True)
+    expected = plain(x)
     pixels = x.permute(0, 2, 3, 1).contiguous()
     got = attention(pixels).permute(0, 3, 1, 2)
     assert relative(got, expected) < 1e-5

@@ -7,6 +7,7 @@ import torch
 
 from c2fdft_cli.core.network import DFT, pad_to_multiple, padded_side, time_embedding
 from tests.kit.formula import fill, relative, wave
+from tests.kit.textbook import Textbook
 
 
 @pytest.mark.parametrize("case", ["tiny", "tiny_bias_free", "official_derain", "official_denoise"])
@@ -18,6 +19,30 @@ def test_outputs_equal_the_released_ones(ramp, case):
     with torch.inference_mode():
         output = net(wave(numbers["shape"], 0.13), torch.tensor(numbers["t"]))
     assert relative(output, numbers["output"]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"norm": "bias_free", "heads": (1, 1, 2, 4), "blocks": (2, 1, 1, 2)},
+        {"bias": True, "ffn_factor": 2.66},
+        {"dual_pixel": True, "dim": 12},
+    ],
+    ids=str,
+)
+def test_outputs_and_gradients_equal_those_of_the_network_written_down_plainly(tiny_net, changes):
+    net = tiny_net(**changes)
+    plain = Textbook(**{"dim": 8, "blocks": (1, 1, 1, 1), **changes})
+    plain.load_state_dict(net.state_dict(), strict=True)
+    x, t = wave([2, 6, 24, 16], 0.21), torch.tensor([5.0, 700.0])
+    found, expected = net(x, t), plain(x, t)
+    assert relative(found, expected) < 1e-5
+    for eps_hat in (found, expected):
+        (eps_hat * wave(eps_hat.shape, 0.7)).sum().backward()
+    gradients = dict(plain.named_parameters())
+    for name, parameter in net.named_parameters():
+        assert relative(parameter.grad, gradients[name].grad) < 1e-3, name
 
 
 def test_the_official_networks_have_their_published_size():

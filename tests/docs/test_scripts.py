@@ -187,6 +187,16 @@ def test_the_costs_of_reading_and_writing_files_are_measured() -> None:
     assert all(0 < spent < found["cpu_ms"] for spent in found["cpu_ms_of"].values())
 
 
+@pytest.mark.acceptance
+def test_the_network_is_compared_with_the_one_written_down_plainly() -> None:
+    done = python(FOLDER / "compare_speed.py", "forward", "--size", "8", "--rounds", "1")
+    assert done.returncode == 0, done.stderr
+    first, *others = map(json.loads, done.stdout.splitlines())
+    assert (first["name"], first["ratio"], first["relative_error"]) == ("transcription fp32", 1, 0)
+    assert {"network fp32", "strips fp32"} <= {row["name"] for row in others}
+    assert all(row["relative_error"] < (2e-2 if "bf16" in row["name"] else 1e-5) for row in others)
+
+
 @pytest.fixture
 def benchmark(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs benchmark.sh in a folder, with the same scores for any set."""
