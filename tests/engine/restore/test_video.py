@@ -22,7 +22,7 @@ from c2fdft_cli.data.video.stream import Frame, VideoWriter, keeps_10_bits
 from c2fdft_cli.engine.restore import video as restore_video
 from c2fdft_cli.engine.restore.job import restore
 from c2fdft_cli.engine.restore.result import FrameDone, VideoDone
-from c2fdft_cli.engine.sampling import restorer
+from c2fdft_cli.engine.sampling import sampler
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.errors import DataError, Interrupted, PartialFailure, ResourceError, UsageError
 from tests.kit.restore import Request, plan, random_picture, run, save, write_checkpoint
@@ -168,7 +168,7 @@ def test_what_all_frames_start_from_is_drawn_once(
         drawn.append(shape[0])
         return gaussian(shape, sources)
 
-    monkeypatch.setattr(restorer, "gaussian", counting)
+    monkeypatch.setattr(sampler, "gaussian", counting)
     run(options, source=still(tmp_path), temporal_noise=noise, batch=1)
     assert drawn == counts
 
