@@ -27,13 +27,15 @@ from c2fdft_cli.errors import (
 from c2fdft_cli.version import __version__
 
 if TYPE_CHECKING:
-    from c2fdft_cli.api.jobs import evaluate, prepare, train
+    from c2fdft_cli.api.jobs import evaluate, prepare, sweep_steps, train
     from c2fdft_cli.api.module import RestorationModule
     from c2fdft_cli.api.restorer import Restorer, Uncertain, load
     from c2fdft_cli.engine.evaluate.job import EvalResult
     from c2fdft_cli.engine.prepare.job import PrepareResult
     from c2fdft_cli.engine.restore.result import ImageDone, RestoreResult, Skipped
     from c2fdft_cli.engine.sampling.scoring import Scored
+    from c2fdft_cli.engine.sweep.report import SweepResult
+    from c2fdft_cli.engine.sweep.table import SweepRow
     from c2fdft_cli.engine.train.events import (
         Begun,
         Notice,
@@ -65,6 +67,8 @@ __all__ = [
     "Scored",
     "Skipped",
     "StepDone",
+    "SweepResult",
+    "SweepRow",
     "TrainEvent",
     "TrainResult",
     "Uncertain",
@@ -74,17 +78,20 @@ __all__ = [
     "evaluate",
     "load",
     "prepare",
+    "sweep_steps",
     "train",
 ]
 
 _MODULES = {
-    "api.jobs": ("evaluate", "prepare", "train"),
+    "api.jobs": ("evaluate", "prepare", "sweep_steps", "train"),
     "api.module": ("RestorationModule",),
     "api.restorer": ("Restorer", "Uncertain", "load"),
     "engine.evaluate.job": ("EvalResult",),
     "engine.prepare.job": ("PrepareResult",),
     "engine.restore.result": ("ImageDone", "RestoreResult", "Skipped"),
     "engine.sampling.scoring": ("Scored",),
+    "engine.sweep.report": ("SweepResult",),
+    "engine.sweep.table": ("SweepRow",),
     "engine.train.events": (
         "Begun", "Notice", "Saved", "StepDone", "TrainEvent", "TrainResult", "Validated"
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from contextlib import closing
 from typing import Generic, TypeVar
 
 from c2fdft_cli.signals import unwinding
@@ -79,8 +80,10 @@ class Job(Generic[Event, Result]):
             raise RuntimeError(f"{self.title}: the job has not finished")
         return self._result  # type: ignore[return-value]
 
-    def run(self) -> Result:
-        """Run the job to its end, ignore its events, and return its result."""
-        for _ in self:
-            pass
+    def run(self, on_event: Callable[[Event], object] = lambda _: None) -> Result:
+        """Run the job to its end, call `on_event` with each event, and return the result."""
+        # Closed here: in a destructor, Python would drop what a signal's handler raises.
+        with closing(iter(self)) as events:
+            for event in events:
+                on_event(event)
         return self.result

@@ -45,5 +45,16 @@ def test_a_meter_reports_to_its_watcher():
     assert told == [0.75]
 
 
-def test_run_discards_the_events():
+def test_run_hands_out_the_events_and_cleans_up():
     assert Job(counting([]), total=2, title="count", unit="number").run() == "done"
+    told = []
+    assert Job(counting([]), total=2, title="count", unit="number").run(told.append) == "done"
+    assert told == [1, 2]
+
+    def stop(event):
+        raise KeyboardInterrupt
+
+    log = []
+    with pytest.raises(KeyboardInterrupt):
+        Job(counting(log), total=2, title="count", unit="number").run(stop)
+    assert log == ["started", "cleaned"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import checked_path
@@ -20,6 +22,24 @@ def check_callable(name: str, value: object) -> None:
     """Raise UsageError unless a value can be called, or is None."""
     if value is not None and not callable(value):
         raise UsageError(f"{name} must be a function, got {shown(value)}")
+
+
+def counted(progress: Callable[[int, int], object] | None, total: int) -> Callable[[object], None]:
+    """Return a function that calls `progress` with the number of its calls so far, and `total`."""
+    done = count(1)
+
+    def on_event(_: object) -> None:
+        if progress is not None:
+            progress(next(done), total)
+
+    return on_event
+
+
+def as_tuple(name: str, value: object, example: str) -> tuple[Any, ...]:
+    """Return a sequence as a tuple; UsageError, which shows an example, if it is none."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise UsageError(f"{name} must be {example}, got {shown(value)}")
+    return tuple(value)
 
 
 def given_path(name: str, value: str | Path) -> Path:

@@ -1,15 +1,21 @@
-"""Prepare, train and score from Python: each function runs a job of the engine to its end."""
+"""Prepare, train, sweep and score from Python: each function runs a job of the engine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from c2fdft_cli.api.arguments import check_callable, given_path, name_or_path, texts
+from c2fdft_cli.api.arguments import (
+    as_tuple,
+    check_callable,
+    counted,
+    given_path,
+    name_or_path,
+    texts,
+)
 from c2fdft_cli.api.images import Image, as_list, unpack
 from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
@@ -19,6 +25,9 @@ from c2fdft_cli.engine.prepare.job import PrepareResult
 from c2fdft_cli.engine.prepare.job import prepare as prepare_job
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.sampling.scoring import Scored
+from c2fdft_cli.engine.sweep.job import sweep
+from c2fdft_cli.engine.sweep.options import SweepOptions, parse_rule, parse_spacings, parse_steps
+from c2fdft_cli.engine.sweep.report import SweepResult
 from c2fdft_cli.engine.train.events import TrainEvent, TrainResult
 from c2fdft_cli.engine.train.job import train as train_job
 from c2fdft_cli.engine.train.request import TrainRequest
@@ -220,17 +229,90 @@ def train(
         max_seconds=max_seconds,
     )
     try:
-        job = train_job(set_up(request))
-        with closing(iter(job)) as events:  # not in a destructor, which drops errors
-            for event in events:
-                if on_event is not None:
-                    on_event(event)
+        result = train_job(set_up(request)).run(on_event or (lambda _: None))
     # No `finally`: an error that occurs in this process only must not wait for the others.
     except Interrupted:  # all processes are interrupted together
         destroy_process_group()
         raise
     destroy_process_group()
-    return job.result
+    return result
+
+
+@usual_settings()
+def sweep_steps(
+    weights: str | Path,
+    *,
+    data: str | Path | None = None,
+    steps: str | Sequence[int] = "1-10",
+    spacing: str | Sequence[str] = "linspace",
+    start: Sequence[int] = (),
+    grids: Sequence[Sequence[int]] = (),
+    images: int = 0,
+    seeds: int = 1,
+    seed: int = 0,
+    choose: str = "within:0.2dB",
+    protocol: str | None = None,
+    stamp: bool = True,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> SweepResult:
+    """Choose the sampling steps and store the timesteps in the file, as `c2fdft sweep-steps` does.
+
+    Args:
+        weights: coarse or fine weights, a name or a file.
+        data: folder of shards; None for the one that the weights were trained on.
+        steps: numbers of sampling steps to try, such as "1-4" or `[1, 2, 4]`.
+        spacing: "linspace", "leading" or "trailing", or several.
+        start: first timesteps to try; none for the largest.
+        grids: further timesteps to try, such as `[[999, 500]]`.
+        images: number of validation pairs; 0 for all.
+        seeds: noise samples per image, for a standard deviation.
+        seed: the first seed of the noise.
+        choose: "psnr", "ssim", or fewest steps "within:XdB" of the best.
+        protocol: the protocol of the scores; None for the recipe's.
+        stamp: whether to store the chosen timesteps in the file.
+        out: folder for sweep.json, sweep.csv and sweep.png; None for that of the weights.
+        overwrite: replace the scores of a sweep with other settings in `out`.
+        device, precision: as for `load`.
+        progress: called after each restoration with the number done, and the total number.
+
+    Raises:
+        UsageError, DataError, CheckpointError, ResourceError: as the command.
+        Interrupted: stopped by Ctrl-C or SIGTERM; the same call resumes.
+    """
+    check_type("weights", weights, str | Path)
+    for name, path in (("data", data), ("out", out)):
+        check_type(name, path, str | Path | None)
+    check_type("choose", choose, str)
+    check_type("stamp", stamp, bool)
+    check_type("device", device, str | torch.device)
+    check_callable("progress", progress)
+    if isinstance(steps, str):
+        steps = parse_steps(steps)
+    example = "lists of timesteps such as [[999, 500]]"
+    schedules = [as_tuple("grids", grid, example) for grid in as_tuple("grids", grids, example)]
+    options = SweepOptions(
+        data=None if data is None else given_path("data", data),
+        steps=as_tuple("steps", steps, 'numbers such as "1-4" or [1, 2, 4]'),
+        spacings=parse_spacings(",".join(texts("spacing", spacing))),
+        starts=as_tuple("start", start, "timesteps such as [999, 750]"),
+        schedules=tuple(schedules),
+        images=images,
+        seeds=seeds,
+        seed=seed,
+        rule=parse_rule(choose),
+        protocol=protocol,
+        stamp=stamp,
+        out=None if out is None else given_path("out", out),
+        overwrite=overwrite,
+        device=str(device),
+        precision=precision,
+    )
+    job = sweep(choose_weights(name_or_path(weights)).path, options)
+    return job.run(counted(progress, len(job)))
 
 
 def _override_words(overrides: Mapping[str, object] | Sequence[str]) -> list[str]:

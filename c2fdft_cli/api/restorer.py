@@ -8,8 +8,7 @@ import threading
 import warnings
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path, PurePath
@@ -20,7 +19,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from c2fdft_cli.api.arguments import check_callable, name_or_path, texts
+from c2fdft_cli.api.arguments import as_tuple, check_callable, counted, name_or_path, texts
 from c2fdft_cli.api.images import (
     Image,
     Unpacked,
@@ -56,12 +55,13 @@ from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.execution.surroundings import usual_settings
-from c2fdft_cli.settings import check_type, shown
+from c2fdft_cli.settings import check_type
 from c2fdft_cli.vocabulary import many
 
 DEFAULT_NAME = "image"
 """The name of an image without a file name, which decides its noise."""
 
+_GRID = "descending timesteps such as (999, 500)"
 Progress: TypeAlias = Callable[[float], object]
 Names: TypeAlias = str | Path | Sequence[str | Path]
 
@@ -144,14 +144,12 @@ def load(
         ResourceError: the device is not available.
     """
     check_type("weights", weights, str | Path | None)
-    if grid is not None and not isinstance(grid, Iterable):
-        raise UsageError(f"grid must be descending timesteps such as (999, 500), got {shown(grid)}")
     sampling = SamplingOptions(
         weights=None if weights is None else name_or_path(weights),
         task=task,
         steps=steps,
         spacing=spacing,
-        grid=None if grid is None else tuple(grid),
+        grid=None if grid is None else as_tuple("grid", grid, _GRID),
         eta=eta,
         seed=seed,
         self_ensemble=self_ensemble,
@@ -365,14 +363,10 @@ class Restorer:
         for warning in plan.warnings:
             warnings.warn(warning, stacklevel=3)
         job = restore(plan)
-        # Closed here: in a destructor, Python would drop what a signal's handler raises.
-        with closing(iter(job)) as events:
-            for done, _ in enumerate(events, start=1):
-                if progress is not None:
-                    progress(done, len(job))
-        if check and job.result.failure is not None:
-            raise job.result.failure
-        return job.result
+        result = job.run(counted(progress, len(job)))
+        if check and result.failure is not None:
+            raise result.failure
+        return result
 
     @usual_settings()
     def module(self) -> RestorationModule:

@@ -9,6 +9,7 @@ import c2fdft_cli as c2fdft
 
 c2fdft.prepare("pairs", "shards/pairs")
 coarse = c2fdft.train("coarse", recipe="mine.yaml", data="shards/pairs", out="runs/coarse")
+c2fdft.sweep_steps(coarse.checkpoint, steps="1-4")
 fine = c2fdft.train("fine", init=coarse.checkpoint, out="runs/fine")
 
 names = sorted(path.name for path in Path("pairs/val/rainy").iterdir())

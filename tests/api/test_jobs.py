@@ -1,4 +1,4 @@
-"""Preparing, training and scoring from Python run the same jobs as the commands."""
+"""Preparing, training, sweeping and scoring from Python run the same jobs as the commands."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import torch
 
 import c2fdft_cli as c2fdft
 from c2fdft_cli.engine.train.events import StepDone
+from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from tests.kit.command import run as run_command
 from tests.kit.images import damage_pixels
 from tests.kit.restore import random_picture, save
 from tests.kit.training import MINI, request, run, same_weights, stop_after
+from tests.kit.weights import write_random
 
 
 def test_folders_are_scored_as_by_the_command(tmp_path):
@@ -228,6 +230,49 @@ def test_a_run_is_resumed_as_by_the_command(shard_folder, tmp_path):
     assert same_weights(result.checkpoint, theirs / "coarse.pt")
 
 
+CPU = {"device": "cpu", "precision": "fp32"}
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"steps": "1-2"}, ("--steps", "1-2")),
+    (
+        {"steps": [2], "spacing": ["leading", "trailing"], "start": [600], "grids": [[500, 9], [7]],
+         "images": 1, "seeds": 2, "seed": 3, "choose": "psnr", "protocol": "rgb", "stamp": False},
+        ("--steps", 2, "--spacing", "leading,trailing", "--start", 600, "--grid", "500,9", "--grid",
+         7, "--images", 1, "--seeds", 2, "--seed", 3, "--choose", "psnr", "--protocol", "rgb",
+         "--no-stamp"),
+    ),
+])  # fmt: skip
+def test_steps_are_swept_as_by_the_command(shard_folder, tmp_path, capfd, settings, words):
+    meta = {"stage": "fine", "grid": [999, 0], "protocol": "derain"}
+    ours = write_random(tmp_path / "ours.pt", **meta)
+    theirs = shutil.copy(ours, tmp_path / "theirs.pt")
+    told = []
+    where = {"data": shard_folder, "out": tmp_path / "ours"}
+    result = c2fdft.sweep_steps(
+        str(ours), **where, **CPU, **settings, progress=lambda *counts: told.append(counts)
+    )
+    count = len(result.rows) * result.images * result.seeds
+    assert told == [(number, count) for number in range(1, count + 1)]
+    assert capfd.readouterr() == ("", "")
+    machine = ("--device", "cpu", "--precision", "fp32", "--data", shard_folder)
+    done = run_command("sweep-steps", theirs, *words, *machine, "--out", tmp_path / "t", "--json")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert [{**row.as_json(), "seconds": 0} for row in result.rows] == [
+        {**row, "seconds": 0} for row in said["rows"]
+    ]
+    keys = ("stage", "protocol", "images", "seeds", "rule", "trained_grid", "stamped")
+    assert [getattr(result, key) for key in keys] == [said[key] for key in keys]
+    assert load_checkpoint(ours).meta.grid == load_checkpoint(theirs).meta.grid
+    assert (load_checkpoint(ours).meta.grid_from == "sweep") is result.stamped
+    assert c2fdft.sweep_steps(ours, **where, **CPU, **settings).calls_spent == 0
+    with pytest.raises(c2fdft.DataError, match="a sweep with other settings"):
+        c2fdft.sweep_steps(ours, **where, **CPU, **{**settings, "protocol": "y"})
+    again = {**settings, "steps": "1", "protocol": "y", "images": 1, "overwrite": True}
+    assert c2fdft.sweep_steps(ours, **where, **CPU, **again).calls_spent
+
+
 def test_overrides_may_be_a_mapping(shard_folder, tmp_path):
     overrides = {
         "network.dim": 8,
@@ -260,6 +305,14 @@ def test_errors_are_those_of_the_program(shard_folder, tmp_path):
         c2fdft.train("coarse", recipe="tiny", data=shard_folder, overrides={"coarse.lrr": 1})
     with pytest.raises(c2fdft.DataError, match="nowhere: no such folder"):
         c2fdft.prepare(tmp_path / "nowhere", tmp_path / "shards")
+    with pytest.raises(c2fdft.CheckpointError, match="no packaged weights 'nope'"):
+        c2fdft.sweep_steps("nope")
+    with pytest.raises(c2fdft.UsageError, match="packaged weights cannot be written to"):
+        c2fdft.sweep_steps("derain", data=shard_folder)
+    with pytest.raises(c2fdft.DataError, match="nowhere: no such folder of shards"):
+        c2fdft.sweep_steps(write_random(tmp_path / "w.pt"), data=tmp_path / "nowhere")
+    with pytest.raises(c2fdft.UsageError, match="steps must be 1 to 1000, got 0"):
+        c2fdft.sweep_steps(tmp_path / "w.pt", data=shard_folder, steps=[0])
     with pytest.raises(c2fdft.Interrupted, match="state saved"):
         c2fdft.train(
             "coarse", recipe="tiny", data=shard_folder, out=tmp_path / "run", overrides=list(MINI),
@@ -288,6 +341,23 @@ def test_errors_are_those_of_the_program(shard_folder, tmp_path):
     (lambda: c2fdft.train("coarse", recipe="tiny", device=None), "device must be"),
     (lambda: c2fdft.train("coarse", recipe="tiny", data=""), "data is empty"),
     (lambda: c2fdft.train("coarse", recipe="tiny", out="a\0"), "out contains a NUL character"),
+    (lambda: c2fdft.sweep_steps(3), "weights must be a text or a Path, got 3"),
+    (lambda: c2fdft.sweep_steps("w.pt", data=3), "data must be a text or a Path, got 3"),
+    (lambda: c2fdft.sweep_steps("w.pt", out=""), "out is empty"),
+    (lambda: c2fdft.sweep_steps("w.pt", steps=4), "steps must be numbers such as .*, got 4"),
+    (lambda: c2fdft.sweep_steps("w.pt", steps="x"), "--steps must be numbers"),
+    (lambda: c2fdft.sweep_steps("w.pt", steps=["4"]), "--steps must be a tuple of whole numbers"),
+    (lambda: c2fdft.sweep_steps("w.pt", spacing=4), "spacing must be a text"),
+    (lambda: c2fdft.sweep_steps("w.pt", spacing="odd"), "--spacing must be linspace"),
+    (lambda: c2fdft.sweep_steps("w.pt", start=9), "start must be timesteps such as .*, got 9"),
+    (lambda: c2fdft.sweep_steps("w.pt", grids=[9, 5]), "grids must be lists of .*, got 9"),
+    (lambda: c2fdft.sweep_steps("w.pt", grids="9,5"), "grids must be lists of .*, got '9,5'"),
+    (lambda: c2fdft.sweep_steps("w.pt", choose=5), "choose must be a text, got 5"),
+    (lambda: c2fdft.sweep_steps("w.pt", choose="best"), "--choose must be psnr, ssim or within"),
+    (lambda: c2fdft.sweep_steps("w.pt", stamp="no"), "stamp must be a bool, got 'no'"),
+    (lambda: c2fdft.sweep_steps("w.pt", seeds=0), "--seeds must be 1 to 1000, got 0"),
+    (lambda: c2fdft.sweep_steps("w.pt", device=None), "device must be"),
+    (lambda: c2fdft.sweep_steps("w.pt", progress=5), "progress must be a function, got 5"),
     (lambda: c2fdft.prepare(""), "source is empty"),
     (lambda: c2fdft.prepare("in", ""), "out is empty"),
     (lambda: c2fdft.prepare("in", val=""), "val is empty"),

@@ -35,9 +35,13 @@ All names on this page can be imported from `c2fdft_cli`, also those of results 
 
 Generated: `python -m tests.kit.pages`.
 """
-NAMES = ("load", "Restorer", "Uncertain", "RestorationModule", "evaluate", "prepare", "train")
+NAMES = (
+    "load", "Restorer", "Uncertain", "RestorationModule", "evaluate", "prepare", "train",
+    "sweep_steps",
+)  # fmt: skip
 RESULTS = (
     "RestoreResult", "ImageDone", "Skipped", "EvalResult", "Scored", "PrepareResult", "TrainResult",
+    "SweepResult", "SweepRow",
 )  # fmt: skip
 EVENTS = ("Begun", "StepDone", "Validated", "Saved", "Notice")
 SECTIONS = ("Args:", "Returns:", "Raises:", "Attributes:")

@@ -20,7 +20,7 @@ from c2fdft_cli.vocabulary import many
 if TYPE_CHECKING:
     from c2fdft_cli.engine.sweep.job import Tried
     from c2fdft_cli.engine.sweep.report import SweepResult
-    from c2fdft_cli.engine.sweep.table import Row
+    from c2fdft_cli.engine.sweep.table import SweepRow
 
 SHOWN_TIMES = 4
 """The table shows schedules of at most this many timesteps in full; sweep.csv has them all."""
@@ -114,12 +114,12 @@ def _tell_choice(result: SweepResult) -> None:
         console.remark(f"note: these fine weights were trained at other timesteps: {trained}")
 
 
-def _words(row: Row) -> str:
+def _words(row: SweepRow) -> str:
     steps = many(row.calls, "step")
     return f"{steps} at {', '.join(map(str, row.grid))}, {row.psnr:.2f} dB"
 
 
-def _cells(row: Row, seeds: bool) -> list[object]:
+def _cells(row: SweepRow, seeds: bool) -> list[object]:
     marks = [
         "chosen" if row.chosen else "",
         "P" if row.pareto else "",

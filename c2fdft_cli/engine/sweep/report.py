@@ -13,7 +13,7 @@ from typing import Any
 from c2fdft_cli.engine.sampling.subject import weights_digest
 from c2fdft_cli.engine.sweep.options import Rule
 from c2fdft_cli.engine.sweep.schedules import GIVEN, OWN, SINGLE
-from c2fdft_cli.engine.sweep.table import Row
+from c2fdft_cli.engine.sweep.table import SweepRow
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, replace_meta
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.files import atomic_path, atomic_write_text
@@ -51,8 +51,8 @@ class SweepResult:
     data: Path
     images: int
     seeds: int
-    rows: list[Row]
-    chosen: Row
+    rows: list[SweepRow]
+    chosen: SweepRow
     rule: str
     trained_grid: list[int] | None
     calls_spent: int
@@ -115,7 +115,7 @@ def stamp(result: SweepResult, digest: str) -> None:
         )
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
+def write_csv(path: Path, rows: Sequence[SweepRow]) -> None:
     """Write the rows as CSV; timesteps are separated by spaces, a missing value is empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -124,7 +124,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     atomic_write_text(path, text.getvalue())
 
 
-def draw_sweep(path: Path, rows: Sequence[Row], rule: Rule, protocol: str) -> bool:
+def draw_sweep(path: Path, rows: Sequence[SweepRow], rule: Rule, protocol: str) -> bool:
     """Plot quality over sampling steps, a line per family, to a PNG; False without matplotlib."""
     try:
         from matplotlib.figure import Figure
@@ -153,7 +153,7 @@ def draw_sweep(path: Path, rows: Sequence[Row], rule: Rule, protocol: str) -> bo
     return True
 
 
-def _draw_panel(axes: Any, rows: Sequence[Row], key: str) -> None:
+def _draw_panel(axes: Any, rows: Sequence[SweepRow], key: str) -> None:
     """Draw one line per family of schedules, the Pareto front, the chosen and trained schedules."""
     for label in dict.fromkeys(row.label for row in rows):
         family = [row for row in rows if row.label == label]
@@ -171,7 +171,7 @@ def _draw_panel(axes: Any, rows: Sequence[Row], key: str) -> None:
             _mark(axes, row, key, "*", "tab:red", f"chosen: {many(row.calls, 'step')}")
 
 
-def _mark(axes: Any, row: Row, key: str, marker: str, colour: str, label: str) -> None:
+def _mark(axes: Any, row: SweepRow, key: str, marker: str, colour: str, label: str) -> None:
     size = 260 if marker == "*" else 140
     value = getattr(row, key)
     axes.scatter(
@@ -180,7 +180,7 @@ def _mark(axes: Any, row: Row, key: str, marker: str, colour: str, label: str) -
     )  # fmt: skip
 
 
-def _headline(row: Row) -> str:
+def _headline(row: SweepRow) -> str:
     times = ", ".join(map(str, row.grid))
     scores = f"{row.psnr:.2f} dB, SSIM {row.ssim:.4f}, {row.seconds:.2g} s per image"
     return f"chosen: {many(row.calls, 'step')} at t = {times}\n{scores}"

@@ -15,7 +15,7 @@ from c2fdft_cli.vocabulary import finite_or_none
 
 
 @dataclass(frozen=True)
-class Row:
+class SweepRow:
     """One schedule of the table; the names are the keys of sweep.json and the columns of the CSV.
 
     Args:
@@ -27,7 +27,7 @@ class Row:
             mean is not finite.
         seconds: median time per image.
         trials: number of restorations, images x seeds.
-        pareto: whether no other schedule beats it in steps and PSNR (see `pareto`).
+        pareto: whether no other schedule is as good in steps and PSNR, and better in one of them.
         chosen: whether the rule chose it.
         trained: whether the weights were fine-trained on these timesteps.
         current: whether the checkpoint held these timesteps before the sweep.
@@ -62,7 +62,7 @@ def make_table(
     rule: Rule,
     trained: Sequence[int] | None = None,
     current: Sequence[int] | None = None,
-) -> list[Row]:
+) -> list[SweepRow]:
     """Return the rows of all schedules, by number of steps, then by timesteps, largest first.
 
     Args:
@@ -92,14 +92,14 @@ def make_table(
     ]
 
 
-def _row(grid: Timesteps, label: str, by_seed: Sequence[Sequence[Scored]]) -> Row:
+def _row(grid: Timesteps, label: str, by_seed: Sequence[Sequence[Scored]]) -> SweepRow:
     scores = [one for of_seed in by_seed for one in of_seed]
     mean = mean_scores(scores)
     means = [mean_scores(of_seed)["psnr"] for of_seed in by_seed]
     spread = None
     if len(means) > 1:
         spread = statistics.stdev(means) if all(map(math.isfinite, means)) else math.nan
-    return Row(
+    return SweepRow(
         calls=len(grid),
         grid=grid,
         label=label,
@@ -111,7 +111,7 @@ def _row(grid: Timesteps, label: str, by_seed: Sequence[Sequence[Scored]]) -> Ro
     )
 
 
-def choose(rows: Sequence[Row], rule: Rule) -> Row | None:
+def choose(rows: Sequence[SweepRow], rule: Rule) -> SweepRow | None:
     """Return the row that the rule chooses; None if the PSNR of every row is NaN.
 
     Of equal scores the one with fewer steps is chosen; "within" chooses the better PSNR of equal
@@ -127,13 +127,13 @@ def choose(rows: Sequence[Row], rule: Rule) -> Row | None:
     return min(usable, key=lambda row: (-getattr(row, rule.kind), row.calls))
 
 
-def pareto(rows: Sequence[Row]) -> list[bool]:
+def pareto(rows: Sequence[SweepRow]) -> list[bool]:
     """Return, for each row, whether no other row beats it in sampling steps and PSNR.
 
     A row beats another if it is no worse in both and better in one. Rows with NaN are False.
     """
 
-    def beats(a: Row, b: Row) -> bool:
+    def beats(a: SweepRow, b: SweepRow) -> bool:
         no_worse = a.calls <= b.calls and a.psnr >= b.psnr
         return no_worse and (a.calls < b.calls or a.psnr > b.psnr)
 

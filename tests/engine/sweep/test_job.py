@@ -37,7 +37,7 @@ from c2fdft_cli.engine.sweep.options import (
 )
 from c2fdft_cli.engine.sweep.report import SweepResult
 from c2fdft_cli.engine.sweep.schedules import make_schedules
-from c2fdft_cli.engine.sweep.table import Row, choose, make_table, pareto
+from c2fdft_cli.engine.sweep.table import SweepRow, choose, make_table, pareto
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import (
     Checkpoint,
@@ -171,8 +171,8 @@ def test_impossible_schedules_are_refused(wrong: dict[str, Any], says: str) -> N
 # -- the choice --------------------------------------------------------------------
 
 
-def scores(steps: int, psnr: float, ssim: float) -> Row:
-    return Row(steps, tuple(range(steps, 0, -1)), "linspace", psnr, ssim)
+def scores(steps: int, psnr: float, ssim: float) -> SweepRow:
+    return SweepRow(steps, tuple(range(steps, 0, -1)), "linspace", psnr, ssim)
 
 
 ROWS = [
