@@ -268,7 +268,7 @@ def choose_grid(sampling: SamplingOptions, own: Sequence[int], total: int) -> li
     Raises:
         UsageError: timesteps, or a number of steps, out of range.
     """
-    from c2fdft_cli.core.diffusion import check_grid, time_grid
+    from c2fdft_cli.core.diffusion import time_grid
 
     steps, spacing = sampling.steps, sampling.spacing
     if steps is None or (steps == len(own) and spacing is None):
@@ -277,7 +277,7 @@ def choose_grid(sampling: SamplingOptions, own: Sequence[int], total: int) -> li
         if not all(0 <= t < total for t in sampling.grid):
             given = ",".join(map(str, sampling.grid))
             raise UsageError(f"--grid must be timesteps from 0 to {total - 1}, got {given}")
-        return check_grid(sampling.grid, total)
+        return list(sampling.grid)
     if steps > total:
         raise UsageError(f"--steps must be 1 to {total}, got {steps}")
     return time_grid(steps, spacing or SPACINGS[0], total)
