@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import unicodedata
 from pathlib import Path
 
@@ -64,6 +65,11 @@ def test_each_difference_of_all_scores_is_kept(folders: tuple[Path, Path], tmp_p
     a, b = (run(side, target, metrics=metrics) for side in (out, tmp_path / "b"))
     comparison = paired_comparison(a, b)
     assert list(comparison) == ["psnr", "ssim", "haarpsi", "gmsd"]
+    assert [(one.wins, one.losses) for one in comparison.values()] == [(2, 0)] * 4
+    assert comparison["haarpsi"].mean > 0 > comparison["gmsd"].mean
+    psnr, ssim, *_ = in_words(comparison)
+    assert re.match(r"PSNR: A - B = \S+\.\d\d dB \[\S+\.\d\d, \S+\.\d\d\] \(95 %\), A", psnr)
+    assert re.match(r"SSIM: A - B = \S+\.\d{4} \[\S+\.\d{4}, \S+\.\d{4}\] \(95 %\), A", ssim)
     facts = as_json(comparison, a, b)
     assert [(row["name"], row["name_b"]) for row in facts["images"]] == [
         ("10", "10_out"),

@@ -12,7 +12,7 @@ from c2fdft_cli.engine.evaluate.compare import (
 )
 from c2fdft_cli.engine.evaluate.files import evaluate_files
 from c2fdft_cli.engine.evaluate.job import EvalOptions
-from c2fdft_cli.engine.evaluate.pairing import listed_pairs, pair_files
+from c2fdft_cli.engine.evaluate.pairing import degraded_beside, listed_pairs, pair_files
 from c2fdft_cli.errors import DataError
 from tests.kit.evaluate import degraded, run, save
 from tests.kit.formula import photo
@@ -154,6 +154,23 @@ def test_folders_without_a_pair_are_refused(
     assert error.value.exit_code == 3
     with pytest.raises(DataError):
         run(target, out)
+
+
+def test_degraded_inputs_are_found_by_name(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    pairs, inputs = pair_files(*folders), tmp_path / "in"
+    for name in ("10.jpg", "9.png", "other.png"):
+        save(inputs / name, photo(0))
+    found = degraded_beside(pairs, inputs).degraded
+    expected = {"10.png": inputs / "10.jpg", "9.png": inputs / "9.png"}
+    assert {restored.name: path for restored, path in found.items()} == expected
+    (one,) = degraded_beside(pairs, inputs / "10.jpg").degraded.items()
+    assert (one[0].name, one[1]) == ("10.png", inputs / "10.jpg")
+    (tmp_path / "empty").mkdir()
+    for wrong in (inputs / "other.png", tmp_path / "empty"):
+        with pytest.raises(DataError, match="no degraded image has a matching name"):
+            degraded_beside(pairs, wrong)
+    with pytest.raises(DataError, match="no such file or folder"):
+        degraded_beside(pairs, tmp_path / "typo")
 
 
 @pytest.mark.parametrize("kind", NO_FILES)
