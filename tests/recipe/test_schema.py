@@ -78,6 +78,10 @@ def test_settings_equal_the_released_ones():
             "paper", 0.84, 0.16)  # fmt: skip
 
 
+def test_the_defaults_are_the_recipe_of_deraining():
+    assert load_recipe("derain", ["train.protocol=rgb"]) == Recipe()
+
+
 def test_patch_cycles_equal_the_released_ones(misc):
     from c2fdft_cli.engine.train.batches import patch_cycle
 

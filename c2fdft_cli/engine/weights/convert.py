@@ -152,12 +152,12 @@ def _left_out(form: str, checkpoint: Checkpoint) -> list[str]:
         "grid": meta.grid,
         "eta": checkpoint.eta(),
         "stage": None if meta.stage == "released" else meta.stage,
-        "step": meta.step or None,
+        "step": meta.step,
         "recipe": meta.recipe and (meta.recipe_name or "unnamed"),
-        "metrics": ", ".join(meta.metrics) or None,
+        "metrics": ", ".join(meta.metrics),
         "data": meta.data,
         "fingerprints": " ".join(one[:8] for one in (meta.data_train, meta.data_val) if one),
-        "versions": ", ".join(f"{name} {one}" for name, one in meta.versions.items()) or None,
+        "versions": ", ".join(f"{name} {one}" for name, one in meta.versions.items()),
     }
     return [f"{key} {value}" for key, value in known.items() if value]
 

@@ -109,7 +109,24 @@ def test_a_noise_schedule_lost_in_the_official_format_is_noted(tmp_path, ema):
 
 
 def test_a_checkpoint_keeps_its_metadata(ours):
-    assert load_checkpoint(made(ours, "b.pt")).meta == load_checkpoint(ours).meta
+    done = convert(ours, ours.with_name("b.pt"), ConvertOptions())
+    assert load_checkpoint(done.out).meta == load_checkpoint(ours).meta
+    assert done.left_out == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sets"),
+    [
+        ("a.pt", {}, ["raw", "ema"]),
+        ("a.pt", {"ema_only": True}, ["ema"]),
+        ("a.safetensors", {}, ["ema"]),
+        ("a.safetensors", {"raw": True}, ["raw"]),
+    ],
+)
+def test_the_sets_of_weights_in_a_file_are_named(ours, name, options, sets):
+    if name.endswith(".safetensors"):
+        pytest.importorskip("safetensors")
+    assert convert(ours, ours.with_name(name), ConvertOptions(**options)).sets == sets
 
 
 @pytest.mark.parametrize(("half", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])

@@ -162,6 +162,17 @@ def test_a_table_of_contents_of_absurd_size_is_refused(saved):
     assert "table of contents is absurdly large" in refused(saved)
 
 
+def test_an_archive_whose_last_record_is_elsewhere_is_refused(saved):
+    """zipfile might read a table of contents whose size was not checked."""
+    data = saved.read_bytes()
+    with_comment = data[:-2] + b"\x01\x00c"
+    locator = data.rindex(b"PK\x06\x07")
+    elsewhere = data[: locator + 8] + bytes(8) + data[locator + 16 :]
+    for odd in (with_comment, elsewhere):
+        saved.write_bytes(odd)
+        assert "torch.save did not write it" in refused(saved)
+
+
 def claims(**changes):
     """The pickle of a float32 tensor of 2 x 3 with a storage of 6 elements, with changes."""
     of = {"numel": 6, "offset": 0, "shape": "I2\nI3\n", "stride": "I3\nI1\n"} | changes
@@ -188,10 +199,13 @@ def claims(**changes):
         ({"shape": f"I0\nL{1 << 59}L\nL{1 << 59}L\n", "stride": "I1\n" * 3}, "impossible shape"),
     ],
 )
-def test_claims_are_checked_before_anything_is_allocated(tmp_path, changes, says):
-    path = tmp_path / "x.pt"
+@pytest.mark.parametrize("nested", [False, True])
+def test_claims_are_checked_before_anything_is_allocated(tmp_path, changes, says, nested):
+    path, content = tmp_path / "x.pt", claims(**changes)
+    if nested:
+        content = b"(S'x'\n(" + content.removesuffix(b".") + b"ld."  # {"x": [content]}
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("x/data.pkl", claims(**changes))
+        archive.writestr("x/data.pkl", content)
         archive.writestr("x/data/0", bytes(24))
     tracemalloc.start()
     if says is None:
@@ -200,6 +214,18 @@ def test_claims_are_checked_before_anything_is_allocated(tmp_path, changes, says
         assert says in refused(path)
     assert tracemalloc.get_traced_memory()[1] < 8 << 20
     tracemalloc.stop()
+
+
+def test_a_view_of_an_old_file_starts_at_its_own_offset(tmp_path):
+    """The sixth item of a storage: key, offset and number of elements of a part of it."""
+    of_view = claims(offset=1, shape="I2\n", stride="I2\n").replace(
+        b"L6L\ntQ", b"L6L\n(S'part'\nI2\nI4\nttQ"
+    )
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", of_view)
+        archive.writestr("x/data/0", torch.arange(6.0).numpy().tobytes())
+    assert load_tensors(path)["a"].tolist() == [3, 5]
 
 
 def test_the_larger_of_two_sizes_of_a_storage_counts(tmp_path):
@@ -254,6 +280,14 @@ def test_safetensors_are_read_as_by_their_library(tmp_path):
     }
     library.save_file({name: t.clone() for name, t in kept.items()}, path)
     assert equal(kept, load_tensors(path))
+
+
+def test_a_safetensors_table_of_absurd_size_is_refused(tmp_path):
+    path, length = tmp_path / "x.safetensors", stored.MAX_HEADER_BYTES + 1
+    with path.open("wb") as file:
+        file.write(length.to_bytes(8, "little") + b"{")
+        file.truncate(8 + length)
+    assert "its safetensors header is larger than 32 MiB" in refused(path)
 
 
 def test_deeply_nested_json_is_refused(tmp_path):
