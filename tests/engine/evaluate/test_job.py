@@ -105,6 +105,7 @@ def test_inputs_that_are_missing_for_some_images_are_named_and_not_scored(
     result = evaluate_files(out, target, EvalOptions(), degraded=beside).run()
     facts = document(result)
     assert facts["degraded"] is None
+    assert table_of(result)[0] == ["image", "PSNR", "SSIM"]
     what = f"1 of {len(names)} images have no input of the same size, such as {Path(names[0]).stem}"
     assert facts["notes"] == [f"note: the degraded inputs are not scored: {what}"]
     assert document(evaluate_files(out, target, EvalOptions()).run())["notes"] == []
@@ -320,6 +321,10 @@ def test_a_folder_of_sets_gives_the_mean_of_each(tmp_path: Path) -> None:
     assert labels[-5:] == ["mean of Rain100L (1)", "mean of Test100 (2)", "mean", "median", "std"]
     one_set = run(tmp_path / "out" / "Test100", tmp_path / "sets" / "Test100")
     assert document(one_set)["sets"] == {}
+    for folder in ("out", "sets/input", "sets/target"):
+        save(tmp_path / folder / "beside.png", photo(0))
+    result = run(tmp_path / "out", tmp_path / "sets")
+    assert (len(result.rows), document(result)["sets"]) == (4, {})
 
 
 def test_an_incomplete_set_is_a_failure(folders: tuple[Path, Path]) -> None:
@@ -332,7 +337,7 @@ def test_an_incomplete_set_is_a_failure(folders: tuple[Path, Path]) -> None:
     assert str(result.failure) == "scored 2 of 4: the set is incomplete"
     facts = document(result)
     assert (facts["scored"], facts["expected"]) == (2, 4)
-    assert table_of(result)[1][-3][0] == "mean (2 of 4)"
+    assert [row[0] for row in table_of(result)[1][-3:]] == ["mean (2 of 4)", "median", "std"]
 
 
 # -- further metrics ---------------------------------------------------------------
