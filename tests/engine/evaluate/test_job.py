@@ -399,3 +399,15 @@ def test_csv_has_a_row_per_image(folders: tuple[Path, Path], tmp_path: Path) -> 
     assert float(rows[1]["ssim"]) == result.rows[1].ssim
     assert {row["protocol"] for row in rows} == {"derain"}
     assert "input_psnr" in rows[0]
+
+
+def test_names_in_csv_are_never_formulas(tmp_path: Path) -> None:
+    """A spreadsheet would compute them."""
+    names = ("=1+1", "+1", "-1", "@a", "1=1")
+    for name in names:
+        for folder in ("out", "target"):
+            save(tmp_path / folder / f"{name}.png", photo(0))
+    write_csv(tmp_path / "rows.csv", run(tmp_path / "out", tmp_path / "target"), {})
+    with (tmp_path / "rows.csv").open() as file:
+        found = {row["name"] for row in csv.DictReader(file)}
+    assert found == {"'=1+1", "'+1", "'-1", "'@a", "1=1"}
