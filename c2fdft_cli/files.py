@@ -13,8 +13,8 @@ import stat
 import sys
 import threading
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from typing import IO
 
@@ -473,39 +473,7 @@ def same_files(paths: Iterable[Path], others: Iterable[str | Path]) -> list[Path
     targets = [Path(other) for other in others]
     known = set(map(identity, targets))
     any_is_missing = any(isinstance(one, str) for one in known)
-    real_folder = cache(real_path)  # resolving the links of each path would take most of the time
-
-    def leads_elsewhere(path: Path) -> bool:
-        return path.name == ".." or os.path.islink(path)
-
-    def real_parent(path: Path) -> Path:
-        return real_path(path).parent if leads_elsewhere(path) else real_folder(path.parent)
-
-    def real(path: Path) -> Path:
-        return real_path(path) if leads_elsewhere(path) else real_folder(path.parent) / path.name
-
-    folded_folder = cache(lambda folder: folded(str(folder)))
-
-    @cache  # made only when it is needed, as the next
-    def folders() -> set[str]:
-        return set(map(folded_folder, set(map(real_parent, targets))))
-
-    @cache
-    def spellings() -> dict[str, set[Path]]:
-        found: dict[str, set[Path]] = {}
-        for one in map(real, targets):
-            found.setdefault(folded(str(one)), set()).add(one)
-        return found
-
-    names_in = cache(lambda folder: frozenset(os.listdir(folder)))
-
-    def is_spelled_otherwise(path: Path) -> bool:
-        # Asked first, because few outputs are beside inputs, and a folder is asked about once.
-        if folded_folder(real_parent(path)) not in folders():
-            return False
-        found = real(path)
-        alike = spellings().get(folded(str(found)), ())
-        return any(_is_one_path(found, one, names_in) for one in alike)
+    spellings = _Spellings(targets)
 
     def is_same(path: Path) -> bool:
         try:
@@ -513,9 +481,54 @@ def same_files(paths: Iterable[Path], others: Iterable[str | Path]) -> list[Path
         except (OSError, ValueError):
             # What does not exist is no other spelling of what does; resolving its path takes long.
             return any_is_missing and os.path.realpath(path) in known
-        return (status.st_dev, status.st_ino) in known or is_spelled_otherwise(path)
+        return (status.st_dev, status.st_ino) in known or spellings.include(path)
 
     return list(filter(is_same, paths))
+
+
+class _Spellings:
+    """The spellings of some paths, on file systems that take them for the same file.
+
+    What is read from the disk is read when it is first needed, and kept.
+    """
+
+    def __init__(self, targets: Sequence[Path]) -> None:
+        self._targets = targets
+        self._real_folder = cache(real_path)  # resolving each path would take most of the time
+        self._folded_folder = cache(lambda folder: folded(str(folder)))
+        self._names_in = cache(lambda folder: frozenset(os.listdir(folder)))
+
+    def include(self, path: Path) -> bool:
+        """Whether a path may lead to one of the targets, because only its spelling differs."""
+        # Asked first, because few outputs are beside inputs, and a folder is asked about once.
+        if self._folded_folder(self._parent_of(path)) not in self._folders:
+            return False
+        found = self._real(path)
+        alike = self._by_folded.get(folded(str(found)), ())
+        return any(_is_one_path(found, one, self._names_in) for one in alike)
+
+    @cached_property
+    def _folders(self) -> set[str]:
+        return {self._folded_folder(self._parent_of(target)) for target in self._targets}
+
+    @cached_property
+    def _by_folded(self) -> dict[str, set[Path]]:
+        """The real paths of the targets, by what a file system may take for the same."""
+        found: dict[str, set[Path]] = {}
+        for one in map(self._real, self._targets):
+            found.setdefault(folded(str(one)), set()).add(one)
+        return found
+
+    def _real(self, path: Path) -> Path:
+        return real_path(path) if _leads_elsewhere(path) else self._parent_of(path) / path.name
+
+    def _parent_of(self, path: Path) -> Path:
+        """Return the folder of the real path."""
+        return real_path(path).parent if _leads_elsewhere(path) else self._real_folder(path.parent)
+
+
+def _leads_elsewhere(path: Path) -> bool:
+    return path.name == ".." or os.path.islink(path)
 
 
 def _is_one_path(first: Path, second: Path, names_in: Callable[[Path], frozenset[str]]) -> bool:
