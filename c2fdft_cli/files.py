@@ -1,4 +1,4 @@
-"""Atomic writes, reading of text files, locks on folders, and errors of the file system."""
+"""Atomic writes, reading of text files, walks through folders, locks on them, and errors."""
 
 from __future__ import annotations
 
@@ -447,6 +447,39 @@ def is_hidden(name: str) -> bool:
     without being asked: thumbnails (`@eaDir` on a Synology), deleted files, snapshots.
     """
     return name.startswith(".") or name.casefold() in _OF_SYSTEMS
+
+
+def walk_folders(
+    top: str | Path, on_error: Callable[[OSError], None]
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield a folder and all folders below it, each with the names of its files.
+
+    What is hidden is skipped. Each real folder is visited once, so that loops of links end: by its
+    path without links if there is one, because all links are followed last.
+
+    Args:
+        top: the folder.
+        on_error: called with the error of each folder that cannot be listed; it may raise it.
+    """
+    seen: set[str] = set()
+
+    def is_new(path: str) -> bool:
+        real, count = os.path.realpath(path), len(seen)
+        seen.add(real)
+        return len(seen) > count
+
+    starts = [os.fspath(top)]
+    for start in starts:  # it grows by the links that are found
+        if not is_new(start):
+            continue
+        for base, folders, names in os.walk(start, onerror=on_error):
+            shown = sorted(name for name in folders if not is_hidden(name))
+            paths = {name: os.path.join(base, name) for name in shown}
+            starts += filter(os.path.islink, paths.values())
+            folders[:] = [
+                name for name, path in paths.items() if not os.path.islink(path) and is_new(path)
+            ]
+            yield base, [name for name in names if not is_hidden(name)]
 
 
 def identity(path: str | Path) -> tuple[int, int] | str:

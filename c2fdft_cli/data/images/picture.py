@@ -12,6 +12,7 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
@@ -40,7 +41,7 @@ from c2fdft_cli.data.images.metadata import NO_METADATA, Metadata
 from c2fdft_cli.data.images.profiles import GREY_SPACE, RGB_SPACE, colour_space
 from c2fdft_cli.data.images.samples import Decoded, to_8bit
 from c2fdft_cli.errors import C2fdftError, DataError, ResourceError, UsageError
-from c2fdft_cli.files import atomic_write_bytes, is_hidden, path_hint
+from c2fdft_cli.files import atomic_write_bytes, path_hint, walk_folders
 
 _MAX_FILE_BYTES = 4 << 30
 
@@ -113,10 +114,18 @@ def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
         raise DataError("no such folder", where=root, hint=path_hint(root))
     if not root.is_dir():
         raise DataError("not a folder", where=root, hint="give the folder that holds the images")
-    try:
-        found = list(_walk(root, recursive, set()))
-    except OSError as error:
-        raise DataError("cannot list the folder", where=root, hint=error.strerror) from error
+
+    def refuse(error: OSError) -> None:
+        where = error.filename
+        raise DataError("cannot list the folder", where=where, hint=error.strerror) from error
+
+    folders = walk_folders(root, refuse)
+    found = [
+        Path(folder, name)
+        for folder, names in (folders if recursive else islice(folders, 1))
+        for name in names
+        if is_image_path(name)
+    ]
     return sorted(found, key=natural_key)
 
 
@@ -298,18 +307,6 @@ def _samples(picture: Picture) -> npt.NDArray[Any]:
     if picture.alpha is None:
         return colours
     return np.concatenate([colours, picture.alpha[..., None]], axis=2)
-
-
-def _walk(folder: Path, recursive: bool, seen: set[Path]) -> Iterator[Path]:
-    """Yield the images below a folder; each real folder once, so that link loops end."""
-    seen.add(folder.resolve())
-    for entry in sorted(folder.iterdir(), key=natural_key):
-        if is_hidden(entry.name):
-            continue
-        if is_image_path(entry) and not entry.is_dir():
-            yield entry
-        elif recursive and entry.is_dir() and entry.resolve() not in seen:
-            yield from _walk(entry, recursive, seen)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from c2fdft_cli.files import (
     real_path,
     require_existing,
     same_files,
+    walk_folders,
 )
 
 _SEVERAL_SUFFIXES = {".gif", ".webp", ".apng", ".avifs", ".tif", ".tiff", ".mpo"}
@@ -161,7 +162,9 @@ def _expand(spec: str, refused: list[OSError], skip: Path | None) -> tuple[list[
     """Return the files that one argument stands for, and whether the user named each of them."""
     path = Path(spec)
     if os.path.isdir(path):
-        return _without(sorted(_walk(path, refused), key=natural_key), skip), False
+        walked = walk_folders(path, refused.append)
+        found = (Path(folder, name) for folder, names in walked for name in names)
+        return _without(sorted(found, key=natural_key), skip), False
     if not _is_many(spec):
         return [path], True
     if spec.startswith("@"):
@@ -232,42 +235,6 @@ def _places_below(root: Path) -> Callable[[Path], PurePath]:
     return below
 
 
-def _walk(folder: Path, refused: list[OSError]) -> Iterator[Path]:
-    """Yield all files below a folder except hidden ones.
-
-    The errors of folders that cannot be listed are appended to `refused`.
-    """
-    for base, files in _folders(folder, refused):
-        yield from (Path(base, name) for name in files if not is_hidden(name))
-
-
-def _folders(top: Path, refused: list[OSError]) -> Iterator[tuple[str, list[str]]]:
-    """Yield `top` and all folders below it except hidden ones, each with its file names.
-
-    Each real folder is visited once, so that loops of links end: by its path without links if there
-    is one, because all links are followed last.
-    """
-    seen: set[str] = set()
-
-    def is_new(path: str) -> bool:
-        real, count = os.path.realpath(path), len(seen)
-        seen.add(real)
-        return len(seen) > count
-
-    starts = [os.fspath(top)]
-    for start in starts:  # it grows by the links that are found
-        if not is_new(start):
-            continue
-        for base, folders, files in os.walk(start, onerror=refused.append):
-            shown = sorted(name for name in folders if not is_hidden(name))
-            paths = {name: os.path.join(base, name) for name in shown}
-            starts += filter(os.path.islink, paths.values())
-            folders[:] = [
-                name for name, path in paths.items() if not os.path.islink(path) and is_new(path)
-            ]
-            yield base, files
-
-
 def _without(paths: list[Path], folder: Path | None) -> list[Path]:
     """Leave out files in the output folder, unless all inputs are in it."""
     if folder is None:
@@ -317,7 +284,7 @@ def _glob(pattern: str) -> Iterator[Path]:
         return
     here = parts.index("**")
     for top in glob.glob(os.path.join(*parts[:here])) if here else [os.curdir]:
-        for folder, _ in _folders(Path(top), []):
+        for folder, _ in walk_folders(top, lambda _: None):
             yield from _glob(os.path.join(glob.escape(folder), *(parts[here + 1 :] or ("*",))))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
@@ -305,6 +306,23 @@ def test_list_images_sorts_names_with_digits_of_other_scripts(tmp_path):
     for name in ("a².png", "a10.png", "a٣.png", "10a.png"):
         (tmp_path / name).write_bytes(b"")
     assert len(list_images(tmp_path)) == 4
+
+
+def test_list_images_names_the_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "sub":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    (tmp_path / "sub").mkdir()
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert list_images(tmp_path) == []
+    for folder in (tmp_path, tmp_path / "sub"):
+        with pytest.raises(DataError, match="cannot list the folder") as error:
+            list_images(folder, True)
+        assert (error.value.where, error.value.hint) == (str(tmp_path / "sub"), "Permission denied")
 
 
 def test_list_images_refuses_a_missing_folder_and_a_file(tmp_path):

@@ -218,6 +218,13 @@ def test_pix2pix_treats_a_as_degraded_with_a_notice(tmp_path, names, splits):
     assert found.notices == ("A is taken as the degraded side and B as the clean one",)
 
 
+@pytest.mark.parametrize("link", ["all", "zoo"])
+def test_a_link_to_one_side_does_not_hide_its_folder(tmp_path, link):
+    draw(tmp_path, "input/1.png", "target/1.png")
+    (tmp_path / link).symlink_to("input")
+    assert as_table(find_pairs(tmp_path)) == {"1": ("input/1.png", "target/1.png")}
+
+
 def test_folders_named_a_and_b_that_hold_pairs_are_scenes(tmp_path):
     names = [f"{scene}/{side}/1.png" for scene in "AB" for side in ("blur", "sharp")]
     found = find_pairs(draw(tmp_path, *names))
