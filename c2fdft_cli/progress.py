@@ -33,7 +33,8 @@ class Job(Generic[Event, Result]):
     """A long job that runs while it is iterated and has a `result` once it is exhausted.
 
     Nothing happens before the first event is requested. An error of the job is raised by the
-    iteration; closing the iterator stops the job and lets it clean up.
+    iteration; closing the iterator stops the job and lets it clean up. A job runs once: a further
+    iteration yields nothing if it has finished, and raises RuntimeError if it was stopped.
 
     Args:
         work: the generator that does the work; its return value becomes `result`.
@@ -56,7 +57,7 @@ class Job(Generic[Event, Result]):
     ) -> None:
         self._work = work
         self._result: Result | None = None
-        self._done = False
+        self._started = self._done = False
         self.total = total
         self.title = title
         self.unit = unit
@@ -67,6 +68,11 @@ class Job(Generic[Event, Result]):
         return self.total
 
     def __iter__(self) -> Generator[Event, None, None]:
+        if self._done:
+            return
+        if self._started:
+            raise RuntimeError(f"{self.title}: the job was stopped before its end; start a new one")
+        self._started = True
         # The block also covers the time in which the caller draws an event: the job's files may be
         # half written then too.
         with unwinding(self._resume):

@@ -35,6 +35,30 @@ def test_closing_a_job_cleans_up():
     assert log == ["started", "cleaned"]
 
 
+def test_a_job_runs_once():
+    log = []
+    job = Job(counting(log), total=2, title="count", unit="number")
+    assert (list(job), list(job), job.run()) == ([1, 2], [], "done")
+    assert log == ["started", "cleaned"]
+
+
+@pytest.mark.parametrize("how", ["closed", "failed"])
+def test_a_job_that_was_stopped_cannot_be_continued(how):
+    job = Job(counting([]), total=2, title="count", unit="number")
+    events = iter(job)
+    next(events)
+    if how == "closed":
+        events.close()
+    else:
+        with pytest.raises(ValueError, match="wrong"):
+            events.throw(ValueError("wrong"))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="count: the job was stopped before its end"):
+            job.run()
+    with pytest.raises(RuntimeError, match="has not finished"):
+        _ = job.result
+
+
 def test_a_meter_reports_to_its_watcher():
     meter = Meter()
     meter.report(0.5)  # without a watcher
