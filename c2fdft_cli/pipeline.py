@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -26,17 +24,6 @@ def cores() -> int:
     allowed = getattr(os, "sched_getaffinity", None)  # on Linux
     count = len(allowed(0)) if allowed else os.cpu_count() or 1
     return max(1, count // number_in_environment("LOCAL_WORLD_SIZE", 1, low=1))
-
-
-def hold_while_forking(lock: threading.Lock | threading.RLock) -> None:
-    """Let a fork of the process wait for a lock.
-
-    If another thread held the lock during a fork, no one would release it in the new process.
-    """
-    if sys.platform != "win32":  # which cannot fork
-        os.register_at_fork(
-            before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release
-        )
 
 
 class InOrder(Generic[Out]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ from c2fdft_cli.pipeline import (
     InOrder,
     ahead,
     cores,
-    hold_while_forking,
     in_order,
 )
 
@@ -135,9 +133,3 @@ def test_cores_are_shared_among_the_processes_of_a_machine(
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
         shares.append(cores())
     assert shares == [12, 3, 1]
-
-
-def test_a_system_that_cannot_fork_needs_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.delattr(os, "register_at_fork", raising=False)
-    hold_while_forking(threading.Lock())

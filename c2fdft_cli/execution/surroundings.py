@@ -13,63 +13,9 @@ import numpy as np
 import torch
 
 from c2fdft_cli.core.precision import remember_rounding
-from c2fdft_cli.pipeline import hold_while_forking
+from c2fdft_cli.process_settings import ProcessSettings, hold_while_forking
 
 _AUTOCAST_DEVICES = ("cpu", "cuda", "mps")
-
-
-class _ProcessSettings:
-    """Settings that all threads share: the first call changes them, the last restores them.
-
-    An exception of a signal's handler may end a call at any moment, so the undoing is registered
-    before each change.
-
-    Args:
-        change: changes the settings, and appends to its argument what undoes each change.
-    """
-
-    def __init__(self, change: Callable[[list[Callable[[], object]]], object]) -> None:
-        self.lock = threading.Lock()
-        self._change = change
-        self._calls: dict[object, int] = {}  # with the thread of each
-        self._undo: list[Callable[[], object]] = []
-
-    def begin(self, call: object) -> None:
-        """Change the settings, unless another call has done so."""
-        with self.lock:
-            first = not self._calls
-            if first:  # an earlier call may have been ended within `end`
-                self._restore()
-            self._calls[call] = threading.get_ident()
-            if first:
-                self._change(self._undo)
-
-    def end(self, call: object) -> None:
-        """Set the program's values again if this was the last call."""
-        with self.lock:
-            self._calls.pop(call, None)
-            if not self._calls:
-                self._restore()
-
-    def change_one(self, change: Callable[[], object], restore: Callable[[], object]) -> None:
-        """Change a further setting, which `restore` sets to its present value."""
-        with self.lock:
-            if self._calls:
-                self._undo.append(restore)
-            change()
-
-    def forget_other_threads(self) -> None:
-        """In a forked process, end the calls of the other threads, which do not exist there."""
-        own = threading.get_ident()
-        self._calls = {call: thread for call, thread in self._calls.items() if thread == own}
-        if not self._calls:
-            self._restore()
-
-    def _restore(self) -> None:
-        # In reverse, because a setting may have been changed several times.
-        while self._undo:
-            self._undo[-1]()
-            self._undo.pop()
 
 
 def _round_nothing(undo: list[Callable[[], object]]) -> None:
@@ -108,15 +54,11 @@ def _set_usual_values(undo: list[Callable[[], object]]) -> None:
         torch.backends.cudnn.enabled = True
 
 
-_always = _ProcessSettings(_round_nothing)
-_beyond_cpu = _ProcessSettings(_set_usual_values)
+# Changed last, and so restored first (in a forked process, in the order of these lines).
+_beyond_cpu = ProcessSettings(_set_usual_values)
+_always = ProcessSettings(_round_nothing)
 _seeding = threading.Lock()
-for _lock in (_always.lock, _beyond_cpu.lock, _seeding):
-    hold_while_forking(_lock)
-
-if sys.platform != "win32":
-    for _settings in (_beyond_cpu, _always):
-        os.register_at_fork(after_in_child=_settings.forget_other_threads)
+hold_while_forking(_seeding)
 
 
 @contextmanager
@@ -133,11 +75,9 @@ def usual_settings(*, cpu_inference: bool = False) -> Iterator[None]:
             dtype nor cuDNN, so these stay as they are.
     """
     _use_one_thread_after_a_fork()
-    call = object()
     with ExitStack() as stack:
         for settings in (_always,) if cpu_inference else (_always, _beyond_cpu):
-            stack.callback(settings.end, call)
-            settings.begin(call)
+            stack.enter_context(settings.changed())
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             stack.enter_context(torch.cuda.device(torch.cuda.current_device()))
         else:

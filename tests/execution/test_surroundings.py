@@ -13,6 +13,7 @@ from torch import nn
 
 from c2fdft_cli.execution import surroundings
 from c2fdft_cli.execution.surroundings import change_until_return, seeded, usual_settings
+from c2fdft_cli.process_settings import ProcessSettings
 
 
 def state() -> tuple[object, ...]:
@@ -131,17 +132,17 @@ def test_a_forked_process_has_the_programs_settings_unless_it_is_within_a_call()
 
     def in_fork() -> tuple[torch.dtype, torch.dtype, torch.dtype]:
         torch.set_default_dtype(torch.float64)
-        calls = surroundings._ProcessSettings(surroundings._set_usual_values)
-        thread = Thread(target=calls.begin, args=("other",))
+        calls = ProcessSettings(surroundings._set_usual_values)
+        others = calls.changed()
+        thread = Thread(target=others.__enter__)
         thread.start()
         thread.join()
         outside = torch.get_default_dtype()
         calls.forget_other_threads()
         restored = torch.get_default_dtype()
-        calls.begin("own")
-        calls.forget_other_threads()
-        within = torch.get_default_dtype()
-        calls.end("own")
+        with calls.changed():
+            calls.forget_other_threads()
+            within = torch.get_default_dtype()
         assert torch.get_default_dtype() == torch.float64
         return outside, restored, within
 

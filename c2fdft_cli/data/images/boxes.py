@@ -19,7 +19,13 @@ from PIL import Image
 
 from c2fdft_cli.data.images.formats import J2K_SIGNATURE, JXL_SIGNATURE, Unreadable
 from c2fdft_cli.data.images.metadata import MAX_BYTES, Metadata, iptc_of, upright_exif, upright_xmp
-from c2fdft_cli.data.images.pillow import decode_plain, metadata_of, quiet_pillow
+from c2fdft_cli.data.images.pillow import (
+    decode_opened,
+    decode_plain,
+    metadata_of,
+    opened_frame,
+    quiet_pillow,
+)
 from c2fdft_cli.data.images.png import png_chunk
 from c2fdft_cli.data.images.profiles import CMYK_SPACE, colour_space
 from c2fdft_cli.data.images.samples import (
@@ -47,25 +53,29 @@ _USUAL_PRIMARIES, _USUAL_TRANSFERS = {1, 2}, {1, 2, 6, 13}
 
 def decode_avif(data: bytes, frame: int) -> Decoded:
     """Decode a frame of an AVIF; 10 and 12 bits become 16, or 8 in an animation."""
-    found = decode_plain(data, "AVIF", frame)
     # The third byte of the AV1 configuration has flags for more than 8 bits and for 12 bits. The
     # first configuration is the picture's: encoders write it before those of alpha and thumbnail.
     at = data.find(b"av1C")
     flags = 0 if at < 0 else data[at + 6]
-    metadata = _with_colour_codes(found.metadata, data)
+    # An animation by its brand, or, as its library counts, in a file with another brand.
+    with opened_frame(data, "AVIF", frame) as image:
+        is_animated = b"avis" in data[8:64] or getattr(image, "n_frames", 1) > 1
+        # imagecodecs writes out of bounds for animations
+        is_deep = bool(flags & _DEEP) and not is_animated
+        samples = None if is_deep else decode_opened(image).samples
+        orientation, metadata = metadata_of(image.info)
+    metadata = _with_colour_codes(metadata, data)
     properties = _boxes_in(io.BytesIO(data), b"meta", b"iprp", b"ipco")
     lost = []
     if any(kind == b"clap" for kind, _, _ in properties):
         lost.append("the crop that an AVIF file states (clean aperture)")
-    is_animated = b"avis" in data[8:64]
     if flags & _DEEP and is_animated:
         lost.append("more than 8 bits of an animation")
     metadata = replace(metadata, lost=" and ".join(lost) or None)
-    # imagecodecs writes out of bounds for animations
-    if is_animated or not flags & _DEEP:
-        return found._replace(metadata=metadata)
-    samples = imagecodecs.avif_decode(data)
-    return _decoded(samples, 12 if flags & _12_BITS else 10, found.orientation, metadata)
+    if samples is not None:
+        return Decoded(samples, orientation, metadata)
+    bits = 12 if flags & _12_BITS else 10
+    return _decoded(imagecodecs.avif_decode(data), bits, orientation, metadata)
 
 
 def decode_heic(data: bytes) -> Decoded:

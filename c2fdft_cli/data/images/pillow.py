@@ -42,9 +42,8 @@ from c2fdft_cli.data.images.samples import (
     no_frame,
     rgb_from_cmyk,
 )
-from c2fdft_cli.pipeline import hold_while_forking
+from c2fdft_cli.process_settings import ProcessSettings
 
-_LOCK = threading.RLock()
 _MAX_SEGMENT = 65000
 """Number of bytes that certainly fit into one segment of a JPEG."""
 _WORDS = {"exif": "EXIF", "xmp": "XMP", "comment": "texts", "extra": "IPTC"}
@@ -56,9 +55,6 @@ _TARGETS = {"1": "L", "L": "L", "LA": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RG
             "RGBA": "RGBA", "RGBX": "RGB", "CMYK": "CMYK", "YCbCr": "RGB", "I;16": "I;16",
             "I;16B": "I;16"}  # fmt: skip
 """Modes of still pictures, and the modes to which they are converted for decoding."""
-
-
-hold_while_forking(_LOCK)
 
 
 class _OfThread(threading.local):
@@ -102,28 +98,36 @@ if hasattr(Image, "_decompression_bomb_check"):
     Image._decompression_bomb_check = _elsewhere(Image._decompression_bomb_check)
 
 
-@contextlib.contextmanager
-def quiet_pillow() -> Iterator[None]:
-    """Run Pillow without warnings, without its limit of pixels, and with the settings below.
-
-    The caller must check sizes. One thread at a time, because the settings are global to the
-    process; those that have the right value already, as usual, are not touched.
-    """
-    settings = (
+def _set_values(undo: list[Callable[[], object]]) -> None:
+    for module, name, value in (
         # The modes of a GIF's frames depend on it; imageio changes it when it first reads a GIF.
         (GifImagePlugin, "LOADING_STRATEGY", _GIF_STRATEGY),
         # Some libraries set it when they are imported: half a picture would be read as a whole one.
         (ImageFile, "LOAD_TRUNCATED_IMAGES", False),
-    )
-    with _LOCK, contextlib.ExitStack() as undo:
-        undo.callback(setattr, _of_thread, "quiet", _of_thread.quiet)
-        _of_thread.quiet = True
-        for module, name, value in settings:
-            before = getattr(module, name)
-            if before != value:
-                undo.callback(setattr, module, name, before)
-                setattr(module, name, value)
-        yield
+    ):
+        before = getattr(module, name)
+        if before != value:
+            undo.append(functools.partial(setattr, module, name, before))
+            setattr(module, name, value)
+
+
+_settings = ProcessSettings(_set_values)
+
+
+@contextlib.contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Run Pillow without warnings, without its limit of pixels, and with the settings above.
+
+    The caller must check sizes. Several threads may do this at once; the settings are global to the
+    process, so other threads have them meanwhile.
+    """
+    before = _of_thread.quiet
+    with _settings.changed():
+        try:
+            _of_thread.quiet = True
+            yield
+        finally:
+            _of_thread.quiet = before
 
 
 def stored_size(file: BinaryIO, kind: str) -> tuple[int, int, int]:
@@ -183,9 +187,7 @@ class OpenFrames:
         alpha = "A" if mode[-1] in "Aa" or "transparency" in about else ""
         target = {"1": "L", "L": "L", "LA": "L", "La": "L", "CMYK": None}.get(mode, "RGB")
         target = f"{target}{alpha}" if target else None
-        # Reading a frame of a GIF reads those before it, for which Pillow checks its own limit
-        # again. Other formats are decoded without the lock, so that threads decode in parallel.
-        with quiet_pillow() if self._kind == "GIF" else contextlib.nullcontext():
+        with quiet_pillow():
             samples = self._file.read(index=frame, mode=target, writeable_output=False)
         return _decoded(samples, mode, about)
 
@@ -211,8 +213,9 @@ def _about(file: Any, frame: int) -> dict[Any, Any]:
         return {**image.info, "mode": image.mode}
 
 
-def decode_plain(data: bytes, kind: str, frame: int) -> Decoded:
-    """Decode a format that needs no special care; 16-bit grey keeps its 16 bits."""
+@contextlib.contextmanager
+def opened_frame(data: bytes, kind: str, frame: int) -> Iterator[Image.Image]:
+    """Open a frame within `quiet_pillow`, with its size checked and its pixels not decoded yet."""
     with quiet_pillow(), Image.open(io.BytesIO(data), formats=[kind]) as image:
         check_size(image.width, image.height)
         frames = int(getattr(image, "n_frames", 1)) if kind in _FRAMED else 1
@@ -220,14 +223,26 @@ def decode_plain(data: bytes, kind: str, frame: int) -> Decoded:
             raise no_frame(frame, frames)
         if frame:
             image.seek(frame)
-        mode = image.mode
-        if mode not in _TARGETS:
-            raise Unreadable(f"a {kind} picture in mode {mode}", "save it as RGB with 8 bits")
-        target = _TARGETS[mode]
-        if mode == "P" and "transparency" in image.info:
-            target = "RGBA"
-        samples = np.array(image if mode == target else image.convert(target))
-        about = dict(image.info)
+        yield image
+
+
+def decode_plain(data: bytes, kind: str, frame: int) -> Decoded:
+    """Decode a format that needs no special care; 16-bit grey keeps its 16 bits."""
+    with opened_frame(data, kind, frame) as image:
+        return decode_opened(image)
+
+
+def decode_opened(image: Image.Image) -> Decoded:
+    """Decode what `opened_frame` has opened."""
+    mode = image.mode
+    if mode not in _TARGETS:
+        what = f"a {image.format} picture in mode {mode}"
+        raise Unreadable(what, "save it as RGB with 8 bits")
+    target = _TARGETS[mode]
+    if mode == "P" and "transparency" in image.info:
+        target = "RGBA"
+    samples = np.array(image if mode == target else image.convert(target))
+    about = dict(image.info)
     samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)
     return _decoded(samples, mode, about)
 

@@ -8,7 +8,7 @@ import struct
 import imagecodecs
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
 from c2fdft_cli.data.images.boxes import _boxes_in, _JxlHeader
 from c2fdft_cli.data.images.metadata import Metadata
@@ -71,6 +71,12 @@ def test_avif_keeps_more_than_8_bits(bits):
     assert got.pixels.dtype == np.uint16
     levels = got.pixels / (65535 / (2**bits - 1))
     assert np.abs(levels - values).max() < 3
+
+
+def test_an_avif_of_more_than_8_bits_is_decoded_once(monkeypatch):
+    data = imagecodecs.avif_encode(ramp() >> 6, bitspersample=10)
+    monkeypatch.setattr(AvifImagePlugin.AvifImageFile, "load", None)
+    assert read_picture(data).bit_depth == 16
 
 
 def test_avif_is_rotated_once_and_keeps_its_metadata(tmp_path):

@@ -394,16 +394,29 @@ def test_other_threads_keep_pillows_limit_and_their_warnings(monkeypatch):
         Image.open(io.BytesIO(upload))
 
 
+@pytest.mark.parametrize("kind", ["QOI", "AVIF", "GIF", "WEBP"])
+def test_several_threads_decode_at_once(kind):
+    data = encoded(Image.fromarray(ramp(40, 40, dtype=np.uint8)), kind)
+    found = []
+    thread = Thread(target=lambda: found.append(read_picture(data)), daemon=True)
+    with quiet_pillow():
+        thread.start()
+        thread.join(10)
+        assert found
+
+
 def test_pillows_settings_change_no_result_and_are_not_changed(monkeypatch):
     """Programs and other libraries change them, some when they are imported."""
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
     strategy = GifImagePlugin.LoadingStrategy.RGB_ALWAYS
     monkeypatch.setattr(GifImagePlugin, "LOADING_STRATEGY", strategy)
-    jpeg = encoded(Image.fromarray(ramp(dtype=np.uint8)), "JPEG")
-    read_picture(jpeg)
-    with pytest.raises(DataError):
-        read_picture(jpeg[: len(jpeg) // 2])
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for kind in ("JPEG", "BMP"):
+        data = encoded(Image.fromarray(noise), kind)
+        read_picture(data)
+        with pytest.raises(DataError, match="truncated"):
+            read_picture(data[: len(data) * 3 // 4])
     grey = Image.fromarray(ramp(channels=1, dtype=np.uint8)[..., 0])
     assert read_picture(encoded(grey, "GIF")).grey
     assert ImageFile.LOAD_TRUNCATED_IMAGES
