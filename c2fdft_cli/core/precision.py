@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import torch
 from torch import Tensor
+
+from c2fdft_cli.process_settings import ProcessSettings
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
@@ -14,19 +16,6 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
     if x.device.type == "meta":
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
-
-
-@contextmanager
-def exact_products() -> Iterator[None]:
-    """Compute float32 products and convolutions in full float32, even if TF32 is allowed."""
-    # The setting is the whole process's: meanwhile the products of other threads are exact, too.
-    restore = remember_rounding()
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        restore()
 
 
 def remember_rounding() -> Callable[[], None]:
@@ -59,3 +48,20 @@ def remember_rounding() -> Callable[[], None]:
             kind.fp32_precision = value
 
     return restore
+
+
+def _round_nothing(undo: list[Callable[[], object]]) -> None:
+    undo.append(remember_rounding())
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+
+
+_exact = ProcessSettings(_round_nothing)
+
+
+def exact_products() -> AbstractContextManager[None]:
+    """Return a context in which float32 products and convolutions are exact, without TF32.
+
+    The setting is the whole process's: meanwhile the products of other threads are exact, too.
+    """
+    return _exact.changed()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Thread
+
 import pytest
 import torch
 
@@ -25,6 +27,22 @@ def test_exact_products_are_reset_after_an_error(monkeypatch: pytest.MonkeyPatch
         raise ValueError(torch.backends.cudnn.allow_tf32)
     assert torch.get_float32_matmul_precision() == before
     assert torch.backends.cudnn.allow_tf32
+
+
+def test_overlapping_blocks_of_two_threads_leave_the_setting_of_the_program() -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        first, second = exact_products(), exact_products()
+        for step in (first.__enter__, second.__enter__, lambda: first.__exit__(None, None, None)):
+            thread = Thread(target=step)
+            thread.start()
+            thread.join()
+            assert torch.get_float32_matmul_precision() == "highest"
+        second.__exit__(None, None, None)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("allowed", [True, False])
