@@ -31,8 +31,8 @@ class InOrder(Generic[Out]):
 
     Args:
         pool: the threads.
-        room: the maximum number of results that wait or are being computed. If `add` gets their
-            sizes, they also hold no more than about 1 GiB in all.
+        room: the maximum number of results that wait or are being computed. If their sizes are
+            given, they also hold no more than about 1 GiB in all.
     """
 
     def __init__(self, pool: Executor, room: int) -> None:
@@ -43,13 +43,16 @@ class InOrder(Generic[Out]):
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, work: Callable[[], Out], size: int = 0) -> Iterator[Out]:
-        """Add a function whose result holds `size` bytes; first yield results to make room."""
+    def make_room(self, size: int = 0) -> Iterator[Out]:
+        """Wait for results and yield them until there is room for one that holds `size` bytes."""
         # A single result may be larger than the limit: it is accepted if nothing else waits.
         while self._waiting and (
             len(self._waiting) >= self._room or self._held + size > IN_FLIGHT_BYTES
         ):
             yield self._first()
+
+    def submit(self, work: Callable[[], Out], size: int = 0) -> None:
+        """Run a function in a thread, whose result holds `size` bytes; after `make_room`."""
         self._waiting.append((self._pool.submit(work), size))
         self._held += size
 
@@ -90,7 +93,9 @@ def in_order(
     line = InOrder[Out](pool, 2 * workers)
     try:
         for item in items:
-            yield from line.add(partial(work, item), cost(item))
+            size = cost(item)
+            yield from line.make_room(size)
+            line.submit(partial(work, item), size)
         yield from line.rest()
     finally:
         pool.shutdown(cancel_futures=True)
@@ -107,9 +112,10 @@ def ahead(items: Iterable[Item], room: int) -> Generator[Item, None, None]:
     line = InOrder[Any](pool, room + 2)  # plus the current item and the one that was yielded
     try:
         while True:
-            for item in line.add(partial(next, iterator, end)):
+            for item in line.make_room():
                 if item is end:
                     return
                 yield item
+            line.submit(partial(next, iterator, end))
     finally:
         pool.shutdown(cancel_futures=True)

@@ -115,11 +115,16 @@ def test_waiting_results_are_bounded_by_number_and_bytes() -> None:
     tenth = IN_FLIGHT_BYTES // 10
     with ThreadPoolExecutor(2) as pool:
         line = InOrder[int](pool, room=3)
-        left = [list(line.add(partial(int, number))) for number in range(5)]
-        assert left == [[], [], [], [0], [1]]
-        assert list(line.add(partial(int, 5), size=9 * tenth)) == [2]
-        assert list(line.add(partial(int, 6), size=2 * tenth)) == [3, 4, 5]
-        assert list(line.add(partial(int, 7), size=99 * tenth)) == [6]  # a single one of any size
+
+        def add(number: int, size: int = 0) -> list[int]:
+            made = list(line.make_room(size))
+            line.submit(partial(int, number), size)
+            return made
+
+        assert [add(number) for number in range(5)] == [[], [], [], [0], [1]]
+        assert add(5, size=9 * tenth) == [2]
+        assert add(6, size=2 * tenth) == [3, 4, 5]
+        assert add(7, size=99 * tenth) == [6]  # a single one of any size
         assert list(line.rest()) == [7]
         assert (len(line), list(line.finished())) == (0, [])
 

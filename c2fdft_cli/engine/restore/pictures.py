@@ -112,14 +112,19 @@ def restore_pictures(
             stop.check()
             in_work.append(_begin(plan, batch, progress))
             while len(in_work) > batches_in_flight(plan.runtime.device):
-                for finish, size in in_work.popleft()():
-                    yield from line.add(finish, size)
+                yield from _pass_on(line, in_work.popleft()())
             yield from line.finished()
     with suppress(StoppedError):
         while in_work:
-            for finish, size in in_work.popleft()():
-                yield from line.add(finish, size)
+            yield from _pass_on(line, in_work.popleft()())
     yield from line.rest()
+
+
+def _pass_on(line: InOrder[ImageDone], batch: list[Finish]) -> Iterator[ImageDone]:
+    """Pass the remaining work of a batch on to the threads; yield the records that make room."""
+    for finish, size in batch:
+        yield from line.make_room(size)
+        line.submit(finish, size)
 
 
 def _by_size(items: Iterable[Item]) -> list[Item]:
