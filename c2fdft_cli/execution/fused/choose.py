@@ -10,7 +10,7 @@ import logging
 import os
 import statistics
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,8 @@ _ROUNDS, _HEAD_START = 7, 2_000_000
 """Timed runs, and GPU cycles (about a millisecond) before each, in which its work is launched."""
 
 _log = logging.getLogger(__name__)
+Way = TypeVar("Way")
+"""One version of a part of the network's work."""
 
 
 class Passes(NamedTuple):
@@ -88,26 +90,54 @@ class Trial(NamedTuple):
         return agrees and (even_slower or self.seconds < self.plain_seconds)
 
 
-_chosen: dict[tuple[object, ...], Passes] = {}
+_chosen: dict[tuple[object, ...], Any] = {}
 
 
-def passes_for(block: PreparedBlock) -> Passes:
-    """Return the fastest passes for blocks like this one, on the device of its weights.
+def choose_once(
+    key: tuple[object, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    plain: Way,
+    compare: Callable[[bool], Way],
+) -> Way:
+    """Return the version that a trial chooses, once per process; the plain one if there is none.
+
+    Args:
+        key: what the choice depends on besides device, precision and environment variable.
+        device: where the kernels would run.
+        dtype: their precision.
+        plain: the version for which nothing is tried.
+        compare: runs the trial, and returns one of the versions. Its argument is whether the
+            kernels may be slower.
 
     Raises:
         UsageError: the environment variable has an unknown value.
         GpuError: a kernel failed so badly that this process cannot use the GPU any more.
     """
-    dtype, device, width = block.norm1.dtype, block.norm1.weight.device, len(block.norm1.weight)
-    if not are_tried(device, dtype):
-        return PLAIN
-    biased, switch = block.qkv.bias is not None, os.environ.get(SWITCH)
-    key = (device, dtype, width, block.heads, len(block.widen.weight), biased,
-           block.norm1.bias is not None, switch)  # fmt: skip
+    switch = os.environ.get(SWITCH)
+    key = (*key, device, dtype, switch)
+    # Looked up first: every block does so in every step, and checking for Triton takes a while.
+    if key not in _chosen and not are_tried(device, dtype):
+        _chosen[key] = plain
     if key not in _chosen:
         with watched_trial(device):
-            _chosen[key], _ = try_out(block, device, width, even_slower=switch == "on")
-    return _chosen[key]
+            _chosen[key] = compare(switch == "on")
+    way: Way = _chosen[key]
+    return way
+
+
+def passes_for(block: PreparedBlock) -> Passes:
+    """Return the fastest passes for blocks like this one, on the device of its weights.
+
+    Errors are those of `choose_once`.
+    """
+    device, width = block.norm1.weight.device, len(block.norm1.weight)
+    key = (width, block.heads, len(block.widen.weight), block.qkv.bias is not None,
+           block.norm1.bias is not None)  # fmt: skip
+    return choose_once(
+        key, device, block.norm1.dtype, PLAIN,
+        lambda even_slower: try_out(block, device, width, even_slower=even_slower)[0],
+    )  # fmt: skip
 
 
 def are_tried(device: torch.device, dtype: torch.dtype) -> bool:

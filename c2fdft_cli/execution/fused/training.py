@@ -14,7 +14,6 @@ keep only the stream and recompute the rest.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,9 +27,8 @@ from torch.autograd.function import once_differentiable
 from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.layers import PixelNorm
 from c2fdft_cli.execution.cuda.cards import WIDEST_ON_CHIP
-from c2fdft_cli.execution.cuda.crashes import watched_trial
 from c2fdft_cli.execution.fused import choose
-from c2fdft_cli.execution.fused.choose import SWITCH, Trial, are_tried, try_part
+from c2fdft_cli.execution.fused.choose import Trial, try_part
 
 Normed = Callable[[PixelNorm, Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor]]
 """Function of a norm, the stream `z: [n, h, w, c]`, time and dtype: `norm(z) + time` and z."""
@@ -43,7 +41,6 @@ NORM, FEED_FORWARD = "norm", "feed-forward"
 
 _Way = TypeVar("_Way", Normed, FedForward)
 
-_chosen: dict[tuple[object, ...], Any] = {}
 _assumed: ContextVar[Kernels | None] = ContextVar("assumed", default=None)
 _log = logging.getLogger(__name__)
 
@@ -75,7 +72,7 @@ def norm_for(layer: PixelNorm, z: Tensor, dtype: torch.dtype) -> Normed:
     Raises:
         UsageError: the environment variable `C2FDFT_KERNELS` has an unknown value.
     """
-    key = (NORM, z.device, z.dtype, dtype, z.shape[-1], layer.body.bias is None)
+    key = (NORM, layer.body.bias is None)
     return _choose(key, z, dtype, fused_norm, plain_norm, lambda: try_norm(layer, z, dtype))
 
 
@@ -101,8 +98,7 @@ def feed_forward_for(block: Block, z: Tensor, dtype: torch.dtype) -> FedForward:
     if z.shape[-1] > WIDEST_ON_CHIP:
         return plain_feed_forward
     widen, biased = block.ffn.project_in, block.norm2.body.bias is not None
-    key = (FEED_FORWARD, z.device, z.dtype, dtype, z.shape[-1], widen.out_channels, biased,
-           widen.bias is not None)  # fmt: skip
+    key = (FEED_FORWARD, widen.out_channels, biased, widen.bias is not None)
     return _choose(
         key, z, dtype, fused_feed_forward, plain_feed_forward,
         lambda: try_feed_forward(block, z, dtype),
@@ -150,19 +146,15 @@ def _choose(
     assumed = _assumed.get()
     if assumed is not None:
         return fused if (key[0], z.shape[-1]) in assumed else plain
-    switch = os.environ.get(SWITCH)
-    key = (*key, switch)
-    # Looked up first: every block does so in every step, and checking for Triton takes a while.
-    if key not in _chosen and not are_tried(z.device, dtype):
-        _chosen[key] = plain
-    if key not in _chosen:
+
+    def compare(even_slower: bool) -> _Way:
         # In another thread, where the caller's autocast and saved-tensor hooks do not apply.
-        with watched_trial(z.device), ThreadPoolExecutor(1) as thread:
+        with ThreadPoolExecutor(1) as thread:
             trial = thread.submit(_try_where, z, run).result()
         _log.info("%s of %d channels: %s", trial.part, z.shape[-1], trial)
-        _chosen[key] = fused if trial.is_better(dtype, switch == "on") else plain
-    way: _Way = _chosen[key]
-    return way
+        return fused if trial.is_better(dtype, even_slower) else plain
+
+    return choose.choose_once((*key, z.dtype, z.shape[-1]), z.device, dtype, plain, compare)
 
 
 def _try_where(z: Tensor, run: Callable[[], Trial]) -> Trial:

@@ -193,7 +193,7 @@ def test_both_kinds_of_trials_are_watched(cache: Path, monkeypatch: pytest.Monke
     prepared = prepared._replace(norm1=prepared.norm1._replace(weight=weight))
     assert choose.passes_for(prepared) == choose.PLAIN
 
-    monkeypatch.setattr(training, "_chosen", {})
+    monkeypatch.setattr(choose, "_chosen", {})
     monkeypatch.setattr(training, "_try_where", lambda *_: (count(), choose.Trial("norm", None))[1])
     norm = PixelNorm(16, "with_bias")
     z = torch.zeros(1, 4, 4, 16)

@@ -138,6 +138,15 @@ def test_on_a_gpu_of_amd_no_kernel_is_tried(monkeypatch: pytest.MonkeyPatch) -> 
     assert not choose.kernels_run_on(torch.device("cuda"))
 
 
+def test_whether_kernels_are_tried_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking for Triton takes a while, and every network call asks for each block."""
+    checked: list[object] = []
+    monkeypatch.setattr(choose, "_chosen", {})
+    monkeypatch.setattr(choose, "are_tried", lambda *_: checked.append(0))
+    assert passes_for(block()) == passes_for(block()) == PLAIN
+    assert len(checked) == 1
+
+
 def test_without_a_gpu_the_plain_passes_run() -> None:
     assert passes_for(block()) == PLAIN
 

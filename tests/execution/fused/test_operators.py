@@ -82,7 +82,7 @@ def test_the_norm_is_tried_on_the_streams_gpu(
         seen.append(current.here())
         return Trial("norm", None)
 
-    monkeypatch.setattr(training, "_chosen", {})
+    monkeypatch.setattr(choose, "_chosen", {})
     monkeypatch.setattr(choose, "kernels_run_on", lambda _: True)
     monkeypatch.setattr(training, "try_norm", tried)
     training.norm_for(fill(PixelNorm(16, "with_bias")), z, torch.bfloat16)

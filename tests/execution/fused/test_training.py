@@ -49,7 +49,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let trials take few pixels and run on any device."""
     monkeypatch.setattr(choose, "TRIED_ROWS", 3)
     monkeypatch.setattr(choose, "TRIED_VALUES", 3 * 5 * 16)
-    monkeypatch.setattr(training, "_chosen", {})
+    monkeypatch.setattr(choose, "_chosen", {})
     monkeypatch.setattr(choose, "kernels_run_on", lambda _: True)
 
 
@@ -303,6 +303,6 @@ def test_a_block_trains_by_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
             y = torch.utils.checkpoint.checkpoint(block, x, wave([1, 16], 0.9), use_reentrant=False)
         (y + 0.5).square().sum().backward()
         gradients.append({"x": x.grad, **{n: p.grad for n, p in block.named_parameters()}})
-    assert {fused_norm, fused_feed_forward} <= set(training._chosen.values())
+    assert {fused_norm, fused_feed_forward} <= set(choose._chosen.values())
     for name, expected in gradients[1].items():
         assert relative(gradients[0][name], expected) < 2 * ALLOWED[torch.bfloat16], name
