@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import FunctionType
@@ -49,12 +49,29 @@ class ImageMetric:
         return self.direction.startswith("lower")
 
     def __call__(self, *images: Tensor) -> float:
-        """Return the value; NaN if a side is below the minimum or the value is not finite."""
+        """Compute the value for one image, or for an image and its target: each `[1, 3, h, w]`.
+
+        Returns:
+            The value; NaN if a side is below the minimum or the value is not finite.
+
+        Raises:
+            ValueError: other shapes, values outside the metric's range, or weights that cannot be
+                loaded.
+            ResourceError: a package that the metric needs is missing.
+        """
+        shapes = [list(image.shape) for image in images]
+        if any(len(one) != 4 or one[:2] != [1, 3] or one != shapes[0] for one in shapes):
+            raise ValueError(f"expected images of one shape [1, 3, h, w], got {shapes}")
         if min(images[0].shape[-2:]) < self.min_size:
             return math.nan
         with torch.inference_mode():
             value = float(self.compute(*images))
         return value if math.isfinite(value) else math.nan
+
+
+def without_download(metrics: Mapping[str, ImageMetric]) -> list[str]:
+    """Return the names of those metrics that need no download."""
+    return [name for name, one in metrics.items() if not one.downloads]
 
 
 def _piq(function: str) -> Callable[[Tensor, Tensor], float]:
@@ -116,30 +133,6 @@ METRICS = {
     )
 }
 """All metrics by name. The ranges are for natural images; equal images give 1 or 0."""
-
-FULL_SET = tuple(name for name, one in METRICS.items() if not one.downloads)
-"""The metrics that need no download."""
-
-
-def piq_metric(name: str, restored: Tensor, target: Tensor) -> float:
-    """Compute one metric of one image.
-
-    Args:
-        name: a key of `METRICS`.
-        restored: `[1, 3, h, w]` RGB in [0, 1].
-        target: as restored.
-
-    Returns:
-        The value; NaN if a side is below the metric's minimum or the value is not finite.
-
-    Raises:
-        ValueError: different shapes, values outside [0, 1], or weights that cannot be loaded.
-    """
-    metric = METRICS[name]
-    if restored.shape != target.shape or restored.dim() != 4 or restored.shape[1] != 3:
-        shapes = f"{list(restored.shape)}, {list(target.shape)}"
-        raise ValueError(f"expected one shape [n, 3, h, w], got {shapes}")
-    return metric(restored.float(), target.float())
 
 
 def _network(function: str) -> Any:

@@ -121,27 +121,6 @@ NO_REFERENCE = {
 }
 """All metrics by name; for none of them is a higher value better."""
 
-WITHOUT_DOWNLOAD = tuple(name for name, one in NO_REFERENCE.items() if not one.downloads)
-
-
-def no_reference_metric(name: str, image: Tensor) -> float:
-    """Compute one metric of one image.
-
-    Args:
-        name: a key of `NO_REFERENCE`.
-        image: `[1, 3, h, w]` RGB on the scale 0 .. 255.
-
-    Returns:
-        The value; NaN if a side is below the metric's minimum or the value is not finite.
-
-    Raises:
-        ValueError: not one RGB image, or weights that cannot be loaded.
-        ResourceError: scikit-image or PyWavelets is missing.
-    """
-    if image.dim() != 4 or image.shape[:2] != (1, 3):
-        raise ValueError(f"expected one image [1, 3, h, w], got {list(image.shape)}")
-    return NO_REFERENCE[name](image)
-
 
 def _pixels(image: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
     return image[0].permute(1, 2, 0).double().cpu().numpy()

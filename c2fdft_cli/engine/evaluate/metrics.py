@@ -10,8 +10,8 @@ from torch import Tensor
 
 from c2fdft_cli.engine.sampling.scoring import Metric, Scored
 from c2fdft_cli.errors import ResourceError, UsageError
-from c2fdft_cli.metrics.full_reference import FULL_SET, METRICS, piq_metric
-from c2fdft_cli.metrics.no_reference import NO_REFERENCE, WITHOUT_DOWNLOAD, no_reference_metric
+from c2fdft_cli.metrics.full_reference import METRICS, ImageMetric, without_download
+from c2fdft_cli.metrics.no_reference import NO_REFERENCE
 from c2fdft_cli.metrics.protocols import MAX_VALUE
 from c2fdft_cli.vocabulary import many, split_words
 
@@ -33,7 +33,7 @@ def find_metrics(names: str, *, no_reference: bool = False) -> dict[str, Metric]
     wanted: list[str] = []
     for name in split_words(names.lower()):
         if name == ALL:
-            wanted += WITHOUT_DOWNLOAD if no_reference else FULL_SET
+            wanted += without_download(known)
         elif name in known:
             wanted.append(name)
         elif name in NO_REFERENCE:
@@ -43,16 +43,15 @@ def find_metrics(names: str, *, no_reference: bool = False) -> dict[str, Metric]
         else:
             hint = f"metrics: all, {', '.join(known)}"
             raise UsageError(f"--metrics {name}: no such metric", hint=hint)
-    return {name: partial(_score, name) for name in dict.fromkeys(wanted)}
+    return {name: partial(_score, known[name], no_reference) for name in dict.fromkeys(wanted)}
 
 
-def _score(name: str, restored: Tensor, target: Tensor) -> float:
-    """Compute one metric; ResourceError if its package or weights are missing."""
+def _score(metric: ImageMetric, alone: bool, restored: Tensor, target: Tensor) -> float:
+    """Compute one metric, `alone` without the target; ResourceError if something is missing."""
     try:
-        if name in NO_REFERENCE:
-            return no_reference_metric(name, restored)
-        unit = ((image.float() / MAX_VALUE).clamp(0, 1) for image in (restored, target))
-        return piq_metric(name, *unit)
+        if alone:
+            return metric(restored)
+        return metric(*((image.float() / MAX_VALUE).clamp(0, 1) for image in (restored, target)))
     except ValueError as error:
         hint = "omit the metric, or put its weights into the cache folder of torch.hub"
         raise ResourceError(str(error), hint=hint) from error
