@@ -6,6 +6,7 @@
     +-- DataError        3   a missing path, no usable pair, an unreadable image, a damaged shard
     +-- CheckpointError  4   a checkpoint that is missing, damaged or unreadable, or no checkpoint
     +-- ResourceError    5   no such device, out of memory, disk full, output not writable
+    +-- GpuError         5   the GPU failed, and this process cannot use it any more
     +-- PartialFailure   6   finished, but some inputs failed
     +-- Interrupted      130 Ctrl-C; 143 for SIGTERM and the other signals that end a command
 

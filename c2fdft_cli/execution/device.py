@@ -232,15 +232,13 @@ def _own_gpu() -> int:
 
 def _resolve_precision(name: str, device: torch.device, stated_by: str) -> str:
     """Resolve a precision to one of `PRECISIONS` that the device has."""
+    check_choice(stated_by, name, ("auto", *PRECISIONS))
     on_cuda = device.type == "cuda"
     ampere = on_cuda and torch.cuda.get_device_capability(device) >= AMPERE
     if name == "auto":
         if on_cuda:
             return "bf16" if ampere else "fp16"
         return "bf16" if device.type == "cpu" and cpu_has_fast_bf16() else "fp32"
-    if name not in PRECISIONS:
-        known = ", ".join(["auto", *PRECISIONS])
-        raise UsageError(f"{stated_by} must be one of {known}, got {name}")
     if name == "fp16" and device.type == "cpu":
         raise UsageError(f"{stated_by} fp16 needs a GPU", hint="use --precision fp32 or bf16")
     if name == "tf32" and not ampere:

@@ -170,10 +170,14 @@ def crop(a: Tensor, b: Tensor, protocol: Protocol, border: int = 0) -> tuple[Ten
         protocol searches for the best shift.
 
     Raises:
-        ValueError: different shapes.
+        ValueError: different shapes, or nothing left to score.
     """
     _check_shapes(a, b)
     border += protocol.border
+    height, width = b.shape[-2:]
+    if min(height, width) <= 2 * border:
+        size = f"{width} x {height} px"
+        raise ValueError(f"nothing is left to score of {size} inside a border of {border} px")
     if protocol.reach:
         # The restored image keeps `reach` more pixels on each side, which a shift can move into
         # the scored area.

@@ -92,7 +92,7 @@ def test_the_speed_of_products_is_measured():
         ("cuda:", "auto", UsageError, "--device must be"),
         ("cuda:-1", "auto", UsageError, "--device must be"),
         ("cpu:0", "auto", UsageError, "--device must be"),
-        ("cpu", "fp8", UsageError, "--precision must be one of"),
+        ("cpu", "fp8", UsageError, "--precision must be auto, fp32, .* or fp16, got 'fp8'"),
         ("cpu", "fp16", UsageError, "needs a GPU"),
     ],
 )

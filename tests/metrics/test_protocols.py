@@ -95,6 +95,15 @@ def test_scores_of_real_pairs_equal_those_of_scikit_image() -> None:
         assert (got.psnr, got.ssim) == pytest.approx(want, abs=1e-8)
 
 
+@pytest.mark.parametrize("name", ["rgb", "levin"])
+@pytest.mark.parametrize("sides", [(30, 60), (60, 24), (8, 8)])
+def test_an_image_within_the_border_is_refused(name: str, sides: tuple[int, int]) -> None:
+    image = torch.zeros(1, 3, *sides)
+    protocol = PROTOCOLS[name]
+    with pytest.raises(ValueError, match=r"nothing is left to score of .* border of 15 px"):
+        score(image, image, protocol, 15 - protocol.border)
+
+
 def test_luma_of_black_white_and_primaries() -> None:
     colours = torch.tensor([[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]])
     got = luma(colours.view(5, 3, 1, 1)).flatten()

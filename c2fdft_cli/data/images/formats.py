@@ -63,6 +63,9 @@ READ_SUFFIXES = (
     | {".dib", ".apng", ".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jxl"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi", ".psd", ".dds", ".pcx", ".sgi", ".ras"}
 )
+"""Suffixes of the images of a training or an evaluation."""
+RESTORED_SUFFIXES = READ_SUFFIXES | {".gif"}
+"""Suffixes of the images that can be restored: also those of 256 colours."""
 _WITH_SUFFIX = {
     ".tga": ("TGA", b""), ".pcx": ("PCX", b"\n"), ".sgi": ("SGI", b"\x01\xda"),
     ".rgb": ("SGI", b"\x01\xda"), ".rgba": ("SGI", b"\x01\xda"), ".bw": ("SGI", b"\x01\xda"),

@@ -1,1 +1,1 @@
-"""The shard format: pairs of images in HDF5 files that training maps into memory."""
+"""The shard format: pairs of images in HDF5 files, of which training reads single crops."""

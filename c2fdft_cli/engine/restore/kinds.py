@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from c2fdft_cli.data.images.formats import HEAD_BYTES, HINTS, READ_SUFFIXES, is_read, recognise
+from c2fdft_cli.data.images.formats import HEAD_BYTES, HINTS, RESTORED_SUFFIXES, is_read, recognise
 from c2fdft_cli.data.video.probe import VIDEO_SUFFIXES
 
 VIDEO = "video"
-INPUT_SUFFIXES = READ_SUFFIXES | VIDEO_SUFFIXES | {".gif"}
+INPUT_SUFFIXES = RESTORED_SUFFIXES | VIDEO_SUFFIXES
 _UNKNOWN = "unknown"
 _SYNC, _PACKETS = 0x47, ((0, 188), (4, 192))
 """The first byte of each packet of an MPEG transport stream; offsets and lengths of packets."""

@@ -14,7 +14,7 @@ from c2fdft_cli.data.images.formats import (
     JPEG_SUFFIXES,
     OUTPUT_FORMAT_OF,
     OUTPUT_FORMATS,
-    READ_SUFFIXES,
+    RESTORED_SUFFIXES,
     UNREAD_SUFFIXES,
     WRITE_SUFFIXES,
 )
@@ -26,7 +26,7 @@ from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.files import folded, same_files
 from c2fdft_cli.vocabulary import one_of
 
-_OTHER_SUFFIXES = (READ_SUFFIXES - WRITE_SUFFIXES) | UNREAD_SUFFIXES | {".gif", ".pdf"}
+_OTHER_SUFFIXES = (RESTORED_SUFFIXES - WRITE_SUFFIXES) | UNREAD_SUFFIXES | {".pdf"}
 _FILE_SUFFIXES = WRITE_SUFFIXES | VIDEO_SUFFIXES
 _ALL_FILES_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _MAX_NAME_BYTES = 255

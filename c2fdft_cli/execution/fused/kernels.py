@@ -14,10 +14,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from c2fdft_cli.core.attention import SMALLEST_NORM
+
 SIZES = ["height", "width", "skip", "rows", "share"]
 """Arguments of the depth-wise kernels of which Triton compiles no further versions if they are 1 or
 multiples of 16. With these, most new sizes of pictures would wait for a version, which no trial has
 compared with the plain passes."""
+SMALLEST_SQUARE = tl.constexpr(SMALLEST_NORM**2)  # kernels read no other kind of global value
 
 
 @triton.jit
@@ -447,9 +450,9 @@ def mixing_kernel(
     q_square_ = tl.load(q_square + squares + columns, mask=inside, other=1.0)
     k_square_ = tl.load(k_square + squares + columns, mask=inside, other=1.0)
     of_part = tl.load(k_square + squares + part, mask=wanted, other=1.0)
-    q_norm = tl.sqrt(tl.maximum(q_square_, 1e-24))
-    k_norm = tl.sqrt(tl.maximum(k_square_, 1e-24))
-    part_norm = tl.sqrt(tl.maximum(of_part, 1e-24))
+    q_norm = tl.sqrt(tl.maximum(q_square_, SMALLEST_SQUARE))
+    k_norm = tl.sqrt(tl.maximum(k_square_, SMALLEST_SQUARE))
+    part_norm = tl.sqrt(tl.maximum(of_part, SMALLEST_SQUARE))
     both = inside[:, None] & inside[None, :]
     cosine = tl.load(row + columns[None, :], mask=both, other=0.0)
     cosine = cosine / (q_norm[:, None] * k_norm[None, :])
