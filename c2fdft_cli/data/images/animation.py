@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from c2fdft_cli.data.images.picture import FrameReader, Picture, decodes_in_order, read_picture
+from c2fdft_cli.data.images.picture import Picture, decodes_in_order, frame_reader, read_picture
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.files import read_error
 
@@ -26,7 +26,7 @@ class _Animation:
     def __init__(self, path: Path, wanted: Collection[int]) -> None:
         self._path, self._wanted = path, wanted
         self._lock = threading.Lock()
-        self._reader: FrameReader | None = None
+        self._read: Callable[[int], Picture] | None = None
         self._next = 0
         self._waiting: dict[int, Picture | DataError] = {}
 
@@ -45,10 +45,10 @@ class _Animation:
 
     def _decode(self, frame: int) -> Picture | DataError:
         try:
-            self._reader = self._reader or FrameReader(self._path)
-            return self._reader.read(frame)
+            self._read = self._read or frame_reader(self._path)
+            return self._read(frame)
         except DataError as error:
-            self._reader = None  # after an error Pillow's position in the file is undefined
+            self._read = None  # after an error Pillow's position in the file is undefined
             return error
 
 

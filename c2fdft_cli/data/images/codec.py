@@ -41,8 +41,8 @@ _SIZES: dict[str, Callable[[BinaryIO], tuple[int, int, int]]] = {
 _ANIMATED = {"WEBP", "GIF", "PNG", "AVIF"}
 _WITH_PROFILES = {"JPEG", "PNG", "TIFF", "WEBP", "AVIF"}
 IN_ORDER = {"WEBP", "GIF", "PNG"}
-"""Formats whose frames `FrameReader` decodes one after another. Not AVIF: its bit depth and colours
-come from its boxes, and its library starts at the key frame before the requested frame."""
+"""Formats whose frames `frame_reader` decodes one after another. Not AVIF: its bit depth and its
+colours come from its boxes, and its library starts at the key frame before the requested frame."""
 # These libraries use logging, which prints to standard error if it is not configured.
 for _name in ("tifffile", "imagecodecs", "PIL"):
     logging.getLogger(_name).addHandler(logging.NullHandler())

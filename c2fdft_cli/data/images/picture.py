@@ -10,7 +10,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePath
@@ -173,26 +173,23 @@ def _as_picture(found: Decoded) -> Picture:
     )
 
 
-class FrameReader:
-    """Read the frames of an animation; in ascending order, each is decoded once.
+def frame_reader(path: Path) -> Callable[[int], Picture]:
+    """Open an animation; the returned function reads a frame, counted from 0.
+
+    In ascending order, each frame is decoded once. Both raise DataError as `read_picture` does.
 
     Args:
         path: of a file for which `decodes_in_order` is true.
-
-    Raises:
-        DataError: as `read_picture`.
     """
+    with reading(path):
+        data = _read_bytes(path)
+        decode_frame = frame_decoder(data, file_format(data[:HEAD_BYTES], path.suffix.lower()))
 
-    def __init__(self, path: Path) -> None:
-        self._path, suffix = path, path.suffix.lower()
+    def read(frame: int) -> Picture:
         with reading(path):
-            data = _read_bytes(path)
-            self._decode = frame_decoder(data, file_format(data[:HEAD_BYTES], suffix))
+            return _as_picture(decode_frame(frame))
 
-    def read(self, frame: int) -> Picture:
-        """Read a frame, counted from 0; raises DataError as `read_picture` does."""
-        with reading(self._path):
-            return _as_picture(self._decode(frame))
+    return read
 
 
 def decodes_in_order(path: Path) -> bool:
