@@ -546,6 +546,8 @@ def test_recipes_are_listed_shown_and_copied(tmp_path):
     assert run("recipes", "copy", "tiny", tmp_path / "new" / "sub" / "a.yaml").exit_code == 0
     assert (tmp_path / "new" / "sub" / "a.yaml").read_bytes() == target.read_bytes()
     assert run("recipes", "copy", "tiny", target, "--overwrite").exit_code == 0
+    words = ("recipes", "copy", target, target, "--overwrite")
+    refused(*words, code=2, says="would replace the recipe")
 
 
 def test_an_empty_recipe_is_valid_but_noted(tmp_path):

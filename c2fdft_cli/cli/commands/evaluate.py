@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import count
@@ -37,6 +38,8 @@ SETS, MEASURES, FILES = "What is scored", "Metrics", "Files"
 """The headings of options that are rarely needed."""
 _OF_WEIGHTS = ("images", "seed", "seeds", "grid", "self_ensemble")
 """Options that have no effect without weights."""
+_PARTS_OF_SETS = (".h5", ".mat")
+"""The suffixes of shards and of SIDD blocks."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,13 @@ class Source:
         """Whether image files are compared with image files."""
         named = self.weights is not None or self.data is not None
         return not (named or self.sigma or self.no_reference)
+
+    def inputs(self, against: str | None) -> list[Path]:
+        """List the files and folders that are read, as far as they exist; `against` is side B."""
+        named = (self.restored, self.target, self.degraded, self.pairs, self.data)
+        # A name of packaged weights leads to no file here.
+        given = [Path(one) for one in (*named, self.weights, against) if one is not None]
+        return [path for path in given if os.path.exists(path)]
 
     def check(self) -> None:
         """Raise UsageError for arguments that cannot be combined."""
@@ -227,7 +237,7 @@ def evaluate(
     if scores.against == "":  # `Path` would take it for the current folder
         raise UsageError("--against is empty", hint="name a file, a folder, or packaged weights")
     source.check()
-    _make_room(scores, [restored, target, source.degraded, source.pairs])
+    _make_room(scores, source)
     runtime = join()
     try:
         options = EvalOptions(
@@ -243,27 +253,29 @@ def evaluate(
         destroy_process_group()
 
 
-def _make_room(scores: Scores, inputs: Sequence[Path | None]) -> None:
+def _make_room(scores: Scores, source: Source) -> None:
     """Check the files that will be written, and create their folders."""
     from c2fdft_cli.engine.evaluate.report import REPORT_FILES
 
     pages = [] if scores.report is None else [scores.report / name for name in REPORT_FILES]
-    if scores.csv is not None:
-        _check_csv(scores.csv, inputs, pages)
-    for path in filter(None, [scores.csv, *pages]):
+    files = [path for path in (scores.csv, *pages) if path is not None]
+    _refuse_inputs(files, source.inputs(scores.against))
+    if scores.csv is not None and same_files([scores.csv], pages):
+        hint = "name another file"
+        raise UsageError("--csv is a file of --report", where=scores.csv, hint=hint)
+    for path in files:
         require_new(path, scores.overwrite)
         ensure_folder(path.parent)
 
 
-def _check_csv(csv: Path, inputs: Sequence[Path | None], pages: Sequence[Path]) -> None:
-    """Refuse a table that would replace an input, or a file of the report."""
+def _refuse_inputs(files: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Raise UsageError for a file that would replace an input, or has the name of a part of one."""
     from c2fdft_cli.data.images.picture import is_image_path
 
-    if is_image_path(csv) or same_files([csv], [one for one in inputs if one is not None]):
-        what = "--csv would replace an input or has the name of an image"
-        raise UsageError(what, where=csv, hint="name another file, such as scores.csv")
-    if same_files([csv], pages):
-        raise UsageError("--csv is a file of --report", where=csv, hint="name another file")
+    named = [path for path in files if is_image_path(path) or path.suffix.lower() in _PARTS_OF_SETS]
+    if hit := named or same_files(files, inputs):
+        what = "this file would replace an input, or has the name of an image, shard or SIDD blocks"
+        raise UsageError(what, where=hit[0], hint="name another file, such as scores.csv")
 
 
 def _find_metrics(names: str | None, no_reference: bool) -> dict[str, Metric]:

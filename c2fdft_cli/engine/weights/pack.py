@@ -22,7 +22,7 @@ from c2fdft_cli.engine.weights.catalogue import (
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.engine.weights.tensors import load_tensors
 from c2fdft_cli.errors import CheckpointError, DataError, UsageError
-from c2fdft_cli.files import atomic_write_bytes, ensure_folder, read_text
+from c2fdft_cli.files import atomic_write_bytes, ensure_folder, read_text, same_files
 
 DERIVED = ("name", "file", "sha256", "bytes", "parameters", "network", "grid")
 """The fields of `Entry` that are derived from the file; the maintainer states the others."""
@@ -48,7 +48,8 @@ def add_entry(
         overwrite: replace weights of this name.
 
     Raises:
-        UsageError: facts are missing, unknown or not JSON, or the name is invalid or in use.
+        UsageError: facts are missing, unknown or not JSON, or the name is invalid or in use, or
+            the checkpoint would be replaced.
         CheckpointError: the file is not a checkpoint, holds more than params_ema and meta, has no
             timesteps, or is too large.
     """
@@ -64,6 +65,9 @@ def add_entry(
     if name in entries and not overwrite:
         what = f"packaged weights {name!r} already exist"
         raise UsageError(what, where=target, hint="choose another --name, or use --overwrite")
+    if same_files([target / entry.file], [checkpoint]):
+        hint = "give a copy in another folder"
+        raise UsageError("packaging would replace the checkpoint", where=checkpoint, hint=hint)
     ensure_folder(target)
     # The file is written first, so that the catalogue never names a file that does not exist.
     atomic_write_bytes(target / entry.file, data)

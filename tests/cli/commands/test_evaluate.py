@@ -329,6 +329,8 @@ def test_photos_without_targets_are_scored(folders: tuple[Path, Path]) -> None:
         (["nowhere.mat", "{target}"], 3, "nowhere.mat: no such file or folder"),
         (["{out}", "{target}", "--csv", "{out}/0.png/a.csv"], 5, "regular file"),
         (["{out}", "{target}", "--csv", "{target}/0.png", "--overwrite"], 2, "name of an image"),
+        (["--weights", "derain-fast", "--data", "s", "--csv", "s/val-00000.h5"], 2, "shard"),
+        (["{out}", "--weights", "derain-fast", "--csv", "{out}/Noisy.mat"], 2, "SIDD blocks"),
         (["{out}", "{target}", "--report", "r", "--csv", "r/../r/eval.json"], 2, "of --report"),
     ],
 )
@@ -441,13 +443,25 @@ def test_the_benchmark_script_scores_sets_of_any_layout(weights: Path, tmp_path:
     assert (tmp_path / "benchmark" / "table.md").read_text() == done.stdout
 
 
-def test_a_table_does_not_replace_the_list_of_pairs(
-    folders: tuple[Path, Path], tmp_path: Path
+@pytest.mark.parametrize(
+    ("words", "replaced"),
+    [
+        ("--pairs pairs.csv --csv pairs.csv", "pairs.csv"),
+        ("--pairs other.csv --against pairs.csv --csv pairs.csv", "pairs.csv"),
+        ("out --weights fine.pt --csv ./fine.pt", "fine.pt"),
+        ("out --weights derain-fast --against fine.pt --csv fine.pt", "fine.pt"),
+        ("--weights derain-fast --data fine.pt --csv fine.pt", "fine.pt"),
+        ("--pairs index.html --report .", "index.html"),
+        ("out --weights eval.json --report .", "eval.json"),
+    ],
+)
+def test_the_outputs_do_not_replace_an_input(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, words: str, replaced: str
 ) -> None:
-    out, target = folders
-    pairs = tmp_path / "pairs.csv"
-    pairs.write_text(f"lq,gt\n{out}/0.png,{target}/0.png\n")
-    result = run("--pairs", pairs, "--csv", pairs, "--overwrite")
+    monkeypatch.chdir(folders[0].parent)
+    for name in ("other.csv", replaced):
+        Path(name).write_text("lq,gt\nout/0.png,target/0.png\n")
+    result = run(*words.split(), "--overwrite")
     assert result.exit_code == 2
-    assert "--csv would replace an input" in result.stderr
-    assert pairs.read_text().startswith("lq,gt")
+    assert f"{replaced}: this file would replace an input" in result.stderr
+    assert Path(replaced).read_text().startswith("lq,gt")

@@ -73,6 +73,14 @@ def test_an_entry_is_replaced_only_if_requested(folder: Path, net: DFT, tmp_path
     assert second.grid == [500]
 
 
+def test_the_checkpoint_is_not_replaced(folder: Path, net: DFT, tmp_path: Path) -> None:
+    folder.mkdir()
+    packed = write_packed(folder / "derain.pt", net, [999], said={"data": "here"})
+    with pytest.raises(UsageError, match="packaging would replace the checkpoint"):
+        add_entry("derain", packed, write_facts(tmp_path / "facts.json"), folder)
+    assert load_checkpoint(packed).meta.data == "here"
+
+
 def test_files_not_in_the_packaged_format_are_refused(
     folder: Path, net: DFT, tmp_path: Path
 ) -> None:
