@@ -14,7 +14,7 @@ from c2fdft_cli.engine.train.state import load_state
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.files import require_existing
+from c2fdft_cli.files import is_hidden, require_existing
 from c2fdft_cli.vocabulary import for_shell
 
 _READ = "a checkpoint, shard folder or run folder"
@@ -67,19 +67,16 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "parameters": sum(t.numel() for t in checkpoint.ema.values()),
         "tensors": len(checkpoint.ema),
         "diffusion": asdict(meta.diffusion),
-        "grid": meta.grid,
-        "grid_from": meta.grid_from,
+        "grid": checkpoint.grid(),  # those in use, also if the file holds none
+        "grid_from": None if meta.grid is None else meta.grid_from,
         "data": meta.data,
         "data_train": meta.data_train,
         "data_val": meta.data_val,
         "metrics": meta.metrics,
         "versions": meta.versions,
     }
-    if meta.stage == "released":
-        of_training = "step grid grid_from data data_train data_val metrics versions diffusion"
-        for key in of_training.split():
-            del facts[key]
-        facts["grid in use"] = checkpoint.grid()
+    if meta.stage == "released":  # then most of it says nothing, unless a sweep has added it
+        facts = {key: value for key, value in facts.items() if value}
     return facts
 
 
@@ -125,8 +122,10 @@ def _run(path: Path) -> dict[str, Any]:
         facts |= {"stage": meta.stage, "recipe": meta.recipe_name, "step": state.step}
         facts |= {"data": meta.data, "grid": meta.grid, "best_psnr": state.best_psnr}
         facts |= {"metrics": meta.metrics}
+    states = (run.state, run.previous_state)
+    found = [file for folder in (run.checkpoints, path) for file in folder.glob("*.pt")]
     facts["checkpoints"] = sorted(
-        p.name for p in [*run.checkpoints.glob("*.pt"), *path.glob("*.pt")]
+        file.name for file in found if file not in states and not is_hidden(file.name)
     )
     rows = run.read_metrics()
     if rows:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import pytest
+import torch
 
+from c2fdft_cli.core.diffusion import time_grid
 from c2fdft_cli.data.shards.format import Entry
 from c2fdft_cli.engine.tools.info import describe
+from c2fdft_cli.engine.train.folder import COLUMNS
+from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, save_checkpoint, versions
 from c2fdft_cli.errors import DataError
 from tests.kit.shards import ENTRIES, HEADER, pairs_of, write_shard
 
@@ -85,3 +90,25 @@ def test_the_smallest_and_the_largest_image_are_chosen_by_area(tmp_path):
     write_shard(tmp_path / "train-00000.h5", entries, pairs_of(entries), HEADER)
     found = describe(tmp_path)["train"]
     assert (found["smallest"], found["largest"]) == ([9, 30], [20, 21])
+
+
+def test_only_checkpoints_of_a_run_are_listed(tmp_path):
+    (tmp_path / "metrics.csv").write_text(",".join(COLUMNS) + "\n")
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("fine.pt", "best.pt", "state-previous.pt", ".0123456789abcdef.tmp.pt"):
+        (tmp_path / name).touch()
+    (tmp_path / "checkpoints" / "step-00000010.pt").touch()
+    assert describe(tmp_path)["checkpoints"] == ["best.pt", "fine.pt", "step-00000010.pt"]
+
+
+def test_an_official_checkpoint_shows_what_it_has(tmp_path, tiny_net):
+    state, path = tiny_net().state_dict(), tmp_path / "a.pt"
+    torch.save({"params": state}, path)
+    plain = describe(path)
+    assert plain["grid"] == time_grid(4)
+    assert all(plain.values())
+    assert {"step", "grid_from", "data", "metrics", "versions"}.isdisjoint(plain)
+    meta = load_checkpoint(path).meta
+    save_checkpoint(path, state, state, replace(meta, grid=[500], grid_from="sweep"))
+    added = {"grid_from": "sweep", "versions": versions()}
+    assert describe(path) == {**plain, "grid": [500], **added}
