@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -339,6 +340,15 @@ def read_error(error: OSError, path: str | Path) -> DataError:
     if error.errno == errno.ENOENT:
         return DataError("no such file or folder", where=path, hint=path_hint(path))
     return DataError(f"cannot read: {os.strerror(error.errno or errno.EIO)}", where=path)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as hexadecimal digits; DataError if it is unreadable."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise read_error(error, path) from error
 
 
 def private_cache_folder() -> Path:

@@ -47,7 +47,6 @@ from c2fdft_cli.engine.sampling.ensemble import transforms_for
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.sampler import Sampler
 from c2fdft_cli.engine.sampling.subject import trained_grid
-from c2fdft_cli.engine.weights.catalogue import sha256_of
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.engine.weights.choose import choose_weights
 from c2fdft_cli.errors import CheckpointError, UsageError
@@ -55,6 +54,7 @@ from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.execution.surroundings import usual_settings
+from c2fdft_cli.files import sha256_of
 from c2fdft_cli.settings import check_type
 from c2fdft_cli.vocabulary import many
 

@@ -534,6 +534,9 @@ def test_a_folder_is_restored_with_the_weights_that_were_loaded(tmp_path, tiny_n
     write_checkpoint(path, net)
     with pytest.raises(c2fdft.CheckpointError, match="have changed since they were loaded"):
         restorer.restore_folder(tmp_path / "in", tmp_path / "other")
+    path.unlink()
+    with pytest.raises(c2fdft.DataError, match=r"w\.pt: no such file"):
+        restorer.restore_folder(tmp_path / "in", tmp_path / "other")
 
 
 def test_a_signal_is_not_lost(restorer, tmp_path, monkeypatch):

@@ -163,7 +163,7 @@ def _signatures(pair: FilePair) -> list[list[int] | None]:
         try:
             status = path.stat()
         except OSError as error:
-            raise DataError("cannot read the file", where=path, hint=error.strerror) from error
+            raise read_error(error, path) from error
         signatures.append([status.st_size, status.st_mtime_ns])
     return [None, signatures[1]] if pair.lq == pair.gt else signatures
 

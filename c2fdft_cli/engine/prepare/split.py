@@ -9,6 +9,7 @@ from pathlib import Path
 
 from c2fdft_cli.data.layouts.pairs import FilePair
 from c2fdft_cli.errors import DataError, UsageError
+from c2fdft_cli.files import read_error, sha256_of
 from c2fdft_cli.vocabulary import many
 
 VAL_SHARE = 0.05
@@ -127,7 +128,7 @@ def _byte_keys(paths: Iterable[Path]) -> dict[Path, Hashable]:
     for path in paths:
         by_size[_size(path)].append(path)
     return {
-        path: (size, "" if len(alike) == 1 else _sha256(path))
+        path: (size, "" if len(alike) == 1 else sha256_of(path))
         for size, alike in by_size.items()
         for path in alike
     }
@@ -137,15 +138,7 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise DataError("cannot read the file", where=path, hint=error.strerror) from error
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError("cannot read the file", where=path, hint=error.strerror) from error
+        raise read_error(error, path) from error
 
 
 def _order(name: str) -> bytes:

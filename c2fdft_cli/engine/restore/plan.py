@@ -34,14 +34,13 @@ from c2fdft_cli.engine.sampling.ensemble import transforms_for
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.sampler import Sampler
 from c2fdft_cli.engine.sampling.subject import trained_grid
-from c2fdft_cli.engine.weights.catalogue import sha256_of
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.engine.weights.choose import choose_weights
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.strips import StripNetwork
-from c2fdft_cli.files import check_folder, checked_path, real_path, same_files
+from c2fdft_cli.files import check_folder, checked_path, real_path, same_files, sha256_of
 
 _SAMPLING, _MACHINE, _WRITING = SamplingOptions(), Machine(), Writing()
 

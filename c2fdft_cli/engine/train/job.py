@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import signal
 import sys
@@ -49,6 +48,7 @@ from c2fdft_cli.execution.distributed import (
     refuse_unlike_starts,
 )
 from c2fdft_cli.execution.memory import give_back_freed_memory, peak_bytes
+from c2fdft_cli.files import sha256_of
 from c2fdft_cli.progress import Job
 from c2fdft_cli.signals import StopRequest, graceful_stop, unwinding
 from c2fdft_cli.validation import validate
@@ -184,9 +184,7 @@ class _Training:
         path = self.options.resume
         if path is None:
             return "a new run"
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return f"step {self.step}, sha256 {digest[:12]}"
+        return f"step {self.step}, sha256 {sha256_of(path)[:12]}"
 
     def _refuse_other_images(self, loaded: LoadedState) -> None:
         """Raise UsageError unless the images are those of the run, also those for validation.

@@ -22,7 +22,8 @@ from c2fdft_cli.engine.weights.checkpoint import (
     same_tensors,
     save_checkpoint,
 )
-from c2fdft_cli.engine.weights.stored import UnreadableError, refuse_missing
+from c2fdft_cli.engine.weights.identify import UnreadableError
+from c2fdft_cli.engine.weights.stored import refuse_missing
 from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.execution.device import Runtime

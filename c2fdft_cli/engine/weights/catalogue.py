@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
+from c2fdft_cli.engine.weights.identify import unreadable
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.validation import STRICT, InvalidValuesError, NotBool, validate
 from c2fdft_cli.vocabulary import PACKAGED_TASKS, PackagedTask
@@ -109,7 +110,7 @@ def read_catalogue(folder: Path | None = None) -> dict[str, Entry]:
         text = path.read_text(encoding="utf-8")
         return _parse(json.loads(text)) if text.strip() else {}
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     except (ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
 
@@ -137,27 +138,21 @@ def checked_file(entry: Entry) -> Path:
     """
     path = weights_folder() / entry.file
     try:
-        size = path.stat().st_size
-        if size != entry.bytes:
-            raise _damaged(path, f"the file has {size} bytes, the catalogue says {entry.bytes}")
-        if sha256_of(path) != entry.sha256:
-            raise _damaged(path, "its SHA-256 is not that of the catalogue")
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise _damaged(path, "the file is missing") from error
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
+    if len(data) != entry.bytes:
+        raise _damaged(path, f"the file has {len(data)} bytes, the catalogue says {entry.bytes}")
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise _damaged(path, "its SHA-256 is not that of the catalogue")
     return path
 
 
 def is_packaged(path: Path) -> bool:
     """Whether a file is in the folder of the packaged weights, which no command may write to."""
     return path.resolve().parent == weights_folder().resolve()
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_entry(name: str, values: Mapping[str, Any]) -> Entry:
@@ -177,10 +172,6 @@ def _parse(content: Any) -> dict[str, Entry]:
     if not isinstance(weights, dict):
         raise ValueError("the catalogue has no list of weights")
     return {name: make_entry(name, values) for name, values in weights.items()}
-
-
-def _unreadable(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"the file cannot be read: {error.strerror or error}", where=path)
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:

@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 from c2fdft_cli.errors import CheckpointError
+from c2fdft_cli.files import read_error
 
 HEAD_BYTES = 1024
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
@@ -35,6 +36,10 @@ _KINDS = (
     (b"%PDF", "a PDF document", OTHER),
 )
 """Kinds of files that are not weights: their first bytes, what to call them, and a hint."""
+
+
+class UnreadableError(CheckpointError):
+    """The system does not read a file; what the file holds is unknown, and may be intact."""
 
 
 def refuse_other_files(path: Path, head: bytes) -> None:
@@ -110,3 +115,8 @@ def cut_short(path: Path) -> CheckpointError:
 def not_a_checkpoint(path: Path, why: str, hint: str | None = None) -> CheckpointError:
     """Make the error for a file that is not a checkpoint; `why` is a sentence."""
     return CheckpointError(f"this is not a checkpoint of c2fdft: {why}", where=path, hint=hint)
+
+
+def unreadable(path: Path, error: OSError) -> UnreadableError:
+    """Make the error for a file that the system does not read."""
+    return UnreadableError(read_error(error, path).what, where=path)

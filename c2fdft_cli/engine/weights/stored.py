@@ -37,6 +37,7 @@ from c2fdft_cli.engine.weights.identify import (
     other_archive,
     refuse_other_files,
     unknown_file,
+    unreadable,
 )
 from c2fdft_cli.engine.weights.pickles import Opaque, StoredTensor, UnusableError, read_pickle
 from c2fdft_cli.errors import C2fdftError, CheckpointError, ResourceError
@@ -65,10 +66,6 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-
-
-class UnreadableError(CheckpointError):
-    """The system does not read a file; what the file holds is unknown, and may be intact."""
 
 
 @dataclass(frozen=True)
@@ -275,10 +272,10 @@ def _explained(path: Path) -> Iterator[None]:
     except zipfile.BadZipFile as error:
         # zipfile reports an error of the disk in the table of contents as one of the archive.
         if isinstance(error.__context__, OSError):
-            raise _unreadable(path, error.__context__) from error
+            raise unreadable(path, error.__context__) from error
         raise not_a_checkpoint(path, f"the archive is damaged ({error})", GET_AGAIN) from error
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     except Exception as error:
         raise not_a_checkpoint(path, "the file is damaged", GET_AGAIN) from error
 
@@ -296,10 +293,6 @@ def enough_memory(path: Path) -> Iterator[None]:
         raise ResourceError(
             "out of memory reading the file", where=path, hint="close other programs"
         ) from error
-
-
-def _unreadable(path: Path, error: OSError) -> UnreadableError:
-    return UnreadableError(f"the file cannot be read: {error.strerror or error}", where=path)
 
 
 def _open_zip(path: Path, file: IO[bytes]) -> StoredFile:
@@ -480,7 +473,7 @@ def refuse_missing(path: Path) -> None:
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise CheckpointError("there is no such checkpoint", where=path, hint=OTHER) from error
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if stat.S_ISDIR(status.st_mode):
         inside = next((p for p in (path / "fine.pt", path / "coarse.pt") if p.is_file()), None)
         raise CheckpointError(

@@ -81,6 +81,6 @@ def test_inputs_are_identified_by_names_sizes_times_and_the_number(pairs: list[F
     others.add(choice_inputs(pairs, 1))
     assert len(others | {first}) == 5
     pairs[2].lq.unlink()
-    with pytest.raises(DataError, match="cannot read the file") as caught:
+    with pytest.raises(DataError, match="no such file or folder") as caught:
         choice_inputs(pairs, 1)
     assert caught.value.where == str(pairs[2].lq)

@@ -27,7 +27,7 @@ from c2fdft_cli.engine.train.state import DamagedStateError, load_newest, load_s
 from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.engine.weights import stored
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
-from c2fdft_cli.engine.weights.stored import UnreadableError
+from c2fdft_cli.engine.weights.identify import UnreadableError
 from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
 from c2fdft_cli.errors import (
     C2fdftError,
@@ -637,7 +637,7 @@ def test_a_swept_checkpoint_that_the_system_does_not_read_is_not_replaced(finish
     path = finished / "coarse.pt"
     before = path.read_bytes()
     refuse_reading(monkeypatch, path, "open", errno.EIO)
-    with pytest.raises(UnreadableError, match=r"coarse\.pt: the file cannot be read"):
+    with pytest.raises(UnreadableError, match=r"coarse\.pt: cannot read"):
         resume("coarse", finished)
     monkeypatch.undo()
     assert path.read_bytes() == before

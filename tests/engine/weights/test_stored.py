@@ -19,7 +19,8 @@ import pytest
 import torch
 
 from c2fdft_cli.engine.weights import stored
-from c2fdft_cli.engine.weights.stored import UnreadableError, containers_of, open_stored
+from c2fdft_cli.engine.weights.identify import UnreadableError
+from c2fdft_cli.engine.weights.stored import containers_of, open_stored
 from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
 from c2fdft_cli.errors import CheckpointError, ResourceError
 
@@ -335,7 +336,7 @@ def failing(code):
 @pytest.mark.parametrize("call", ["stat", "open"])
 def test_a_file_that_the_system_does_not_read_is_not_damaged(saved, monkeypatch, call, code):
     monkeypatch.setattr(Path, call, failing(code))
-    with pytest.raises(UnreadableError, match=f"cannot be read: {os.strerror(code)}"):
+    with pytest.raises(UnreadableError, match=f"cannot read: {os.strerror(code)}"):
         load_tensors(saved)
 
 
