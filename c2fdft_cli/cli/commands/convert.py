@@ -49,6 +49,9 @@ def convert(
         console.emit({**asdict(done), "next": then})
         return
     _tell(done)
+    asked = "raw" if options.raw else "ema" if options.ema_only else None
+    if asked not in (None, *done.sets):
+        console.remark(f"note: the source has no {asked} weights; its only set was stored")
     if then is not None:
         console.say_next(then)
     elif done.form == "onnx":

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 MAX_META_BYTES = 16 << 20
 StateDict = dict[str, Tensor]
+SET_KEYS: dict[WeightSet, str] = {"raw": "params", "ema": "params_ema"}
 _Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -81,12 +82,16 @@ class Meta:
 
 @dataclass
 class Checkpoint:
-    """Weights with their metadata; restoring uses the `ema` weights."""
+    """Weights with their metadata; restoring uses the `ema` weights.
+
+    sets: the sets that the file holds; if it is one, `params` and `ema` are both this one.
+    """
 
     path: Path
     params: StateDict
     ema: StateDict
     meta: Meta
+    sets: tuple[WeightSet, ...] = ("raw", "ema")
 
     def refuse_other_data(self, shards: ShardSet) -> None:
         """Raise DataError if the shards at `meta.data` are known not to be those of the training.
@@ -176,8 +181,7 @@ def replace_meta(path: Path, meta: Meta, weights: Mapping[str, Tensor]) -> bool:
     if file.is_safetensors:  # this program writes one set to this format
         save_safetensors(path, plain(held), meta.to_json(), last)
         return True
-    keys = {"raw": "params", "ema": "params_ema"}
-    content = {keys[kind]: plain(state) for kind, state in loaded.items()}
+    content = {SET_KEYS[kind]: plain(state) for kind, state in loaded.items()}
     save_tensors(path, {**content, "meta": meta.to_json()})
     return True
 
@@ -246,12 +250,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     with open_stored(path) as file:
         sets, about = weights_in(file)
-        loaded = file.load(sets)
+        loaded: dict[WeightSet, StateDict] = file.load(sets)
     with enough_memory(path):
         states = [plain(full_precision(state, path)) for state in loaded.values()]
     params, ema = states[0], states[-1]  # the same set if there is only one
     meta = Meta(infer_network(ema, path)) if about is None else read_meta(about, path)
-    return Checkpoint(path, params, ema, meta)
+    return Checkpoint(path, params, ema, meta, tuple(loaded))
 
 
 def full_precision(state: Mapping[str, Tensor], path: Path) -> StateDict:

@@ -8,7 +8,13 @@ from pathlib import Path
 import torch
 
 from c2fdft_cli.engine.weights.build import make_network
-from c2fdft_cli.engine.weights.checkpoint import Checkpoint, StateDict, load_checkpoint, versions
+from c2fdft_cli.engine.weights.checkpoint import (
+    SET_KEYS,
+    Checkpoint,
+    StateDict,
+    load_checkpoint,
+    versions,
+)
 from c2fdft_cli.engine.weights.convert_options import (
     CHECKPOINT,
     OFFICIAL,
@@ -21,6 +27,7 @@ from c2fdft_cli.engine.weights.tensors import require_export, save_safetensors, 
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import ensure_folder
 from c2fdft_cli.recipe.schema import Diffusion
+from c2fdft_cli.vocabulary import WeightSet
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -31,7 +38,8 @@ class Converted:
 
     Args:
         form: the format of `out`.
-        sets: the sets of weights in `out`: "raw", "ema" or both.
+        sets: the sets of weights of the source that `out` holds: "raw", "ema" or both. If the
+            source has only one set, it is this one, whichever was requested.
         stored: the type of the stored numbers: "float32", "bfloat16" or "float16".
         parameters: the number of parameters in one set.
         bytes: the size of `out`.
@@ -46,7 +54,7 @@ class Converted:
     source: Path
     out: Path
     form: str
-    sets: list[str]
+    sets: list[WeightSet]
     stored: str
     parameters: int
     bytes: int
@@ -77,12 +85,13 @@ def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
     left_out = _left_out(form, checkpoint)
     checkpoint.meta.versions = checkpoint.meta.versions or versions()
     ensure_folder(out.parent)
-    error = _write(checkpoint, out, form, options)
+    sets = _sets(checkpoint, options, form)
+    error = _write(checkpoint, out, form, sets, _dtype(options))
     return Converted(
         source=source,
         out=out,
         form=form,
-        sets=_sets(options, form),
+        sets=sets,
         stored=str(_dtype(options)).removeprefix("torch."),
         parameters=sum(tensor.numel() for tensor in checkpoint.ema.values()),
         bytes=out.stat().st_size,
@@ -94,20 +103,21 @@ def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
     )
 
 
-def _write(checkpoint: Checkpoint, out: Path, form: str, options: ConvertOptions) -> float | None:
+def _write(
+    checkpoint: Checkpoint, out: Path, form: str, sets: list[WeightSet], dtype: torch.dtype
+) -> float | None:
     """Write the file and return the largest relative error of an ONNX file, None for others."""
-    meta, weights = checkpoint.meta, options.weight_set
+    meta = checkpoint.meta
     if form == ONNX:
-        return export_onnx(checkpoint, out, weights)
-    dtype = _dtype(options)
+        return export_onnx(checkpoint, out, sets[0])
+    states: dict[WeightSet, StateDict] = {"raw": checkpoint.params, "ema": checkpoint.ema}
     if form == SAFETENSORS:
-        state = checkpoint.ema if weights == "ema" else checkpoint.params
-        save_safetensors(out, _cast(state, dtype), meta.to_json(), weights)
+        save_safetensors(out, _cast(states[sets[0]], dtype), meta.to_json(), sets[0])
         return None
-    content: dict[str, StateDict | str] = {}
-    if not options.ema_only:
-        content["params"] = _cast(checkpoint.params, dtype)
-    content["params_ema"] = _cast(checkpoint.ema, dtype)
+    content: dict[str, StateDict | str] = {
+        SET_KEYS[kind]: _cast(states[kind], dtype)
+        for kind in (states if form == OFFICIAL else sets)  # the official program needs both
+    }
     if form == CHECKPOINT:
         content["meta"] = meta.to_json()
     save_tensors(out, content)
@@ -136,10 +146,12 @@ def _dtype(options: ConvertOptions) -> torch.dtype:
     return torch.float32 if options.half is None else DTYPES[options.half]
 
 
-def _sets(options: ConvertOptions, form: str) -> list[str]:
+def _sets(checkpoint: Checkpoint, options: ConvertOptions, form: str) -> list[WeightSet]:
+    """Return the sets to write: those requested, or the only one of the source."""
+    wanted: list[WeightSet] = ["ema"] if options.ema_only else ["raw", "ema"]
     if form in (SAFETENSORS, ONNX):
-        return [options.weight_set]
-    return ["ema"] if options.ema_only else ["raw", "ema"]
+        wanted = [options.weight_set]
+    return [one for one in wanted if one in checkpoint.sets] or list(checkpoint.sets)
 
 
 def _left_out(form: str, checkpoint: Checkpoint) -> list[str]:

@@ -79,6 +79,14 @@ def test_a_conversion_to_safetensors(weights, tmp_path):
     assert again.exit_code == 0, again.output
 
 
+def test_a_set_that_the_source_lacks_is_noted(weights, tmp_path):
+    pytest.importorskip("safetensors")
+    averaged = tmp_path / "averaged.pt"
+    assert "note:" not in run(weights, averaged, "--ema-only").stderr
+    done = run(averaged, tmp_path / "a.safetensors", "--raw")
+    assert "note: the source has no raw weights; its only set was stored" in done.stderr
+
+
 @pytest.mark.acceptance
 def test_a_conversion_to_onnx(weights, tmp_path):
     pytest.importorskip("onnx")

@@ -69,6 +69,27 @@ def test_official_files_with_one_set_of_weights(tmp_path, ema, keys):
     assert checkpoint.meta.network == SMALL
 
 
+@pytest.mark.parametrize(("kind", "key"), [("raw", "params"), ("ema", "params_ema")])
+def test_the_only_set_of_a_file_is_not_stored_as_the_other(tmp_path, ema, kind, key):
+    pytest.importorskip("safetensors")
+    source = tmp_path / "net_g.pth"
+    torch.save({key: ema}, source)
+    for name, options in (
+        ("a.pt", {}),
+        ("b.pt", {"ema_only": True}),
+        ("a.safetensors", {}),
+        ("b.safetensors", {"raw": True}),
+    ):
+        done = convert(source, tmp_path / name, ConvertOptions(**options))
+        loaded = load_checkpoint(done.out)
+        assert done.sets == list(loaded.sets) == [kind]
+        assert same(loaded.network("raw").state_dict(), loaded.network("ema").state_dict())
+    assert set(torch.load(tmp_path / "a.pt", weights_only=True)) == {key, "meta"}
+    official = convert(source, tmp_path / "b.pth", ConvertOptions())
+    assert official.sets == [kind]
+    assert set(torch.load(official.out, weights_only=True)) == {"params", "params_ema"}
+
+
 def test_losses_in_the_official_format_are_noted(ours):
     done = convert(ours, ours.with_name("a.pth"), ConvertOptions())
     assert done.left_out == [
