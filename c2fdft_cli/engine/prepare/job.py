@@ -211,7 +211,8 @@ def _write(
                     try:
                         guard.add(shard.header.split, entry.name, *digests)
                     except DataError:
-                        _remove(new)  # the corrected set is another one: they would be in its way
+                        # The corrected set is another one: also kept shards would be in its way.
+                        _remove(plan.shards)
                         raise
                     yield PairWritten(entry.name)
     paths = tuple(shard.path for shard in plan.shards)

@@ -460,6 +460,25 @@ def test_equal_pixels_in_train_and_val_are_refused(source: Path, tmp_path: Path)
     assert (corrected.train, corrected.val) == (12, 1)
 
 
+def test_shards_of_an_interrupted_run_are_not_in_the_way_of_the_corrected_set(
+    source: Path, tmp_path: Path
+) -> None:
+    other = make_pairs(tmp_path / "other", 2, first=70)
+    save(other / "target" / "71.png", picture(2 * 9 + 1, 16))
+    save(other / "input" / "71.png", picture(4711, 16))
+    options = {"source": source, "out": tmp_path / "out", "val": other, "max_shard_bytes": 3000}
+    events = iter(prepare(PrepareOptions(**options)))
+    written = {next(events).name for _ in range(7)}
+    events.close()
+    assert "0" in written
+    assert "9" not in written
+    with pytest.raises(DataError, match=r"in train \(pair 9\) and in val \(pair 71\)"):
+        run(**options)
+    for side in ("input", "target"):
+        (other / side / "71.png").unlink()
+    assert run(**options).val == 1
+
+
 # -- what it refuses -------------------------------------------------------------
 
 
