@@ -165,7 +165,7 @@ def load(
     path = choose_weights(sampling.weights, sampling.task, sampling.steps).path
     checkpoint = load_checkpoint(path)
     sampler = make_sampler(checkpoint, sampling)
-    warning = grid_warning(trained_grid(checkpoint), sampler.grid, checkpoint.grid())
+    warning = grid_warning(trained_grid(checkpoint), sampler.grid, checkpoint.grid_or_default())
     for note in (*runtime.notes, *filter(None, [warning])):
         warnings.warn(note, stacklevel=3)
     return Restorer(checkpoint, sampler, runtime, sampling, machine)

@@ -127,7 +127,7 @@ def _job(
 def _timesteps_in_use(subject: Subject, grid: tuple[int, ...] | None) -> list[int]:
     """Return the requested timesteps, otherwise the checkpoint's; UsageError if impossible."""
     if grid is None:
-        return subject.checkpoint.grid()
+        return subject.checkpoint.grid_or_default()
     try:
         return check_grid(grid, subject.checkpoint.meta.diffusion.timesteps)
     except ValueError as error:

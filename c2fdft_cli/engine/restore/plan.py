@@ -149,7 +149,7 @@ def plan_restore(
         manifest.check_writable()
     executor, notice = _executor(checkpoint, sampler, runtime, sampling, machine, samples, todo)
     todo, too_large = _all_checked(todo, executor, inputs.single)
-    warning = grid_warning(trained_grid(checkpoint), sampler.grid, checkpoint.grid())
+    warning = grid_warning(trained_grid(checkpoint), sampler.grid, checkpoint.grid_or_default())
     advice = (warning, notice, *_unread(manifest))
     return RestorePlan(
         sampling=sampling,
@@ -176,7 +176,7 @@ def make_sampler(checkpoint: Checkpoint, sampling: SamplingOptions) -> Sampler:
     Raises:
         UsageError: timesteps that do not fit the checkpoint's noise schedule.
     """
-    grid = choose_grid(sampling, checkpoint.grid(), checkpoint.meta.diffusion.timesteps)
+    grid = choose_grid(sampling, checkpoint.grid_or_default(), checkpoint.meta.diffusion.timesteps)
     eta = checkpoint.eta() if sampling.eta is None else sampling.eta
     return Sampler(checkpoint.alpha_bar(), grid, eta, sampling.seed)
 

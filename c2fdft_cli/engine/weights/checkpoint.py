@@ -121,7 +121,7 @@ class Checkpoint:
         task = (self.meta.recipe or {}).get("task")
         return task if isinstance(task, str) else None
 
-    def grid(self) -> list[int]:
+    def grid_or_default(self) -> list[int]:
         """Return the timesteps to sample at: the file's own, otherwise 4 with default spacing."""
         return self.meta.grid or time_grid(4, total=self.meta.diffusion.timesteps)
 

@@ -181,7 +181,7 @@ def _describe(model: Any, checkpoint: Checkpoint, weights: WeightSet) -> None:
     """Store in the model what a user needs to run it: inputs, timesteps, eta, noise schedule."""
     import onnx
 
-    meta, grid = checkpoint.meta, checkpoint.grid()
+    meta, grid = checkpoint.meta, checkpoint.grid_or_default()
     model.doc_string = model.graph.doc_string = EXPLAINED
     onnx.helper.set_model_props(
         model,

@@ -113,7 +113,7 @@ def _derived(name: str, checkpoint: Checkpoint, data: bytes) -> dict[str, Any]:
         "bytes": len(data),
         "parameters": sum(tensor.numel() for tensor in checkpoint.ema.values()),
         "network": asdict(checkpoint.meta.network),
-        "grid": checkpoint.grid(),
+        "grid": checkpoint.meta.grid,
     }
 
 
