@@ -309,8 +309,8 @@ def _evaluate(
     rival = None if other is None else _run(other, runtime)
     if not runtime.is_main:
         return
-    document, words = compared(result, rival)
-    written, remarks = write(result, rival, document, words, scores.csv, scores.report, gallery)
+    document, words, rivals = compared(result, rival)
+    written, remarks = write(result, rivals, document, words, scores.csv, scores.report, gallery)
     following = None if scores.report else _with_report(source, runs, scores)
     failure = None if scores.allow_missing else _incomplete(result, rival, scores.against)
     if json:

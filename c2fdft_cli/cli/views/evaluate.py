@@ -19,26 +19,30 @@ def note(event: Scored) -> str:
     return f"{event.name}: {event.psnr:.2f} dB" if event.psnr == event.psnr else event.name
 
 
-def compared(result: EvalResult, rival: EvalResult | None) -> tuple[dict[str, Any], list[str]]:
-    """Return the JSON document, and the lines that compare the result with B."""
+def compared(
+    result: EvalResult, rival: EvalResult | None
+) -> tuple[dict[str, Any], list[str], dict[str, Scored]]:
+    """Return the JSON document, the lines that compare the result with B, and the rows of B.
+
+    The rows of B are by the names of the result's.
+    """
     from c2fdft_cli.engine.evaluate.compare import as_json, in_words, paired_comparison
     from c2fdft_cli.engine.evaluate.rows import document
 
     facts = document(result)
     if rival is None:
-        return facts, []
-    comparison = paired_comparison(result, rival)
-    against = as_json(comparison, result, rival)
-    words = [*(f"B: {line}" for line in _about(rival)), *in_words(comparison)]
-    if alone := against["not_in_both"]:
+        return facts, [], {}
+    paired = paired_comparison(result, rival)
+    words = [*(f"B: {line}" for line in _about(rival)), *in_words(paired.scores)]
+    if alone := paired.not_in_both:
         words.append(f"not in both: {', '.join(alone[:10])}" + (" ..." if alone[10:] else ""))
-    facts["against"] = {**against, "lines": words}
-    return facts, words
+    facts["against"] = {**as_json(paired), "lines": words}
+    return facts, words, {ours.name: theirs for ours, theirs in paired.common}
 
 
 def write(
     result: EvalResult,
-    rival: EvalResult | None,
+    rivals: dict[str, Scored],
     document: dict[str, Any],
     words: list[str],
     csv: Path | None,
@@ -48,11 +52,9 @@ def write(
     """Write the requested files (CSV, report); return their paths, and remarks on the page."""
     written, remarks = [], []
     if csv is not None:
-        from c2fdft_cli.engine.evaluate.compare import in_common
         from c2fdft_cli.engine.evaluate.rows import write_csv
 
-        common = [] if rival is None else in_common(result, rival)
-        write_csv(csv, result, {ours.name: theirs for ours, theirs in common})
+        write_csv(csv, result, rivals)
         written.append(csv)
     if report is not None:
         from c2fdft_cli.engine.evaluate.report import write_report

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,28 @@ from c2fdft_cli.metrics.statistics import CONFIDENCE, Comparison, compare
 from c2fdft_cli.vocabulary import finite_or_none
 
 
-def paired_comparison(a: EvalResult, b: EvalResult) -> dict[str, Comparison]:
+@dataclass(frozen=True)
+class PairedComparison:
+    """The comparison of two evaluations.
+
+    common: the pairs of rows of A and B that belong to one image.
+    scores: the comparison of each score over these pairs.
+    """
+
+    a: EvalResult
+    b: EvalResult
+    common: list[tuple[Scored, Scored]]
+    scores: dict[str, Comparison]
+
+    @property
+    def not_in_both(self) -> list[str]:
+        """The names of images that only one of the two has."""
+        ours = {row.name for row in self.a.rows} - {row.name for row, _ in self.common}
+        theirs = {row.name for row in self.b.rows} - {row.name for _, row in self.common}
+        return sorted(ours | theirs)
+
+
+def paired_comparison(a: EvalResult, b: EvalResult) -> PairedComparison:
     """Compare each score of A and B over the images that both have, paired by image.
 
     Raises:
@@ -34,7 +55,7 @@ def paired_comparison(a: EvalResult, b: EvalResult) -> dict[str, Comparison]:
     for key in keys_of(a):
         ours, theirs = [[score_of(row, key) for row in side] for side in zip(*common, strict=True)]
         found[key] = compare(ours, theirs, lower_wins=lower_wins(key))
-    return found
+    return PairedComparison(a, b, common, found)
 
 
 def in_common(a: EvalResult, b: EvalResult) -> list[tuple[Scored, Scored]]:
@@ -63,19 +84,12 @@ def _by_partner(result: EvalResult, without: set[str]) -> dict[Path, Scored]:
     }
 
 
-def not_in_common(a: EvalResult, b: EvalResult) -> list[str]:
-    """Return the names of images that only one of the two has."""
-    common = in_common(a, b)
-    ours = {row.name for row in a.rows} - {row.name for row, _ in common}
-    theirs = {row.name for row in b.rows} - {row.name for _, row in common}
-    return sorted(ours | theirs)
-
-
-def as_json(comparison: dict[str, Comparison], a: EvalResult, b: EvalResult) -> dict[str, Any]:
-    """Return the comparison of A and B for --json; values that are not finite become null.
+def as_json(paired: PairedComparison) -> dict[str, Any]:
+    """Return a comparison for --json; values that are not finite become null.
 
     `docs/reference/files.md` describes the keys.
     """
+    comparison = paired.scores
     facts: dict[str, Any] = finite_or_none(
         {
             "mean": {key: one.mean_b for key, one in comparison.items()},
@@ -90,11 +104,11 @@ def as_json(comparison: dict[str, Comparison], a: EvalResult, b: EvalResult) -> 
                         key: score_of(ours, key) - score_of(theirs, key) for key in comparison
                     },
                 }
-                for ours, theirs in in_common(a, b)
+                for ours, theirs in paired.common
             ],
-            "not_in_both": not_in_common(a, b),
-            "notes": b.all_notes,
-            "missing": missing_of(b),
+            "not_in_both": paired.not_in_both,
+            "notes": paired.b.all_notes,
+            "missing": missing_of(paired.b),
         }
     )
     return facts

@@ -15,7 +15,6 @@ from c2fdft_cli.engine.evaluate.compare import (
     as_json,
     in_common,
     in_words,
-    not_in_common,
     paired_comparison,
 )
 from c2fdft_cli.engine.evaluate.metrics import find_metrics
@@ -31,22 +30,22 @@ def test_results_are_compared_by_name(folders: tuple[Path, Path], tmp_path: Path
     for k in (1, 2):
         save(tmp_path / "b" / f"{k + 9}.png", degraded(k, 40))
     a, b = run(out, target), run(tmp_path / "b", target)
-    comparison = paired_comparison(a, b)
-    assert (comparison["psnr"].wins, comparison["psnr"].images) == (2, 2)
-    assert not_in_common(a, b) == ["9"]
-    assert as_json(comparison, a, b)["difference"]["psnr"]["mean"] > 0
-    assert in_words(comparison)[0].startswith("PSNR: A - B = +")
+    paired = paired_comparison(a, b)
+    assert (paired.scores["psnr"].wins, paired.scores["psnr"].images) == (2, 2)
+    assert paired.not_in_both == ["9"]
+    assert as_json(paired)["difference"]["psnr"]["mean"] > 0
+    assert in_words(paired.scores)[0].startswith("PSNR: A - B = +")
     one = run(save(tmp_path / "c" / "9.png", degraded(0, 9)), target / "9.png")
     assert (
         "(one image: no interval), A wins 0, B 0, ties 1"
-        in in_words(paired_comparison(one, one))[0]
+        in in_words(paired_comparison(one, one).scores)[0]
     )
     exact = run(target, target)
     equal = paired_comparison(exact, exact)
-    assert in_words(equal)[0] == (
+    assert in_words(equal.scores)[0] == (
         "PSNR: no finite difference, A wins 0, B 0, ties 3; mean of A inf, of B inf"
     )
-    facts = as_json(equal, exact, exact)
+    facts = as_json(equal)
     assert (facts["mean"]["psnr"], facts["difference"]["psnr"]["mean"]) == (None, None)
     assert facts["difference"]["psnr"]["ties"] == 3
     assert facts["images"][0]["difference"] == {"psnr": None, "ssim": 0}
@@ -63,14 +62,14 @@ def test_each_difference_of_all_scores_is_kept(folders: tuple[Path, Path], tmp_p
         save(tmp_path / "b" / f"{k + 9}_out.png", degraded(k, 40))
     metrics = find_metrics("haarpsi,gmsd")
     a, b = (run(side, target, metrics=metrics) for side in (out, tmp_path / "b"))
-    comparison = paired_comparison(a, b)
-    assert list(comparison) == ["psnr", "ssim", "haarpsi", "gmsd"]
-    assert [(one.wins, one.losses) for one in comparison.values()] == [(2, 0)] * 4
-    assert comparison["haarpsi"].mean > 0 > comparison["gmsd"].mean
-    psnr, ssim, *_ = in_words(comparison)
+    paired = paired_comparison(a, b)
+    assert list(paired.scores) == ["psnr", "ssim", "haarpsi", "gmsd"]
+    assert [(one.wins, one.losses) for one in paired.scores.values()] == [(2, 0)] * 4
+    assert paired.scores["haarpsi"].mean > 0 > paired.scores["gmsd"].mean
+    psnr, ssim, *_ = in_words(paired.scores)
     assert re.match(r"PSNR: A - B = \S+\.\d\d dB \[\S+\.\d\d, \S+\.\d\d\] \(95 %\), A", psnr)
     assert re.match(r"SSIM: A - B = \S+\.\d{4} \[\S+\.\d{4}, \S+\.\d{4}\] \(95 %\), A", ssim)
-    facts = as_json(comparison, a, b)
+    facts = as_json(paired)
     assert [(row["name"], row["name_b"]) for row in facts["images"]] == [
         ("10", "10_out"),
         ("11", "11_out"),
@@ -79,7 +78,7 @@ def test_each_difference_of_all_scores_is_kept(folders: tuple[Path, Path], tmp_p
         assert row["b"]["haarpsi"] == theirs.more["haarpsi"]
         assert row["difference"]["psnr"] == ours.psnr - theirs.psnr
     assert facts["not_in_both"] == ["9"]
-    write_csv(tmp_path / "rows.csv", a, {ours.name: other for ours, other in in_common(a, b)})
+    write_csv(tmp_path / "rows.csv", a, {ours.name: other for ours, other in paired.common})
     with (tmp_path / "rows.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0])[-5:] == ["protocol", "b_psnr", "b_ssim", "b_haarpsi", "b_gmsd"]
@@ -93,13 +92,14 @@ def test_both_means_are_over_the_images_that_both_have(
     for k in (1, 2):
         save(tmp_path / "b" / f"{k + 9}.png", degraded(k, 40))
     a, b = run(out, target), run(tmp_path / "b", target)
-    one = paired_comparison(b, a)["psnr"]
+    paired = paired_comparison(b, a)
+    one = paired.scores["psnr"]
     assert (one.mean_a, one.mean_b) == (
         b.psnr,
         pytest.approx((a.rows[1].psnr + a.rows[2].psnr) / 2),
     )
-    assert as_json(paired_comparison(b, a), b, a)["mean"]["psnr"] == one.mean_b
-    assert in_words(paired_comparison(b, a))[0].endswith(
+    assert as_json(paired)["mean"]["psnr"] == one.mean_b
+    assert in_words(paired.scores)[0].endswith(
         f"; mean of A {one.mean_a:.2f}, of B {one.mean_b:.2f}"
     )
 
@@ -124,7 +124,7 @@ def test_results_of_other_names_are_compared_by_target(
         ("10", "10_derained"),
         ("11", "11_derained"),
     ]
-    assert not_in_common(a, b) == []
+    assert paired_comparison(a, b).not_in_both == []
 
 
 def test_variants_of_one_target_are_compared_by_their_inputs(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_variants_of_one_target_are_compared_by_their_inputs(tmp_path: Path) -> 
         save(tmp_path / "set" / "rainy_image" / f"901_{k}.jpg", degraded(k))
     save(tmp_path / "set" / "ground_truth" / "901.jpg", photo(0))
     a, b = (run(tmp_path / side, tmp_path / "set") for side in "ab")
-    assert not_in_common(a, b) == []
+    assert paired_comparison(a, b).not_in_both == []
     a, b = (run(tmp_path / side, tmp_path / "set" / "ground_truth") for side in "ab")
     with pytest.raises(DataError, match="no image in common"):  # the target alone is ambiguous
         paired_comparison(a, b)

@@ -108,7 +108,7 @@ def test_results_that_differ_only_in_their_suffix_are_compared_with_their_own(
     save(tmp_path / "target" / "0.png", photo(0))
     a, b = (run(tmp_path / side, tmp_path / "target") for side in "ab")
     assert [row.name for row in a.rows] == ["0.bmp", "0.png"]
-    found = paired_comparison(a, b)["psnr"]
+    found = paired_comparison(a, b).scores["psnr"]
     assert found is not None
     assert found.mean == pytest.approx(a.psnr - b.psnr)
     sides = [tmp_path / side for side in ("a", "target", "b")]

@@ -87,12 +87,12 @@ def test_a_name_of_dots_and_a_suffix_is_kept(noisy: Path) -> None:
 
 def test_the_lower_score_wins(noisy: Path, tmp_path: Path) -> None:
     a, b = (run(one, "noise_sigma") for one in (fill(tmp_path / "clean", 2), noisy))
-    comparison = paired_comparison(a, b)
-    assert list(comparison) == ["noise_sigma"]
-    line = in_words(comparison)[0]
+    paired = paired_comparison(a, b)
+    assert list(paired.scores) == ["noise_sigma"]
+    line = in_words(paired.scores)[0]
     assert line.startswith("NOISE_SIGMA: A - B = -")
     assert "A wins 3, B 0, ties 0; mean of A " in line
-    facts = as_json(comparison, a, b)
+    facts = as_json(paired)
     told = facts["difference"]["noise_sigma"]
     assert (told["wins"], told["losses"], told["ties"]) == (3, 0, 0)
     assert facts["mean"]["noise_sigma"] == pytest.approx(12, rel=0.15)
