@@ -18,7 +18,7 @@ USING = "Using"
 HELPING = "Tools and help"
 
 
-class Entry(NamedTuple):
+class ListedCommand(NamedTuple):
     """An entry of the list of commands.
 
     panel: the heading under which the help lists it.
@@ -33,32 +33,32 @@ class Entry(NamedTuple):
 
 
 COMMANDS = (
-    Entry(TRAINING, "prepare", "prepare:prepare",
+    ListedCommand(TRAINING, "prepare", "prepare:prepare",
           "Pack image pairs into shards that training reads without decoding."),
-    Entry(TRAINING, "train-coarse", "train:train_coarse",
+    ListedCommand(TRAINING, "train-coarse", "train:train_coarse",
           "Stage 1: train the network to predict noise."),
-    Entry(TRAINING, "sweep-steps", "sweep:sweep_steps",
+    ListedCommand(TRAINING, "sweep-steps", "sweep:sweep_steps",
           "Choose the number of sampling steps and store the timesteps in the checkpoint."),
-    Entry(TRAINING, "train-fine", "train:train_fine",
+    ListedCommand(TRAINING, "train-fine", "train:train_fine",
           "Stage 2: train through the few-step sampler, from pure noise to the restored image."),
-    Entry(USING, "restore", "restore:restore", "Restore images and videos of any sizes."),
-    Entry(USING, "eval", "evaluate:evaluate",
+    ListedCommand(USING, "restore", "restore:restore", "Restore images and videos of any sizes."),
+    ListedCommand(USING, "eval", "evaluate:evaluate",
           "Score restored images against their targets, paired by name."),
-    Entry(USING, "convert", "convert:convert",
+    ListedCommand(USING, "convert", "convert:convert",
           "Convert weights to another format: checkpoint, official, safetensors, ONNX."),
-    Entry(HELPING, "demo", "demo:demo",
+    ListedCommand(HELPING, "demo", "demo:demo",
           "Run the whole pipeline in minutes: prepare, train, sweep, fine-tune, restore, score."),
-    Entry(HELPING, "info", "info:info",
+    ListedCommand(HELPING, "info", "info:info",
           "Show the contents of a checkpoint, a shard folder or a run folder."),
-    Entry(HELPING, "bench", "bench:bench",
+    ListedCommand(HELPING, "bench", "bench:bench",
           "Measure the speed of this machine: network, training step, restoring, data loading."),
-    Entry(HELPING, "doctor", "doctor:doctor",
+    ListedCommand(HELPING, "doctor", "doctor:doctor",
           "Show what this machine supports: device, precision, optional packages, disk."),
-    Entry(HELPING, "weights", "weights:weights",
+    ListedCommand(HELPING, "weights", "weights:weights",
           "List the packaged weights with their scores; average the weights of trainings."),
-    Entry(HELPING, "recipes", "recipes:recipes", "List, show, copy and check recipes."),
-    Entry(HELPING, "help", "start:show_help", "Show the help of a command."),
-    Entry(HELPING, "version", "start:show_version", "Show the version."),
+    ListedCommand(HELPING, "recipes", "recipes:recipes", "List, show, copy and check recipes."),
+    ListedCommand(HELPING, "help", "start:show_help", "Show the help of a command."),
+    ListedCommand(HELPING, "version", "start:show_version", "Show the version."),
 )  # fmt: skip
 
 

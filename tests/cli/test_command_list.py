@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import c2fdft_cli
 from c2fdft_cli.cli.app import app
-from c2fdft_cli.cli.command_list import COMMANDS, Entry, load_command
+from c2fdft_cli.cli.command_list import COMMANDS, ListedCommand, load_command
 from tests.kit.processes import python
 
 HEAVY = ("torch", "numpy", "cv2", "h5py", "omegaconf", "PIL", "imageio", "piq")
@@ -61,7 +61,7 @@ def test_the_help_of_a_command_loads_only_that_command() -> None:
 
 
 @pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
-def test_the_list_agrees_with_the_commands(entry: Entry) -> None:
+def test_the_list_agrees_with_the_commands(entry: ListedCommand) -> None:
     first, *_ = load_command(entry.name).help.split("\n\n")
     assert " ".join(first.split()) == entry.help
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from c2fdft_cli.engine.weights.catalogue import Entry, Score, read_catalogue
+from c2fdft_cli.engine.weights.catalogue import PackagedWeights, PublishedScore, read_catalogue
 
 FILE = Path(__file__).parents[2] / "docs" / "models" / "scores.md"
 HEAD = """# Every packaged file
@@ -34,7 +34,7 @@ def reference() -> str:
     return HEAD + scores + "\n" + COSTS + "\n".join(map(_cost, entries)) + "\n"
 
 
-def _score(entry: Entry, one: Score) -> str:
+def _score(entry: PackagedWeights, one: PublishedScore) -> str:
     about = f"{one.set}; {one.images}, `{one.protocol}`"
     values = f"{_pair(one.input_psnr, one.input_ssim)} | {_pair(one.psnr, one.ssim)}"
     return f"| `{entry.name}` | {about} | {values} | {one.psnr - one.input_psnr:+.2f} |"
@@ -44,7 +44,7 @@ def _pair(psnr: float, ssim: float) -> str:
     return f"{psnr:.2f} / {f'{ssim:.3f}'.lstrip('0')}"
 
 
-def _cost(entry: Entry) -> str:
+def _cost(entry: PackagedWeights) -> str:
     card = f"[`{entry.name}`]({Path(entry.card).name})"
     speed = f"{entry.seconds_per_megapixel:g} ({entry.timed_on})"
     return (

@@ -43,7 +43,7 @@ _PARTS_OF_SETS = (".h5", ".mat")
 
 
 @dataclass(frozen=True)
-class Source:
+class EvalSource:
     """What is scored: files with or without targets, or weights on shards or an image set."""
 
     restored: Path | None
@@ -199,7 +199,7 @@ def evaluate(
         ),
     ] = None,
     *,
-    source: Source,
+    source: EvalSource,
     scores: Scores,
     runs: WeightsOptions,
     json: Json = False,
@@ -253,7 +253,7 @@ def evaluate(
         destroy_process_group()
 
 
-def _make_room(scores: Scores, source: Source) -> None:
+def _make_room(scores: Scores, source: EvalSource) -> None:
     """Check the files that will be written, and create their folders."""
     from c2fdft_cli.engine.evaluate.report import REPORT_FILES
 
@@ -288,7 +288,7 @@ def _find_metrics(names: str | None, no_reference: bool) -> dict[str, Metric]:
 
 
 def _evaluate(
-    source: Source,
+    source: EvalSource,
     runs: WeightsOptions,
     options: EvalOptions,
     scores: Scores,
@@ -349,7 +349,7 @@ def _given(runs: WeightsOptions) -> list[str]:
 
 
 def _jobs(
-    source: Source, against: str | None, runs: WeightsOptions, options: EvalOptions, quiet: bool
+    source: EvalSource, against: str | None, runs: WeightsOptions, options: EvalOptions, quiet: bool
 ) -> tuple[Job[Scored, EvalResult], Job[Scored, EvalResult] | None]:
     """Make the job that evaluates checkpoints, folders of results or SIDD blocks; and that of B."""
     from c2fdft_cli.engine.evaluate.weights import compare_weights, evaluate_weights
@@ -368,7 +368,7 @@ def _jobs(
         return compare_weights(ours, theirs, runs, options, data=source.data, pairs=pairs)
 
 
-def _job_of_files(path: Path, source: Source, options: EvalOptions) -> Job[Scored, EvalResult]:
+def _job_of_files(path: Path, source: EvalSource, options: EvalOptions) -> Job[Scored, EvalResult]:
     from c2fdft_cli.engine.evaluate.files import evaluate_files, evaluate_list
     from c2fdft_cli.engine.evaluate.photos import evaluate_alone
     from c2fdft_cli.engine.evaluate.sidd import are_blocks, evaluate_blocks, open_blocks
@@ -384,7 +384,7 @@ def _job_of_files(path: Path, source: Source, options: EvalOptions) -> Job[Score
     return evaluate_files(path, source.target, options, source.degraded)
 
 
-def _with_report(source: Source, runs: WeightsOptions, scores: Scores) -> str:
+def _with_report(source: EvalSource, runs: WeightsOptions, scores: Scores) -> str:
     """Return the same command with --report, under a name that is free."""
     folders = [path for path in (source.restored, source.target) if path is not None]
     words = [*option_words(source), *option_words(runs)]

@@ -16,7 +16,7 @@ from c2fdft_cli.cli.options import Json, Overwrite, path_of, weights_file
 from c2fdft_cli.vocabulary import many
 
 if TYPE_CHECKING:
-    from c2fdft_cli.engine.weights.catalogue import Entry, Score
+    from c2fdft_cli.engine.weights.catalogue import PackagedWeights, PublishedScore
 
 weights = typer.Typer(
     cls=Group,
@@ -164,24 +164,24 @@ def pack(
     console.say_next(console.command("weights", "list"))
 
 
-def _document(entry: Entry) -> dict[str, Any]:
+def _document(entry: PackagedWeights) -> dict[str, Any]:
     return {**asdict(entry), "calls": len(entry.grid)}
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
+def _row(entry: PackagedWeights) -> tuple[str, ...]:
     seconds = f"{entry.seconds_per_megapixel:.3g}"
     size = console.megabytes(entry.bytes)
     return entry.name, entry.task, size, str(len(entry.grid)), seconds
 
 
-def _words(score: Score) -> str:
+def _words(score: PublishedScore) -> str:
     before = f"{score.input_psnr:.2f} dB / {score.input_ssim:.4f}"
     after = f"{score.psnr:.2f} dB / {score.ssim:.4f}"
     about = f"{many(score.images, 'image')}, protocol {score.protocol}"
     return f"{score.set} ({about}): {before} -> {after}"
 
 
-def _tell(entry: Entry) -> None:
+def _tell(entry: PackagedWeights) -> None:
     lines = (
         entry.name,
         f"  good for: {entry.good_for}",

@@ -17,7 +17,7 @@ from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.shards.format import CHANNELS, make_entry
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.data.synthesis.degrade import contact_sheet
-from c2fdft_cli.engine.prepare.source import Found, PairReader
+from c2fdft_cli.engine.prepare.source import FoundPairs, PairReader
 from c2fdft_cli.engine.prepare.split import choose_val, content_keys
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.pipeline import in_order
@@ -105,7 +105,7 @@ def _psnr_y(lq: Pixels, gt: Pixels) -> float:
     return float(psnr(luma(a), luma(b)))
 
 
-def choose_checked(found: Found, checked: Sequence[Checked]) -> Found:
+def choose_checked(found: FoundPairs, checked: Sequence[Checked]) -> FoundPairs:
     """Choose the validation pairs by the digests of images that were read."""
     if not found.candidates:
         return found

@@ -33,7 +33,7 @@ from c2fdft_cli.engine.prepare.plan import (
     measure,
     remembered_choice,
 )
-from c2fdft_cli.engine.prepare.source import DecodedImages, Found, PairReader, find
+from c2fdft_cli.engine.prepare.source import DecodedImages, FoundPairs, PairReader, find
 from c2fdft_cli.engine.prepare.split import SplitGuard, choose_val, content_keys
 from c2fdft_cli.errors import DataError, PartialFailure, UsageError
 from c2fdft_cli.files import free_disk_bytes, hold_folder, write_error
@@ -137,7 +137,7 @@ def prepare(options: PrepareOptions) -> Job[PairWritten, PrepareResult]:
 
 
 def _check(
-    options: PrepareOptions, reader: PairReader, found: Found
+    options: PrepareOptions, reader: PairReader, found: FoundPairs
 ) -> Generator[PairWritten, None, PrepareResult]:
     """Read all pairs and report their problems, without writing anything."""
     checked = []
@@ -162,7 +162,7 @@ def _check(
 
 
 def _write(
-    options: PrepareOptions, reader: PairReader, found: Found
+    options: PrepareOptions, reader: PairReader, found: FoundPairs
 ) -> Generator[PairWritten, None, PrepareResult]:
     """Write the shards that do not exist yet."""
     workers = options.workers
@@ -240,7 +240,7 @@ def _remove(shards: Iterable[PlannedShard]) -> None:
 def _choose(
     options: PrepareOptions,
     reader: PairReader,
-    found: Found,
+    found: FoundPairs,
     entries: Mapping[FilePair, Entry],
     decoded: DecodedImages,
 ) -> ValChoice | None:
@@ -323,7 +323,7 @@ def _compare(shard: PlannedShard, rows: Sequence[Row], images: Images) -> None:
                     )
 
 
-def _counted(found: Found, notices: Sequence[str]) -> PrepareResult:
+def _counted(found: FoundPairs, notices: Sequence[str]) -> PrepareResult:
     """Make the part of the result that checking and writing have in common."""
     remarks = remarks_on_pairs([(pair.lq, pair.gt) for _, pair in found.pairs])
     return PrepareResult(

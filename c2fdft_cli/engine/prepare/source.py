@@ -45,7 +45,7 @@ Splits: TypeAlias = dict[str, tuple[FilePair, ...]]
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundPairs:
     """All pairs of a source, and how they are split into training and validation.
 
     Args:
@@ -77,7 +77,7 @@ class Found:
         """The pairs from which the validation pairs are yet to be chosen."""
         return () if self.choose_from is None else self.splits[self.choose_from]
 
-    def with_val(self, names: Collection[str], notices: Iterable[str] = ()) -> Found:
+    def with_val(self, names: Collection[str], notices: Iterable[str] = ()) -> FoundPairs:
         """Return a copy with the candidates of these names as validation pairs.
 
         The other candidates are trained on, or skipped if they belong to the set's own val split.
@@ -97,7 +97,7 @@ class Found:
         )
 
 
-def find(options: PrepareOptions) -> Found:
+def find(options: PrepareOptions) -> FoundPairs:
     """Find the pairs (or the clean images to degrade) of the source and split them.
 
     Raises:
@@ -106,7 +106,7 @@ def find(options: PrepareOptions) -> Found:
     """
     source, val = options.source, options.val
 
-    def look(root: Path, pairs_file: Path | None) -> Found:
+    def look(root: Path, pairs_file: Path | None) -> FoundPairs:
         if options.synthesize:
             found = _clean(root, options.synthesize)
         elif options.side_by_side:
@@ -160,13 +160,13 @@ def _without(pairs: Iterable[FilePair], left_out: Iterable[FilePair]) -> tuple[F
     return tuple(pair for pair in pairs if (real_path(pair.lq), real_path(pair.gt)) not in files)
 
 
-def _split_apart(found: PairSet) -> Found:
+def _split_apart(found: PairSet) -> FoundPairs:
     """Convert the pairs of a folder, without its test split."""
     splits = {split: pairs for split, pairs in found.splits.items() if split != "test"}
-    return Found(found.layout, found.task, splits, found.unpaired, found.notices)
+    return FoundPairs(found.layout, found.task, splits, found.unpaired, found.notices)
 
 
-def _clean(source: Path, synthesis: Synthesis) -> Found:
+def _clean(source: Path, synthesis: Synthesis) -> FoundPairs:
     """Find the clean images of a folder, without its sub-folders."""
     images, notices = top_images(source, kind="clean images")
     stems = Counter(path.stem for path in images)
@@ -177,10 +177,12 @@ def _clean(source: Path, synthesis: Synthesis) -> Found:
         FilePair(path.name if {path.name, path.stem} & whole else path.stem, path, path)
         for path in images
     )
-    return Found("clean images", MODELS[synthesis.kind].task, {"train": pairs}, (), tuple(notices))
+    return FoundPairs(
+        "clean images", MODELS[synthesis.kind].task, {"train": pairs}, (), tuple(notices)
+    )
 
 
-def _outside(found: Found, root: Path, out: Path) -> Found:
+def _outside(found: FoundPairs, root: Path, out: Path) -> FoundPairs:
     """Return a copy without images in the output folder, if that is inside `root`."""
     inner = real_path(out)
     if root.resolve() not in inner.parents:

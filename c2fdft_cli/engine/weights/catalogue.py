@@ -30,7 +30,7 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 
 
 @dataclass(frozen=True)
-class Score:
+class PublishedScore:
     """Mean scores on one set of images, before (`input_*`) and after restoring.
 
     protocol: a name in `metrics.protocols.PROTOCOLS`. PSNR is in dB, SSIM in [-1, 1].
@@ -48,7 +48,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Entry:
+class PackagedWeights:
     """The catalogue's entry for one file of packaged weights.
 
     file: the name of the file in the folder; `sha256` and `bytes` describe this file.
@@ -73,7 +73,7 @@ class Entry:
     trained_on: str
     schedule: str
     trained_for: str
-    scores: list[Score]
+    scores: list[PublishedScore]
     seconds_per_megapixel: Real
     timed_on: str
     licence: str
@@ -95,7 +95,7 @@ def weights_folder() -> Path:
     return Path(str(resources.files("c2fdft_cli") / "weights"))
 
 
-def read_catalogue(folder: Path | None = None) -> dict[str, Entry]:
+def read_catalogue(folder: Path | None = None) -> dict[str, PackagedWeights]:
     """Return the entries by name, without opening any weights; {} if no weights are packaged.
 
     `folder` is None for the installed one.
@@ -115,7 +115,7 @@ def read_catalogue(folder: Path | None = None) -> dict[str, Entry]:
         raise _damaged(path, str(error)) from error
 
 
-def write_catalogue(folder: Path, entries: Mapping[str, Entry]) -> None:
+def write_catalogue(folder: Path, entries: Mapping[str, PackagedWeights]) -> None:
     """Write the catalogue of a folder, sorted by task (in the order of `PACKAGED_TASKS`)."""
     from c2fdft_cli.files import atomic_write_text
 
@@ -130,7 +130,7 @@ def write_catalogue(folder: Path, entries: Mapping[str, Entry]) -> None:
     atomic_write_text(folder / CATALOGUE, text + "\n")
 
 
-def checked_file(entry: Entry) -> Path:
+def checked_file(entry: PackagedWeights) -> Path:
     """Return the file of packaged weights, after checking its size and SHA-256.
 
     Raises:
@@ -155,17 +155,17 @@ def is_packaged(path: Path) -> bool:
     return path.resolve().parent == weights_folder().resolve()
 
 
-def make_entry(name: str, values: Mapping[str, Any]) -> Entry:
+def make_entry(name: str, values: Mapping[str, Any]) -> PackagedWeights:
     """Make an entry from plain JSON values; the message of a ValueError lists all problems."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{name} must be a dictionary, got {type(values).__name__}")
     try:
-        return validate(Entry, {**values, "name": name})
+        return validate(PackagedWeights, {**values, "name": name})
     except InvalidValuesError as error:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _parse(content: Any) -> dict[str, Entry]:
+def _parse(content: Any) -> dict[str, PackagedWeights]:
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"the catalogue must have format version {FORMAT_VERSION}")
     weights = content.get("weights")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from c2fdft_cli.engine.weights.catalogue import Entry, checked_file, read_catalogue
+from c2fdft_cli.engine.weights.catalogue import PackagedWeights, checked_file, read_catalogue
 from c2fdft_cli.engine.weights.identify import WEIGHTS_SUFFIXES
 from c2fdft_cli.errors import CheckpointError, UsageError
 from c2fdft_cli.vocabulary import PACKAGED_TASKS, check_choice, did_you_mean, many
@@ -19,7 +19,7 @@ EQUAL = 0.1
 
 
 @dataclass(frozen=True)
-class Found:
+class ChosenWeights:
     """The weights that were chosen.
 
     path: the checkpoint file. A packaged file has been checked, another has not been opened.
@@ -30,7 +30,9 @@ class Found:
     remarks: list[str] = field(default_factory=list)
 
 
-def choose_weights(spec: str | None, task: str | None = None, steps: int | None = None) -> Found:
+def choose_weights(
+    spec: str | None, task: str | None = None, steps: int | None = None
+) -> ChosenWeights:
     """Find the checkpoint file for `--weights` or, without it, for `--task` and `--steps`.
 
     A bare name of packaged weights means those, even if the current folder contains a file of this
@@ -60,7 +62,7 @@ def choose_weights(spec: str | None, task: str | None = None, steps: int | None 
         return _named_by(spec, entry, "file" if os.path.isfile(spec) else None)
     path = Path(spec)
     if os.path.exists(spec) or path.suffix.lower() in WEIGHTS_SUFFIXES:
-        return Found(path)
+        return ChosenWeights(path)
     raise _no_such_weights(spec, f"{_nearest(spec, packaged)} (or give a file)")
 
 
@@ -73,7 +75,7 @@ def packaged_file(name: str) -> Path:
     return checked_file(entry)
 
 
-def find_path(spec: str) -> Found:
+def find_path(spec: str) -> ChosenWeights:
     """Find the file of packaged weights if `spec` is their name, otherwise `spec` as a path.
 
     Raises:
@@ -90,10 +92,10 @@ def find_path(spec: str) -> Found:
     near = did_you_mean(spec, packaged)
     if near is not None and not there and spec == Path(spec).stem:
         raise _no_such_weights(spec, f"{near} (or give a path)")
-    return Found(Path(spec))
+    return ChosenWeights(Path(spec))
 
 
-def by_merit(entries: Sequence[Entry]) -> list[Entry]:
+def by_merit(entries: Sequence[PackagedWeights]) -> list[PackagedWeights]:
     """Sort the packaged weights of one task, the ones to prefer first.
 
     The order is that of the mean PSNR over the sets that all of them were scored on, except that
@@ -107,14 +109,16 @@ def by_merit(entries: Sequence[Entry]) -> list[Entry]:
     }
     best = max(means.values(), default=0.0)
 
-    def rank(entry: Entry) -> tuple[bool, float, int, str]:
+    def rank(entry: PackagedWeights) -> tuple[bool, float, int, str]:
         worse = means[entry.name] < best - EQUAL
         return worse, -means[entry.name] if worse else 0.0, len(entry.grid), entry.name
 
     return sorted(entries, key=rank)
 
 
-def _of_task(packaged: Mapping[str, Entry], task: str | None, steps: int | None) -> Found:
+def _of_task(
+    packaged: Mapping[str, PackagedWeights], task: str | None, steps: int | None
+) -> ChosenWeights:
     """Choose the packaged weights of a task that were trained for `steps`, otherwise the best."""
     ranked = by_merit([one for one in packaged.values() if one.task == (task or DEFAULT_TASK)])
     if not ranked:
@@ -132,27 +136,27 @@ def _of_task(packaged: Mapping[str, Entry], task: str | None, steps: int | None)
     if task is None and len(tasks) > 1:
         others = " or ".join(one for one in tasks if one != chosen.task)
         remark += f"; --task {others} for other degradations"
-    return Found(checked_file(chosen), [remark])
+    return ChosenWeights(checked_file(chosen), [remark])
 
 
-def _steps(entry: Entry) -> str:
+def _steps(entry: PackagedWeights) -> str:
     count = len(entry.grid)
     return many(count, "sampling step")
 
 
-def _named(name: str, packaged: Mapping[str, Entry]) -> Entry | None:
+def _named(name: str, packaged: Mapping[str, PackagedWeights]) -> PackagedWeights | None:
     """Return the entry with this name, otherwise the one that formerly had it; None if none did."""
     once = (entry for entry in packaged.values() if name in entry.formerly)
     return packaged.get(name) or next(once, None)
 
 
-def _find_entry(spec: str, packaged: Mapping[str, Entry]) -> Entry | None:
+def _find_entry(spec: str, packaged: Mapping[str, PackagedWeights]) -> PackagedWeights | None:
     """Return the entry that `spec` names; an existing file has priority over former names only."""
     entry = _named(spec, packaged)
     return None if entry and entry.name != spec and os.path.exists(spec) else entry
 
 
-def _named_by(spec: str, entry: Entry, hidden: str | None) -> Found:
+def _named_by(spec: str, entry: PackagedWeights, hidden: str | None) -> ChosenWeights:
     """Return the packaged weights that `spec` names.
 
     hidden: "file" or "folder" if one in the current folder has this name too.
@@ -162,14 +166,14 @@ def _named_by(spec: str, entry: Entry, hidden: str | None) -> Found:
         remarks = [f"weights: {spec} is now named {entry.name}"]
     elif hidden is not None:
         remarks = [f"weights: {spec} is packaged; for the {hidden} of this name, give ./{spec}"]
-    return Found(checked_file(entry), remarks)
+    return ChosenWeights(checked_file(entry), remarks)
 
 
 def _no_such_weights(name: str, hint: str) -> CheckpointError:
     return CheckpointError(f"there are no packaged weights {name!r}", hint=hint)
 
 
-def _nothing_for(packaged: Mapping[str, Entry], task: str | None) -> CheckpointError:
+def _nothing_for(packaged: Mapping[str, PackagedWeights], task: str | None) -> CheckpointError:
     known = ", ".join(packaged) or "none"
     return CheckpointError(
         f"there are no packaged weights for the task {task or DEFAULT_TASK}",
@@ -181,5 +185,5 @@ def _nothing_for(packaged: Mapping[str, Entry], task: str | None) -> CheckpointE
     )
 
 
-def _nearest(name: str, packaged: Mapping[str, Entry]) -> str:
+def _nearest(name: str, packaged: Mapping[str, PackagedWeights]) -> str:
     return did_you_mean(name, packaged) or f"packaged: {', '.join(packaged) or 'none'}"

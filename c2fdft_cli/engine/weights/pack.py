@@ -14,7 +14,7 @@ import torch
 from c2fdft_cli.engine.weights import catalogue as weights_catalogue
 from c2fdft_cli.engine.weights.catalogue import (
     MAX_FILE_BYTES,
-    Entry,
+    PackagedWeights,
     make_entry,
     read_catalogue,
     write_catalogue,
@@ -25,7 +25,7 @@ from c2fdft_cli.errors import CheckpointError, DataError, UsageError
 from c2fdft_cli.files import atomic_write_bytes, ensure_folder, read_text, same_files
 
 DERIVED = ("name", "file", "sha256", "bytes", "parameters", "network", "grid")
-"""The fields of `Entry` that are derived from the file; the maintainer states the others."""
+"""The fields of `PackagedWeights` that come from the file; the maintainer states the others."""
 
 
 def add_entry(
@@ -35,7 +35,7 @@ def add_entry(
     folder: Path | None = None,
     *,
     overwrite: bool = False,
-) -> Entry:
+) -> PackagedWeights:
     """Add weights to the folder, and an entry for them to its catalogue.
 
     What names the training data is removed from `meta`, because it means nothing elsewhere.
@@ -43,7 +43,7 @@ def add_entry(
     Args:
         name: the name that `--weights` will accept.
         checkpoint: a file written by `c2fdft convert --half bf16 --ema-only`.
-        facts: a JSON file with the keys of `Entry` except `DERIVED`.
+        facts: a JSON file with the keys of `PackagedWeights` except `DERIVED`.
         folder: the folder; None for the installed one.
         overwrite: replace weights of this name.
 
@@ -118,7 +118,7 @@ def _derived(name: str, checkpoint: Checkpoint, data: bytes) -> dict[str, Any]:
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
-    wanted = ", ".join(f.name for f in fields(Entry) if f.name not in DERIVED)
+    wanted = ", ".join(f.name for f in fields(PackagedWeights) if f.name not in DERIVED)
     hint = f"JSON with {wanted}"
     try:
         facts = json.loads(read_text(path))

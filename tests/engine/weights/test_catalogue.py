@@ -22,8 +22,8 @@ from c2fdft_cli.engine.restore.job import restore
 from c2fdft_cli.engine.weights.catalogue import (
     CATALOGUE,
     MAX_FILE_BYTES,
-    Entry,
-    Score,
+    PackagedWeights,
+    PublishedScore,
     checked_file,
     is_packaged,
     make_entry,
@@ -49,7 +49,7 @@ def test_an_entry_that_is_written_is_read_back(packaged: Path, derain: Path) -> 
     assert entry == read_catalogue(packaged)["derain"]
     said = asdict(entry)
     assert said.items() >= FACTS.items()
-    assert entry.scores == [Score(**FACTS["scores"][0])]
+    assert entry.scores == [PublishedScore(**FACTS["scores"][0])]
     assert (entry.bytes, entry.grid, entry.network["dim"]) == (derain.stat().st_size, [999, 500], 8)
     assert checked_file(entry) == derain
     assert is_packaged(derain)
@@ -160,7 +160,7 @@ def test_every_packaged_file_is_in_the_catalogue() -> None:
 @pytest.mark.parametrize("name", list(read_catalogue()))
 def test_packaged_weights_restore(name: str, tmp_path: Path) -> None:
     """The file is intact and small, its card exists, and it restores with its own timesteps."""
-    entry: Entry = read_catalogue()[name]
+    entry: PackagedWeights = read_catalogue()[name]
     assert checked_file(entry).stat().st_size <= MAX_FILE_BYTES
     assert (ROOT / entry.card).is_file()
     assert entry.scores

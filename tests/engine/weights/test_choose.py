@@ -9,7 +9,7 @@ import pytest
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
-from c2fdft_cli.engine.weights.choose import Found, choose_weights, find_path, packaged_file
+from c2fdft_cli.engine.weights.choose import ChosenWeights, choose_weights, find_path, packaged_file
 from c2fdft_cli.errors import CheckpointError, UsageError
 from tests.kit.weights import FACTS, package
 
@@ -93,7 +93,7 @@ def test_a_former_name_gives_a_notice(
     assert find_path("derain-fast") == found
     Path("derain-fast").write_bytes(b"x")  # the former name may be that of a file
     assert choose_weights("derain-fast").path == Path("derain-fast")
-    assert find_path("derain-fast") == Found(Path("derain-fast"))
+    assert find_path("derain-fast") == ChosenWeights(Path("derain-fast"))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_file_with_a_packaged_name_is_used_only_by_its_path(
     ]
     assert choose_weights("./derain").path == Path("derain")
     assert find_path("derain") == found
-    assert find_path("./derain") == Found(Path("derain"))
+    assert find_path("./derain") == ChosenWeights(Path("derain"))
     Path("derain-4step").mkdir()
     (said,) = find_path("derain-4step").remarks
     assert said.endswith("is packaged; for the folder of this name, give ./derain-4step")
@@ -185,12 +185,12 @@ def test_a_path_may_be_nearly_a_packaged_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for spec in ("other", "./derian", "derian.pt", "runs/derian"):
-        assert find_path(spec) == Found(Path(spec))
+        assert find_path(spec) == ChosenWeights(Path(spec))
     with pytest.raises(CheckpointError, match="there are no packaged weights 'derian'") as caught:
         find_path("derian")
     assert caught.value.hint == "did you mean derain? (or give a path)"
     Path("derian").mkdir()
-    assert find_path("derian") == Found(Path("derian"))
+    assert find_path("derian") == ChosenWeights(Path("derian"))
     with pytest.raises(UsageError, match="the path is empty"):
         find_path("")
 
