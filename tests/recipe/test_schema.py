@@ -89,7 +89,7 @@ def test_patch_cycles_equal_the_released_ones(misc):
         recipe, stage = name.split("_")
         cycle = patch_cycle(getattr(load_recipe(recipe), stage))
         for iteration, (patch, per_gpu) in numbers.items():
-            assert cycle.stage(int(iteration)) == (patch, 2 * per_gpu)
+            assert cycle.size_at(int(iteration)) == (patch, 2 * per_gpu)
 
 
 def test_every_recipe_of_the_program_is_valid():

@@ -238,20 +238,20 @@ def _show_plan(options: TrainOptions, json: bool) -> None:
     columns = ("patch", "batch", "micro", "iterations", "s / step", "time", "memory")
     rows = [
         (
-            stage.patch,
-            stage.batch,
-            stage.micro_batch,
-            stage.iterations,
-            stage.seconds_per_step,
-            console.duration(3600 * stage.hours),
-            console.megabytes(stage.memory),
+            size.patch,
+            size.batch,
+            size.micro_batch,
+            size.iterations,
+            size.seconds_per_step,
+            console.duration(3600 * size.hours),
+            console.megabytes(size.memory),
         )
-        for stage in plan.stages
+        for size in plan.stages
     ]
     console.table(f"{options.run.path} ({plan.device}, {plan.precision})", columns, rows)
     out = console.stdout()
     time = console.duration(3600 * plan.hours)
     out.print(f"total: {plan.iterations} iterations, about {time}")
-    if any(stage.timed_images < stage.batch // options.runtime.world for stage in plan.stages):
+    if any(size.timed_images < size.batch // options.runtime.world for size in plan.stages):
         out.print("estimated from steps with fewer images than a batch has")
     out.print(f"disk: {console.megabytes(plan.disk)} for checkpoints and state")

@@ -137,7 +137,7 @@ class BatchMaker:
 
     def _patches(self, k: int, rows: NDArray[np.int64]) -> tuple[NDArray[np.integer[Any]], Pixels]:
         """Make (lq, gt), [n, p, p, 3], for some rows of the global batch."""
-        patch, _ = self.cycle.stage(k)
+        patch, _ = self.cycle.size_at(k)
         draw = self._plan.draw(k)
         shape = (len(rows), patch, patch, CHANNELS)
         dtype = self._degradation.patch_dtype if self._degradation else np.uint8
@@ -191,7 +191,7 @@ class BatchMaker:
 
     def _noise(self, k: int, rows: NDArray[np.int64]) -> Tensor:
         """Sample standard normal noise, with a separate generator for each sample."""
-        patch, _ = self.cycle.stage(k)
+        patch, _ = self.cycle.size_at(k)
         # Filled before it is permuted: random numbers are written in memory order, so another
         # layout would give each pixel different noise.
         noise = torch.empty((len(rows), patch, patch, CHANNELS))

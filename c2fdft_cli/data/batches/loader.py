@@ -193,7 +193,7 @@ class _Iterations(Dataset["Batch | C2fdftError"]):
         self._slice_of = slice_of
 
     def make(self, k: int) -> Batch:
-        _, batch = self._maker.cycle.stage(k)
+        _, batch = self._maker.cycle.size_at(k)
         return self._maker.make(k, *self._slice_of(batch))
 
     def __getitem__(self, k: int) -> Batch | C2fdftError:

@@ -30,10 +30,10 @@ class PatchCycle:
     The schema of recipes (`Stage`) ensures that there are as many batches as patches, and no 0.
 
     Args:
-        patches: side of the square patches of each stage of the cycle, in pixels.
-        batches: size of the global batch in each stage.
-        switch_every: iterations per stage.
-        cycles: number of rounds through all stages; after them the last stage stays to the end.
+        patches: sides of the square patches, in pixels, in the order of the cycle.
+        batches: the size of the global batch for each of them.
+        switch_every: iterations until the next one.
+        cycles: number of rounds through all; after them the last one stays to the end.
     """
 
     patches: tuple[int, ...]
@@ -41,14 +41,14 @@ class PatchCycle:
     switch_every: int
     cycles: int
 
-    def stage(self, k: int) -> tuple[int, int]:
+    def size_at(self, k: int) -> tuple[int, int]:
         """Return (patch side, global batch size) of iteration k, counted from 1."""
         last = self.cycles * len(self.patches) - 1
         number = min((k - 1) // self.switch_every, last) % len(self.patches)
         return self.patches[number], self.batches[number]
 
     def iterations_before(self, k: int) -> list[int]:
-        """Count the iterations of each stage among 1 .. k-1, in closed form."""
+        """Count the iterations of each size among 1 .. k-1, in closed form."""
         period = self.switch_every * len(self.patches)
         cycled = min(k - 1, period * self.cycles)
         rounds, rest = divmod(cycled, period)
@@ -117,7 +117,7 @@ class PatchPlan:
 
     def draw(self, k: int) -> Draw:
         """Sample image, crop and symmetry for the global batch of iteration k, counted from 1."""
-        patch, batch = self.cycle.stage(k)
+        patch, batch = self.cycle.size_at(k)
         uniforms = _stream(self.seed, k, _ROWS).random((batch, _WIDTH))
         image = self._images(self.cycle.samples_before(k) + np.arange(batch))
         room = np.maximum(self._sizes[image] - patch, 0) + 1
@@ -135,7 +135,7 @@ class PatchPlan:
         These are n//2 + 1 uniform integers t in 0 .. total-1, then total-1-t of each; the first n
         are kept.
         """
-        _, batch = self.cycle.stage(k)
+        _, batch = self.cycle.size_at(k)
         uniforms = _stream(self.seed, k, _ROWS).random((batch, _WIDTH))[: batch // 2 + 1, 3]
         t = (uniforms * total).astype(np.int64)
         return np.concatenate([t, total - 1 - t])[:batch]
@@ -150,7 +150,7 @@ class PatchPlan:
         stream = _stream(self.seed, k, _MIXUP)
         if stream.random() >= 0.5:
             return None
-        _, batch = self.cycle.stage(k)
+        _, batch = self.cycle.size_at(k)
         partner = np.argsort(stream.random(batch), kind="stable")
         return Mix(partner=partner, lam=float(stream.beta(self.mixup_beta, self.mixup_beta)))
 

@@ -32,13 +32,13 @@ GROWTH = 4
 
 
 @dataclass(frozen=True)
-class StagePlan:
-    """One stage of the patch cycle over the whole training.
+class SizePlan:
+    """One size of patch and batch over the whole training.
 
     memory: estimated bytes of activations of one micro-batch.
     seconds_per_step: measured for a whole batch, or estimated from a smaller step.
     timed_images: number of images in the step that was timed; 0 if the time is estimated from the
-        previous stage.
+        previous size.
     """
 
     patch: int
@@ -51,54 +51,57 @@ class StagePlan:
 
     @property
     def hours(self) -> float:
-        """Hours that the training spends in this stage."""
+        """Hours that the training spends with this size."""
         return self.iterations * self.seconds_per_step / 3600
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Estimates for the whole training, in bytes of `disk`, and what to know before it starts."""
+    """Estimates for the whole training, in bytes of `disk`, and what to know before it starts.
+
+    stages: one for each size of patch and batch; the name is the key of the JSON document.
+    """
 
     device: str
     precision: str
     iterations: int
     hours: float
     disk: int
-    stages: list[StagePlan]
+    stages: list[SizePlan]
     notices: list[str]
 
 
-def plan_training(options: TrainOptions, seconds: float = SECONDS) -> Job[StagePlan, TrainingPlan]:
-    """Make the job that times a few steps of each stage on temporary weights; nothing is written.
+def plan_training(options: TrainOptions, seconds: float = SECONDS) -> Job[SizePlan, TrainingPlan]:
+    """Make the job that times a few steps of each size on temporary weights; nothing is written.
 
-    On a CPU the steps start with one image and grow while there is time left. Each stage has a
+    On a CPU the steps start with one image and grow while there is time left. Each size has a
     share of `seconds`.
     """
-    stages = _stages(options.section, options.done)
-    return Job(_plan(options, stages, seconds), total=len(stages), title="dry run", unit="stage")
+    sizes = _sizes(options.section, options.done)
+    return Job(_plan(options, sizes, seconds), total=len(sizes), title="dry run", unit="size")
 
 
-def _stages(section: Stage, done: int) -> dict[tuple[int, int], tuple[int, int]]:
+def _sizes(section: Stage, done: int) -> dict[tuple[int, int], tuple[int, int]]:
     """Return the first remaining iteration and the number of them, by (patch, batch) size."""
     cycle, first, last = patch_cycle(section), done + 1, section.iterations
     counts: Counter[tuple[int, int]] = Counter()
-    sizes = zip(cycle.patches, cycle.batches, strict=True)
+    sides = zip(cycle.patches, cycle.batches, strict=True)
     ends = zip(cycle.iterations_before(first), cycle.iterations_before(last + 1), strict=True)
-    for size, (before, after) in zip(sizes, ends, strict=True):
+    for size, (before, after) in zip(sides, ends, strict=True):
         counts[size] += after - before
     # A size that is not the current one starts at one of the next len(patches) switches.
     switch = (done // cycle.switch_every + 1) * cycle.switch_every + 1
     starts = [first, *(switch + n * cycle.switch_every for n in range(len(cycle.patches)))]
-    stages: dict[tuple[int, int], tuple[int, int]] = {}
+    sizes: dict[tuple[int, int], tuple[int, int]] = {}
     for k in starts:
         if k <= last:
-            stages.setdefault(cycle.stage(k), (k, counts[cycle.stage(k)]))
-    return stages
+            sizes.setdefault(cycle.size_at(k), (k, counts[cycle.size_at(k)]))
+    return sizes
 
 
 def _plan(
-    options: TrainOptions, stages: Mapping[tuple[int, int], tuple[int, int]], budget: float
-) -> Generator[StagePlan, None, TrainingPlan]:
+    options: TrainOptions, sizes: Mapping[tuple[int, int], tuple[int, int]], budget: float
+) -> Generator[SizePlan, None, TrainingPlan]:
     section, runtime = options.section, options.runtime
     shards = ShardSet.open(options.data, "train")
     scorable_validation(options.data, options.recipe)  # refuses what the training would refuse
@@ -106,17 +109,17 @@ def _plan(
     stepper = Stepper(make_objective(options), options.recipe.train, runtime)
     fallbacks = Fallbacks(options, stepper, notify=lambda _: None)
     fallbacks.compile()
-    plans: list[StagePlan] = []
+    plans: list[SizePlan] = []
     end, per_pixel = time.monotonic() + budget, 0.0
-    for number, ((patch, batch_size), (first, iterations)) in enumerate(stages.items()):
+    for number, ((patch, batch_size), (first, iterations)) in enumerate(sizes.items()):
         batch = next(iter(make_loader(options.recipe, section, shards, degrade, first, runtime)))
         fallbacks.fit(batch)
-        allowed = (end - time.monotonic()) / (len(stages) - number)
+        allowed = (end - time.monotonic()) / (len(sizes) - number)
         timed, seconds = _time_step(fallbacks, batch, allowed, per_pixel * patch**2, runtime)
         per_pixel = seconds / len(batch) / patch**2
         micro = fallbacks.micro[patch]
         memory = fallbacks.bytes_per_image(patch) * micro
-        plan = StagePlan(patch, batch_size, micro, iterations, memory, seconds, timed)
+        plan = SizePlan(patch, batch_size, micro, iterations, memory, seconds, timed)
         plans.append(plan)
         yield plan
     parameters = sum(p.numel() for p in stepper.net.parameters())
@@ -141,7 +144,7 @@ def _time_step(
         fallbacks: runs the steps.
         batch: this process's rows of a global batch.
         allowed: seconds that all steps together may take.
-        expected: seconds for an image, estimated from the previous stage; 0 if there is none.
+        expected: seconds for an image, estimated from the previous size; 0 if there is none.
         runtime: device and processes.
 
     Returns:

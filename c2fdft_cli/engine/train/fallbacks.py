@@ -126,7 +126,7 @@ class Fallbacks:
         # A process whose rows run at once may have a row less than others: it must not make these
         # run a second micro-batch, of one row, for which all would wait.
         if self.micro[patch] >= len(batch):
-            most = -(-self._cycle.stage(batch.iteration)[1] // self._runtime.world)
+            most = -(-self._cycle.size_at(batch.iteration)[1] // self._runtime.world)
             self.micro[patch] = max(most, len(batch))
         self.micro[patch] = all_reduce_min(self.micro[patch], self._runtime.device)
         if self.micro[patch] < len(batch):
@@ -140,7 +140,7 @@ class Fallbacks:
         section, k, patch = self._options.section, batch.iteration, batch.gt.shape[-1]
         periods = [(p.length, p.floor) for p in section.periods]
         lr = learning_rate(k - 1, section.lr, periods)
-        share = rank_share(self._runtime, self._cycle.stage(k)[1])
+        share = rank_share(self._runtime, self._cycle.size_at(k)[1])
         # A failed attempt can be repeated: the batch contains its random numbers, and the weights
         # change only at the very end of a step.
         attempt = partial(self._stepper.step, batch, share, lr)

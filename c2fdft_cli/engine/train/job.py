@@ -331,7 +331,7 @@ class _Training:
             clock, waited = time.perf_counter(), self.loader.waited
 
     def _count(self, result: StepResult, seconds: float, waited: float) -> StepDone:
-        patch, images = self.cycle.stage(self.step)
+        patch, images = self.cycle.size_at(self.step)
         self.window.add(result, images, seconds, waited)
         return StepDone(
             iteration=self.step,
@@ -409,7 +409,7 @@ class _Training:
             give_back_freed_memory()
 
     def _row(self, scored: Validated | None) -> dict[str, Any]:
-        patch, batch = self.cycle.stage(self.step)
+        patch, batch = self.cycle.size_at(self.step)
         window = self.window
         row: dict[str, Any] = {
             "iteration": self.step,

@@ -84,7 +84,7 @@ def test_batches_have_the_documented_shapes_and_types(shards: ShardSet) -> None:
     batches = list(loader)
     assert len(loader) == len(batches) == 6
     for k, batch in enumerate(batches, start=1):
-        patch, n = CYCLE.stage(k)
+        patch, n = CYCLE.size_at(k)
         assert batch.iteration == k
         assert len(batch) == n
         for tensor, kind in (
@@ -103,7 +103,7 @@ def test_crops_are_taken_where_the_plan_says(shards: ShardSet) -> None:
     for batch in PatchLoader(
         BatchMaker(shards, plan, timesteps=1000), start=1, stop=13, prefetch=0
     ):
-        patch, _ = CYCLE.stage(batch.iteration)
+        patch, _ = CYCLE.size_at(batch.iteration)
         draw = plan.draw(batch.iteration)
         for i in range(len(batch)):
             entry = ENTRIES[draw.image[i]]
@@ -152,8 +152,8 @@ def test_mixup_partners_are_rows_of_the_global_batch(shards: ShardSet) -> None:
     plain = plan_of(shards)
     for k in range(1, 13):
         mix = plan.mix(k)
-        batch = BatchMaker(shards, plan, timesteps=1000).make(k, 0, CYCLE.stage(k)[1])
-        whole = BatchMaker(shards, plain, timesteps=1000).make(k, 0, CYCLE.stage(k)[1])
+        batch = BatchMaker(shards, plan, timesteps=1000).make(k, 0, CYCLE.size_at(k)[1])
+        whole = BatchMaker(shards, plain, timesteps=1000).make(k, 0, CYCLE.size_at(k)[1])
         assert torch.equal(batch.gt, whole.gt)
         if mix is None:
             assert batch.lq2 is None
@@ -173,7 +173,7 @@ def test_mixup_partners_are_rows_of_the_global_batch(shards: ShardSet) -> None:
 def test_rows_of_a_slice_are_rows_of_the_whole(shards: ShardSet, beta: float | None) -> None:
     maker = BatchMaker(shards, plan_of(shards, beta=beta), timesteps=1000)
     for k in range(1, 13):
-        n = CYCLE.stage(k)[1]
+        n = CYCLE.size_at(k)[1]
         whole = maker.make(k, 0, n)
         for lo in range(n + 1):
             for hi in range(lo, n + 1):
@@ -254,7 +254,7 @@ def test_synthesis_degrades_clean_crops(tmp_path: Path, margin: int) -> None:
     maker = BatchMaker(clean, plan, degradation=fake(invert, margin=margin), timesteps=1000)
     without = BatchMaker(clean, plan, degradation=fake(invert), timesteps=1000)
     for k in range(1, 13):
-        n = CYCLE.stage(k)[1]
+        n = CYCLE.size_at(k)[1]
         whole = maker.make(k, 0, n)
         assert torch.equal(whole.lq[:, 1:], 255 - whole.gt[:, 1:])
         assert torch.equal(whole.gt, without.make(k, 0, n).gt)
@@ -309,13 +309,13 @@ def test_lines_are_drawn_on_clean_crops(tmp_path: Path) -> None:
             clean, plan, degradation=fake(invert, margin=2), line_patterns=share, timesteps=1000
         )
         for k in range(1, 13):
-            n = CYCLE.stage(k)[1]
+            n = CYCLE.size_at(k)[1]
             whole, plain = maker.make(k, 0, n), without.make(k, 0, n)
             assert torch.equal(whole.lq[:, 1:], 255 - whole.gt[:, 1:])
             assert_same(maker.make(k, 1, 3), whole.rows(1, 3))
             assert share or torch.equal(whole.lq, plain.lq)
             changed[share] += sum(map(bool, (whole.gt != plain.gt).flatten(1).any(1)))
-    total = sum(CYCLE.stage(k)[1] for k in range(1, 13))
+    total = sum(CYCLE.size_at(k)[1] for k in range(1, 13))
     # a line may miss a patch of 8 px, and a pattern may cover only a part of the crop
     assert changed[0.0] == 0
     assert 0.25 * total < changed[0.5] < 0.6 * total < changed[1.0]
@@ -326,7 +326,7 @@ def test_without_line_patterns_the_degradation_gets_the_first_random_numbers(
 ) -> None:
     """So the same seed gives the same rain as before line patterns existed."""
     clean = write(tmp_path, has_lq=False)
-    plan, count = plan_of(clean), CYCLE.stage(1)[1]
+    plan, count = plan_of(clean), CYCLE.size_at(1)[1]
     maker = BatchMaker(clean, plan, degradation=fake(invert), timesteps=1000)
     reds = maker.make(1, 0, count).lq[:, 0, 0, 0].tolist()
     assert reds == [plan.generator(1, i).integers(256) for i in range(count)]

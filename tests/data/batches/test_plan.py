@@ -64,7 +64,7 @@ def plan_of(n: int, cycle: PatchCycle, *, seed: int = 3, beta: float | None = No
 def test_cycles_equal_the_released_ones(
     cycle: PatchCycle, stages: dict[int, tuple[int, int]]
 ) -> None:
-    assert {k: cycle.stage(k) for k in stages} == stages
+    assert {k: cycle.size_at(k) for k in stages} == stages
 
 
 @given(
@@ -80,7 +80,7 @@ def test_samples_before_is_the_sum_of_batches(
     total = 0
     for k in range(1, 80):
         assert cycle.samples_before(k) == total
-        total += cycle.stage(k)[1]
+        total += cycle.size_at(k)[1]
 
 
 @settings(max_examples=30, deadline=None)

@@ -27,7 +27,7 @@ from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.train import job as train_job
 from c2fdft_cli.engine.train import validator
 from c2fdft_cli.engine.train.batches import patch_cycle
-from c2fdft_cli.engine.train.dry_run import _stages, plan_training
+from c2fdft_cli.engine.train.dry_run import _sizes, plan_training
 from c2fdft_cli.engine.train.events import Notice, Saved, StepDone, Validated
 from c2fdft_cli.engine.train.folder import RunFolder, draw_curves, find_run, new_run
 from c2fdft_cli.engine.train.job import train
@@ -516,14 +516,14 @@ def test_a_plan_counts_the_iterations_of_each_size(sizes, switch_every, cycles, 
     section = Stage(last, patches, batches, switch_every, cycles)
     expected: dict[tuple[int, int], list[int]] = {}
     for k in range(done + 1, last + 1):
-        expected.setdefault(patch_cycle(section).stage(k), []).append(k)
-    planned = _stages(section, done)
+        expected.setdefault(patch_cycle(section).size_at(k), []).append(k)
+    planned = _sizes(section, done)
     assert list(planned.items()) == [(key, (ks[0], len(ks))) for key, ks in expected.items()]
 
 
 def test_planning_a_billion_iterations_is_fast():
     section = Stage(1_000_000_000, [8, 16], [2, 1], 1, 500_000_000)
-    assert _stages(section, 0) == {(8, 2): (1, 500_000_000), (16, 1): (2, 500_000_000)}
+    assert _sizes(section, 0) == {(8, 2): (1, 500_000_000), (16, 1): (2, 500_000_000)}
 
 
 @pytest.mark.parametrize(("seconds", "timed"), [(0.0, [1, 0]), (3600.0, [4, 2])])
