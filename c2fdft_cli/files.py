@@ -21,6 +21,7 @@ from typing import IO
 
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.signals import unwinding
+from c2fdft_cli.vocabulary import binary_size
 
 MAX_TEXT_BYTES = 64 << 20
 _OTHER_UNICODE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
@@ -240,15 +241,9 @@ def check_space(folder: Path, needed: int) -> None:
     """Raise ResourceError if `needed` bytes do not fit on the disk of a folder."""
     free = free_disk_bytes(folder)
     if needed > free:
-        raise ResourceError(
-            f"the disk is too small: {_amount(needed)} are needed, {_amount(free)} are free",
-            where=folder,
-            hint="free some space or choose another disk",
-        )
-
-
-def _amount(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 1 << 30 else f"{size / 2**20:.2f} MiB"
+        what = f"{binary_size(needed)} are needed, {binary_size(free)} are free"
+        hint = "free some space or choose another disk"
+        raise ResourceError(f"the disk is too small: {what}", where=folder, hint=hint)
 
 
 def read_text(path: str | Path, *, max_bytes: int = MAX_TEXT_BYTES, errors: str = "strict") -> str:

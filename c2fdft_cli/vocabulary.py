@@ -53,6 +53,11 @@ def many(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def binary_size(count: int) -> str:
+    """Return a number of bytes in MiB or GiB."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
 def for_shell(*words: str) -> str:
     """Join words with quotes where a shell needs them, so that they can be pasted into it."""
     if sys.platform == "win32":

@@ -138,8 +138,8 @@ def prepare(
         source: a folder of pairs in a layout that the program recognises; with `synthesize` a
             folder of clean images.
         out: folder for the shards; None for shards/NAME, with the name of the source.
-        val: number of validation pairs, or a folder of separate ones; None for the command's
-            default.
+        val: number of validation pairs, or a folder or list of separate ones; None for the
+            command's default.
         synthesize: degrade clean images with "rain", "noise" or "blur".
         synthesis: options of the degradation, such as `{"sigma": [5, 50]}`.
         streaks: folder of rendered rain streaks.

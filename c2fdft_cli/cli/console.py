@@ -399,8 +399,3 @@ def say_next(line: str) -> None:
 
     # not wrapped, so that it can be pasted
     stdout().print(Text.assemble(("next: ", "bold"), one_line(line)), soft_wrap=True)
-
-
-def megabytes(count: int) -> str:
-    """Format a number of bytes in MiB or GiB."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -67,9 +67,7 @@ def test_a_disk_that_fills_up_is_named(world: World, tmp_path, small_disk, name)
     code = running.end()
     assert code in (5, 6), running.said
     if name == "prepare":  # prepare knows beforehand how much it will write
-        assert re.search(r"the disk is too small: 0\.\d\d MiB are needed", running.said), (
-            running.said
-        )
+        assert re.search(r"the disk is too small: 0\.\d MiB are needed", running.said), running.said
     else:
         assert "disk is full" in running.said or "disk full" in running.said, running.said
     assert str(disk) in running.said

@@ -13,6 +13,7 @@ from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json, Weights, takes_settings, weights_file
 from c2fdft_cli.engine.tools.bench_options import BenchOptions
 from c2fdft_cli.errors import ResourceError
+from c2fdft_cli.vocabulary import binary_size
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.tools.bench import BenchResult
@@ -87,7 +88,7 @@ def _seconds(seconds: float) -> str:
 
 def _show(result: BenchResult) -> None:
     rows = [(key.replace("_", " "), value) for key, value in vars(result).items()]
-    rows[-1] = ("peak memory", console.megabytes(result.peak_memory))
+    rows[-1] = ("peak memory", binary_size(result.peak_memory))
     console.table("", ("what", "value"), rows)
 
 
@@ -99,9 +100,9 @@ def _show_fine(result: FineBenchResult) -> None:
             row.recompute,
             row.seconds,
             row.time_ratio,
-            console.megabytes(row.held),
+            binary_size(row.held),
             row.held_ratio,
-            console.megabytes(row.after_forward),
+            binary_size(row.after_forward),
         )
         for row in result.rows
     ]

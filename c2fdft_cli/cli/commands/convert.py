@@ -11,6 +11,7 @@ import typer
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json, path_of, takes_settings, weights_file
 from c2fdft_cli.engine.weights.convert_options import ConvertOptions
+from c2fdft_cli.vocabulary import binary_size
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.weights.convert import Converted
@@ -22,13 +23,13 @@ def convert(
         str,
         typer.Argument(
             metavar="IN",
-            help="A checkpoint (.pt, .pth, .safetensors), or the name of packaged weights.",
+            help="A checkpoint (.pt, .pth, .ckpt, .safetensors), or the name of packaged weights.",
         ),
     ],
     out: Annotated[
         Path,
         typer.Argument(
-            parser=path_of, metavar="OUT", help="A .pt, .pth, .safetensors or .onnx file."
+            parser=path_of, metavar="OUT", help="A .pt, .ckpt, .pth, .safetensors or .onnx file."
         ),
     ],
     options: ConvertOptions,
@@ -77,7 +78,7 @@ def _tell(done: Converted) -> None:
         ("weights", " and ".join(done.sets)),
         ("stored as", done.stored),
         ("parameters", f"{done.parameters:,}"),
-        ("size", console.megabytes(done.bytes)),
+        ("size", binary_size(done.bytes)),
         ("timesteps", ", ".join(map(str, done.grid))),
     ]
     if done.onnx_error is not None:

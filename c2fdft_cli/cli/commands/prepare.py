@@ -15,7 +15,7 @@ from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import require_existing
 from c2fdft_cli.settings import option_name, setting
-from c2fdft_cli.vocabulary import DEGRADATIONS, one_of
+from c2fdft_cli.vocabulary import DEGRADATIONS, binary_size, one_of
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.prepare.job import PrepareResult
@@ -215,13 +215,13 @@ def _tell(result: PrepareResult, options: PrepareOptions) -> None:
             out.print(f"{label} image: {width}x{height}")
         if report.psnr_y is not None:
             out.print(f"inputs: {report.psnr_y:.2f} dB PSNR-Y")
-        needed, free = (console.megabytes(n) for n in (report.bytes_needed, report.bytes_free))
+        needed, free = (binary_size(n) for n in (report.bytes_needed, report.bytes_free))
         out.print(f"disk: {needed} needed, {free} free")
     if options.check_only:
         return
     state = "up to date" if result.up_to_date else "written"
     count = len(result.shards)
-    size = console.megabytes(result.bytes)
+    size = binary_size(result.bytes)
     out.print(f"shards: {count} in {options.folder}, {size}, {state}")
 
 

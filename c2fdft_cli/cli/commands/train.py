@@ -13,6 +13,7 @@ from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json, takes_settings, weights_file
 from c2fdft_cli.engine.train.request import RUN, TrainRequest
 from c2fdft_cli.errors import CheckpointError, Interrupted, RecipeError, UsageError
+from c2fdft_cli.vocabulary import binary_size
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.train.events import TrainResult
@@ -244,7 +245,7 @@ def _show_plan(options: TrainOptions, json: bool) -> None:
             size.iterations,
             size.seconds_per_step,
             console.duration(3600 * size.hours),
-            console.megabytes(size.memory),
+            binary_size(size.memory),
         )
         for size in plan.stages
     ]
@@ -254,4 +255,4 @@ def _show_plan(options: TrainOptions, json: bool) -> None:
     out.print(f"total: {plan.iterations} iterations, about {time}")
     if any(size.timed_images < size.batch // options.runtime.world for size in plan.stages):
         out.print("estimated from steps with fewer images than a batch has")
-    out.print(f"disk: {console.megabytes(plan.disk)} for checkpoints and state")
+    out.print(f"disk: {binary_size(plan.disk)} for checkpoints and state")

@@ -13,7 +13,7 @@ import typer
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.command_list import Command, Group
 from c2fdft_cli.cli.options import Json, Overwrite, path_of, weights_file
-from c2fdft_cli.vocabulary import many
+from c2fdft_cli.vocabulary import binary_size, many
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.weights.catalogue import PackagedWeights, PublishedScore
@@ -114,7 +114,7 @@ def average(
         console.remark(f"note: --shares add up to {total:g}; each was divided by that")
     for source, part in averaged.items():
         console.stdout().print(f"{part:.3f} of {source}")
-    console.stdout().print(f"written: {out} ({console.megabytes(size)})")
+    console.stdout().print(f"written: {out} ({binary_size(size)})")
     console.say_next(following)
 
 
@@ -159,7 +159,7 @@ def pack(
     if json:
         console.emit(entry)
         return
-    size = console.megabytes(entry.bytes)
+    size = binary_size(entry.bytes)
     console.stdout().print(f"packaged: {entry.name} ({size})")
     console.say_next(console.command("weights", "list"))
 
@@ -170,7 +170,7 @@ def _document(entry: PackagedWeights) -> dict[str, Any]:
 
 def _row(entry: PackagedWeights) -> tuple[str, ...]:
     seconds = f"{entry.seconds_per_megapixel:.3g}"
-    size = console.megabytes(entry.bytes)
+    size = binary_size(entry.bytes)
     return entry.name, entry.task, size, str(len(entry.grid)), seconds
 
 

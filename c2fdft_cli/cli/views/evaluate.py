@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from c2fdft_cli.cli import console
+from c2fdft_cli.vocabulary import binary_size
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.evaluate.job import EvalResult
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 def note(event: Scored) -> str:
     """Return the note at the progress bar: the image, and its PSNR if it has one."""
-    return f"{event.name}: {event.psnr:.2f} dB" if event.psnr == event.psnr else event.name
+    return event.name if math.isnan(event.psnr) else f"{event.name}: {event.psnr:.2f} dB"
 
 
 def compared(
@@ -63,7 +65,7 @@ def write(
         pages = write_report(report, document, gallery, command, lines, result.recipe)
         written += pages
         size = pages[0].stat().st_size
-        remarks = [f"size of the page: {console.megabytes(size)}"] if size >= 1 << 20 else []
+        remarks = [f"size of the page: {binary_size(size)}"] if size >= 1 << 20 else []
         remarks += gallery.note(len(result.rows))
     return written, remarks
 

@@ -26,7 +26,7 @@ from c2fdft_cli.engine.train.events import (
 )
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.progress import Job
-from c2fdft_cli.vocabulary import many
+from c2fdft_cli.vocabulary import binary_size, many
 
 SMOOTH_STEPS = 50
 REMARKS = 6
@@ -87,7 +87,7 @@ class TrainView:
             ("mean loss", f"{loss:.4f}"), ("images/s", f"{rate:.1f}"),
             ("data wait", f"{waited:.1%}"),
             ("precision", self._options.runtime.precision),
-            ("memory", console.megabytes(last.memory)),
+            ("memory", binary_size(last.memory)),
             ("best", self._best_score()),
         )  # fmt: skip
         for start in range(0, len(cells), across):

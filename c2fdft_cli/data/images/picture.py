@@ -251,17 +251,14 @@ def frame_count(source: str | Path | bytes) -> int:
         return count_frames(file, Path(source).suffix.lower())
 
 
-def write_picture(
-    path: str | Path, picture: Picture, *, quality: int = 95, replace: bool = True
-) -> None:
+def write_picture(path: str | Path, picture: Picture, *, quality: int = 95) -> None:
     """Write a picture atomically in the format of the suffix, encoded by `encode_picture`.
 
     Raises:
         UsageError: as by `encode_picture`.
-        TakenError: the file exists, and `replace` is false.
         ResourceError: the file cannot be written.
     """
-    atomic_write_bytes(path, encode_picture(path, picture, quality=quality), replace=replace)
+    atomic_write_bytes(path, encode_picture(path, picture, quality=quality))
 
 
 def encode_picture(path: str | Path, picture: Picture, *, quality: int = 95) -> bytes:

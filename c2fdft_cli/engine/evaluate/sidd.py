@@ -6,6 +6,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from c2fdft_cli.data.images.tensors import as_tensor
 from c2fdft_cli.data.layouts.sidd import (
@@ -79,7 +80,8 @@ def open_blocks(ours: Path, target: Path | None = None) -> BlockPairs:
     return BlockPairs(names, pair, lambda _: (height, width), found_by, unit="block", ours=blocks)
 
 
-def _missing(name: str, folder: Path) -> Path:
+def _missing(name: str, folder: Path) -> NoReturn:
+    """Raise DataError for a folder without one of the two files."""
     hint = "download it from SIDD's site, or name the file"
     raise DataError(f"there is no {name}{SUFFIX} in the folder", where=folder, hint=hint)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Generator, Sequence
 from dataclasses import replace
@@ -193,7 +194,7 @@ def _mean(of_seeds: Sequence[Scored], subject: Subject) -> Scored:
         CheckpointError: a restored image has values that are not finite.
     """
     last = of_seeds[-1]
-    if not all(one.psnr == one.psnr for one in of_seeds):
+    if any(math.isnan(one.psnr) for one in of_seeds):
         what = f"the network produced NaN or infinite values for image {last.name}"
         raise CheckpointError(what, where=subject.checkpoint.path)
     return replace(

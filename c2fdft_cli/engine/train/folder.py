@@ -332,11 +332,9 @@ def link(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def auto_run(
-    out: Path | None, recipe_name: str, stage: str, root: Path = Path("runs")
-) -> RunFolder:
+def auto_run(out: Path | None, recipe_name: str, stage: str) -> RunFolder:
     """Return the folder of a run that the same command line starts and resumes."""
-    return RunFolder(out or root / f"{recipe_name}-{stage}")
+    return RunFolder(out or Path("runs") / f"{recipe_name}-{stage}")
 
 
 def new_run(out: Path | None, recipe_name: str, stage: str, root: Path = Path("runs")) -> RunFolder:

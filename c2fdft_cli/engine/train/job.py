@@ -213,6 +213,11 @@ class _Training:
             with unwinding(resume):
                 return (yield from self._events())
 
+    @property
+    def logged_step(self) -> int:
+        """The last step that is logged: the one before, while this one's score is still due."""
+        return self.step - 1 if self.unscored else self.step
+
     def _events(self) -> Generator[TrainEvent, None, TrainResult]:
         started = time.monotonic()
         yield self._begun()
@@ -220,7 +225,7 @@ class _Training:
         yield from map(Notice, (*remarks, *self.board.notices))
         yield from self._reporting(self.fallbacks.compile)
         with graceful_stop() as request, closing(self.board):
-            self.board.open(self.step - self.unscored)
+            self.board.open(self.logged_step)
             if self.unscored:
                 ended = yield from self._score_and_log(request)
                 if ended:
@@ -299,7 +304,7 @@ class _Training:
         # If the state's score is still due, its row is logged after the score. A run that was
         # killed between writing that row and the next save has the row already: it is dropped
         # here, because it will be logged again.
-        self.run.cut_metrics(self.step - self.unscored)
+        self.run.cut_metrics(self.logged_step)
         if self.options.files:  # the recipe or the precision has changed: save it in the state too
             self.run.write_files(self.options.files)
             self._save()

@@ -16,8 +16,8 @@ ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 
 SAVE_AGAIN = "its owner can save the tensors alone: torch.save(model.state_dict(), 'weights.pth')"
 GET_AGAIN = "download or copy it again"
-OTHER = "give a .pt, .pth or .safetensors file"
-IMAGE = "give a .pt, .pth or .safetensors file here, not an image"
+OTHER = "give a .pt, .pth, .ckpt or .safetensors file"
+IMAGE = f"{OTHER}, not an image"
 UNPACK = "unpack it and give the weights in it"
 
 _KINDS = (
