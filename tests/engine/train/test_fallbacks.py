@@ -281,18 +281,16 @@ def test_a_step_has_the_learning_rate_of_its_iteration(tmp_path, shard_folder, m
     assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * k / 3)) / 2 for k in range(3)])
 
 
-@pytest.mark.parametrize("grid", [[500], [900, 600, 300]])
-def test_the_estimated_work_grows_with_the_sampling_steps(tmp_path, shard_folder, coarse_run, grid):
-    options = set_up(
-        request(
-            "fine",
-            shard_folder,
-            tmp_path / "run",
-            f"sampling.grid={grid}",
-            init=coarse_run / "coarse.pt",
-        )
-    )
-    fine = options.section
-    pixels = [n * p**2 for p, n in zip(fine.patches, fine.batches, strict=True)]
-    want = 3 * len(grid) * fine.iterations * (sum(pixels) // len(pixels))
-    assert fallbacks_of(options)._pixels() == want
+def test_the_estimated_work_grows_with_what_is_computed(tmp_path, shard_folder, coarse_run):
+    def work(*changes):
+        words = ("sampling.grid=[500]", "fine.patches=[16]", "fine.batches=[2]", *changes)
+        init = coarse_run / "coarse.pt"
+        options = set_up(request("fine", shard_folder, tmp_path / "run", *words, init=init))
+        return fallbacks_of(options)._pixels()
+
+    least = work()
+    assert least > 16**2 * 2
+    assert work("sampling.grid=[900,600,300]") == 3 * least
+    assert work("fine.batches=[6]") == 3 * least
+    assert work("fine.patches=[32]") == 4 * least
+    assert least < work("fine.patches=[16,32]", "fine.batches=[2,2]") < 4 * least
