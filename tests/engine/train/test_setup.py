@@ -1,0 +1,233 @@
+"""Setting up a training: what its recipe, data, weights and timesteps are, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.engine.prepare.job import prepare
+from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
+from c2fdft_cli.engine.train.dry_run import plan_training
+from c2fdft_cli.engine.train.job import train
+from c2fdft_cli.engine.train.request import TrainRequest
+from c2fdft_cli.engine.train.setup import set_up
+from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, replace_meta
+from c2fdft_cli.errors import CheckpointError, DataError, RecipeError, UsageError
+from tests.kit.training import MINI, request, run, stop_after
+from tests.kit.weights import write_random
+
+
+def test_recipe_data_and_timesteps_come_from_the_checkpoint(tmp_path, shard_folder, coarse_run):
+    options = set_up(
+        TrainRequest(stage="fine", init=coarse_run / "coarse.pt", device="cpu", out=tmp_path / "f")
+    )
+    assert options.grid == [999, 500]
+    assert options.data == shard_folder
+    assert options.recipe.network.dim == 8
+    assert options.recipe_name == "tiny"
+
+
+def test_another_set_in_the_folder_that_the_checkpoint_names_is_refused(tmp_path, shard_folder):
+    weights = tmp_path / "coarse.pt"
+    write_random(weights, stage="coarse", data=shard_folder, data_train="0" * 64)
+    wish = TrainRequest(stage="fine", init=weights, device="cpu", out=tmp_path / "f")
+    what = r"training images in this folder .* not those that .*coarse\.pt was trained with"
+    with pytest.raises(DataError, match=what):
+        set_up(wish)
+    assert set_up(replace(wish, data=shard_folder)).data == shard_folder
+    named = replace(wish, overrides=[f"data.shards={shard_folder}"])
+    assert set_up(named).data == shard_folder
+
+
+@pytest.mark.parametrize(
+    ("recipe_name", "folder"),
+    [
+        ("my rain é", "runs/my rain é-fine"),
+        ("../../elsewhere", "runs/run-fine"),
+        ("/elsewhere", "runs/run-fine"),
+        ("C:elsewhere", "runs/run-fine"),
+        ("red\x1b[31m", "runs/run-fine"),
+        ("nul\0", "runs/run-fine"),
+        ("n" * 300, "runs/run-fine"),
+        ("", "runs/run-fine"),
+        (None, "runs/run-fine"),
+    ],
+)
+def test_names_in_a_checkpoint_never_lead_outside_of_runs(
+    tmp_path, coarse_run, recipe_name, folder
+):
+    source = Path(shutil.copy(coarse_run / "coarse.pt", tmp_path))
+    given = load_checkpoint(source)
+    assert replace_meta(source, replace(given.meta, recipe_name=recipe_name), given.ema)
+    for auto in (False, True):
+        asked = TrainRequest(stage="fine", init=source, device="cpu", resume_auto=auto)
+        assert set_up(asked).run.path == Path(folder)
+
+
+def test_impossible_requests_are_refused(tmp_path, shard_folder, coarse_run):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    cases = [
+        (request("coarse", empty, None), DataError, "no training shards"),
+        (request("coarse", None, None), UsageError, "--data is missing"),
+        (request("coarse", shard_folder, None, recipe="derrain"), RecipeError, "mean derain"),
+        (request("coarse", shard_folder, None, "coarse.lrr=1"), RecipeError, "coarse.lr?"),
+        (
+            request("fine", shard_folder, None, init=empty),
+            CheckpointError,
+            "a folder, not a checkpoint",
+        ),
+        (TrainRequest("coarse", out=empty, resume=True), DataError, "no run to resume"),
+        (
+            TrainRequest("fine", out=coarse_run, resume=True),
+            UsageError,
+            "train-fine cannot resume a coarse run",
+        ),
+        (
+            TrainRequest("coarse", out=coarse_run, resume=True, overrides=["coarse.lr=1"]),
+            UsageError,
+            "--resume keeps the run's recipe",
+        ),
+        (
+            request("fine", shard_folder, None, "network.dim=16", init=coarse_run / "coarse.pt"),
+            RecipeError,
+            "differs from the network and diffusion of the given weights",
+        ),
+        (
+            request("fine", shard_folder, None, "network={dim: 16}", init=coarse_run / "coarse.pt"),
+            RecipeError,
+            "network={dim: 16} differs from the network and diffusion of the given weights",
+        ),
+        (
+            request("coarse", tmp_path / "${a", None),
+            DataError,
+            "no such folder of shards",
+        ),
+        (
+            request("coarse", shard_folder, None, f"train.seed={1 << 63}"),
+            RecipeError,
+            "must be less than",
+        ),
+        (
+            request("coarse", shard_folder, None, "diffusion.schedule=jsd"),
+            UsageError,
+            "nothing of the image is left at timestep 999",
+        ),
+    ]
+    for wish, kind, words in cases:
+        with pytest.raises(kind) as caught:
+            set_up(wish)
+        error = caught.value
+        assert words in f"{error} {error.hint} {error.details}"
+
+
+def test_the_timesteps_in_use_are_those_stored_in_the_recipe(tmp_path, shard_folder, coarse_run):
+    """By default those of the checkpoint, with a notice if the named recipe states others."""
+
+    def asked(name: str, *more: str):
+        rest = [one for one in MINI if not one.startswith("sampling.")]
+        start = {"init": coarse_run / "coarse.pt", "recipe": "derain"}
+        return set_up(
+            request("fine", shard_folder, tmp_path / name, overrides=[*rest, *more], **start)
+        )
+
+    kept = asked("a", "sampling.eta=0.1")
+    assert kept.grid == kept.recipe.sampling.grid == [999, 500]
+    assert kept.recipe.sampling.eta == 0.1
+    assert any("sampling.grid=[999,666,333,0]" in one for one in kept.notices)
+    chosen = asked("b", "sampling.steps=3")
+    assert chosen.grid == chosen.recipe.sampling.grid == [999, 500, 0]
+    assert chosen.notices == ()
+    for name, written in enumerate(("sampling={steps: 3}", "sampling.steps =3")):
+        other = asked(f"c{name}", written)
+        assert (other.grid, other.notices) == ([999, 500, 0], ())
+    assert asked("d", "sampling={grid: [700]}").grid == [700]
+
+
+def test_a_named_recipe_with_timesteps_that_the_given_weights_lack(tmp_path, shard_folder):
+    """Its `sampling` is for its own diffusion, which that of the weights replaces."""
+    named = tmp_path / "named.yaml"
+    named.write_text("extends: tiny\nsampling: {grid: [500]}\n")
+    few = ("diffusion.timesteps=100", "diffusion.beta_end=0.2", "sampling.grid=[50]")
+    run(request("coarse", shard_folder, tmp_path / "c", *few, "coarse.iterations=1"))
+    start = {"init": tmp_path / "c" / "coarse.pt", "recipe": str(named)}
+
+    def asked(stage: str, *overrides: str, **more: bool):
+        return request(stage, shard_folder, tmp_path / "f", overrides=[*overrides], **start, **more)
+
+    kept = set_up(asked("fine"))
+    assert kept.grid == kept.recipe.sampling.grid == [50]
+    (told,) = [one for one in kept.notices if "sampling at" in one]
+    assert told.startswith("sampling at the checkpoint's timesteps [50]; the recipe's do not fit")
+    for stage, more in (("fine", ["sampling.steps=200"]), ("coarse", [])):
+        with pytest.raises(RecipeError, match="the recipe's timesteps do not fit the diff") as got:
+            set_up(asked(stage, *more))
+        assert got.value.hint == "give timesteps below 100 with sampling.grid"
+    stop_after(asked("fine"), 1)
+    with pytest.raises(UsageError, match="--resume keeps the run's recipe"):
+        set_up(asked("fine", "sampling.steps=200", resume_auto=True))
+
+
+def test_weights_without_timesteps_use_those_of_the_recipe(tmp_path, shard_folder, coarse_run):
+    content = torch.load(coarse_run / "coarse.pt", weights_only=True)
+    torch.save({"params": content["params"]}, tmp_path / "bare.pt")
+    rest = [one for one in MINI if not one.startswith("sampling.")]
+    start = {"init": tmp_path / "bare.pt", "recipe": "derain", "overrides": rest}
+    options = set_up(request("fine", shard_folder, tmp_path / "run", **start))
+    assert options.grid == [999, 666, 333, 0]
+
+
+def test_shards_are_found_in_any_form_of_override(tmp_path, shard_folder, coarse_run):
+    for name, written in enumerate(("data.shards={}", "data={{shards: {}}}", "data.shards ={}")):
+        override = written.format(shard_folder)
+        assert set_up(request("coarse", None, tmp_path / f"c{name}", override)).data == shard_folder
+        wish = TrainRequest("fine", [override], coarse_run / "coarse.pt", device="cpu")
+        assert set_up(wish).data == shard_folder
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("data.synthesize=rain", "data.synthesis={heavvy: 7}"), "did you mean heavy?"),
+        (("data.synthesize=noise", "data.streaks=/tmp"), "streak masks can be used only for rain"),
+        (("data.synthesize=rain", "data.streaks=/missing"), "no such folder of streak masks"),
+    ],
+)
+def test_an_invalid_degradation_leaves_no_run_folder(tmp_path, shard_folder, more, words):
+    """Resuming keeps the recipe, so the mistake could not be corrected in the folder."""
+    with pytest.raises((UsageError, DataError)) as caught:
+        train(set_up(request("coarse", shard_folder, tmp_path / "run", *more)))
+    assert words in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_clean_images_without_a_degradation_leave_no_run_folder(tmp_path, pair_folder):
+    asked = Synthesis("rain", {}, store=False)
+    source = pair_folder / "train" / "clean"
+    prepare(PrepareOptions(source, tmp_path / "clean", val=0, synthesize=asked)).run()
+    with pytest.raises(DataError, match="these shards hold clean images only"):
+        train(set_up(request("coarse", tmp_path / "clean", tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_validation_image_too_small_to_score_is_refused_before_the_first_step(
+    tmp_path, pair_folder
+):
+    """It would end the training at its first validation, and each attempt to resume it."""
+    source = shutil.copytree(pair_folder, tmp_path / "pairs")
+    for side in ("rainy", "clean"):
+        save_rgb8(source / "val" / side / "0.png", np.zeros((10, 24, 3), np.uint8))
+    data, out = tmp_path / "data", tmp_path / "run"
+    prepare(PrepareOptions(source, data)).run()
+    for start in (train, lambda options: plan_training(options).run()):
+        with pytest.raises(DataError, match="0: 24 x 10 px, but SSIM needs 11 x 11"):
+            start(set_up(request("coarse", data, out)))
+    assert not out.exists()
+    with pytest.raises(DataError, match="inside a border of"):
+        train(set_up(request("coarse", data, out, "train.protocol=levin")))
