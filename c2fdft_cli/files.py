@@ -334,7 +334,9 @@ def read_error(error: OSError, path: str | Path) -> DataError:
     """Make the error to report for an OSError that occurred while reading `path`."""
     if error.errno == errno.ENOENT:
         return DataError("no such file or folder", where=path, hint=path_hint(path))
-    return DataError(f"cannot read: {os.strerror(error.errno or errno.EIO)}", where=path)
+    # libraries raise an OSError of their own with a text in place of a number
+    reason = os.strerror(error.errno) if error.errno else str(error) or os.strerror(errno.EIO)
+    return DataError(f"cannot read: {reason}", where=path)
 
 
 def sha256_of(path: Path) -> str:

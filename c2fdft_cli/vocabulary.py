@@ -54,8 +54,10 @@ def many(count: int, noun: str) -> str:
 
 
 def binary_size(count: int) -> str:
-    """Return a number of bytes in MiB or GiB."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+    """Return a number of bytes in KiB, MiB or GiB."""
+    if count >= 2**30:
+        return f"{count / 2**30:.2f} GiB"
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
 
 
 def for_shell(*words: str) -> str:

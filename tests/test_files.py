@@ -296,6 +296,18 @@ def test_a_file_is_absent_only_if_the_system_says_so(tmp_path, monkeypatch):
         is_file(tmp_path / "a")
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.EACCES, "text"), "Permission denied"),
+        (OSError("broken data stream"), "broken data stream"),
+        (OSError(), "Input/output error"),
+    ],
+)
+def test_the_reason_of_an_unreadable_file_is_the_systems_or_the_librarys(error, reason):
+    assert str(read_error(error, "a")) == f"a: cannot read: {reason}"
+
+
 def test_a_missing_text_is_a_data_error(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         read_text(tmp_path / "list.txt")

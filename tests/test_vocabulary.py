@@ -26,6 +26,7 @@ from c2fdft_cli.vocabulary import (
     Schedule,
     Ssim,
     Task,
+    binary_size,
     check_choice,
     did_you_mean,
     for_shell,
@@ -141,6 +142,14 @@ def test_a_number_is_read_from_the_environment(monkeypatch):
     assert number_in_environment("NUMBER", 3) == 3
     monkeypatch.setenv("NUMBER", "0")
     assert number_in_environment("NUMBER", 3) == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(0, "0.0 KiB"), (30_000, "29.3 KiB"), (1 << 20, "1.0 MiB"), (3 << 29, "1.50 GiB")],
+)
+def test_bytes_are_written_in_the_unit_that_fits(count: int, words: str) -> None:
+    assert binary_size(count) == words
 
 
 def test_one_is_singular() -> None:

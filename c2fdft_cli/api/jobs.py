@@ -261,6 +261,8 @@ def sweep_steps(
 ) -> SweepResult:
     """Choose the sampling steps and store the timesteps in the file, as `c2fdft sweep-steps` does.
 
+    It works in one process: under torchrun only one of them may call it.
+
     Args:
         weights: coarse or fine weights, a name or a file.
         data: folder of shards; None for the one that the weights were trained on.

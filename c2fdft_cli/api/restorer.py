@@ -49,6 +49,7 @@ from c2fdft_cli.engine.sampling.sampler import Sampler
 from c2fdft_cli.engine.sampling.subject import trained_grid
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.engine.weights.choose import choose_weights
+from c2fdft_cli.engine.weights.stored import refuse_missing
 from c2fdft_cli.errors import CheckpointError, UsageError
 from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
@@ -342,7 +343,7 @@ class Restorer:
                 files are kept. If nothing is left to do, the program's own handler is called
                 instead, or KeyboardInterrupt raised.
             UsageError, DataError, ResourceError: as the command.
-            CheckpointError: the weights have changed since `load`, or produced NaN.
+            CheckpointError: the weights are missing or have changed since `load`, or produced NaN.
         """
         check_type("out", out, str | Path)
         check_callable("progress", progress)
@@ -352,6 +353,7 @@ class Restorer:
         writing = Writing(
             format=format, quality=quality, bit_depth=bit_depth, suffix=suffix, overwrite=overwrite
         )
+        refuse_missing(self.weights)
         if sha256_of(self.weights) != self._loaded:
             what = "the weights have changed since they were loaded"
             raise CheckpointError(what, where=self.weights, hint="load them again")

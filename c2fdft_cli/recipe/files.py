@@ -90,7 +90,13 @@ def find_recipe(name: str, beside: Path | None = None) -> Path:
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """Load a recipe by name or path, with `key=value` overrides; RecipeError lists all problems."""
     path = find_recipe(name)
-    return _overridden(_read_extended(path), overrides, where=str(path))
+    layers = [values for _, values in _read_extended(path)]
+    return _overridden(layers, overrides, where=str(path))
+
+
+def files_of_recipe(name: str) -> list[Path]:
+    """Return the file of a recipe and those of the recipes that it extends."""
+    return [path for path, _ in _read_extended(find_recipe(name))]
 
 
 def recipe_from_dict(values: Mapping[str, Any], overrides: Iterable[str], where: str) -> Recipe:
@@ -208,9 +214,9 @@ def _not_yaml(path: Path, text: str, error: Exception) -> RecipeError:
     return RecipeError("this is not a YAML recipe", where=where, hint=hint)
 
 
-def _read_extended(path: Path) -> list[Values]:
-    """Return the values of the recipes that a file extends, base first, then its own values."""
-    chain: list[Values] = []
+def _read_extended(path: Path) -> list[tuple[Path, Values]]:
+    """Return the recipes that a file extends, base first, then itself: the files, their values."""
+    chain: list[tuple[Path, Values]] = []
     seen: list[Path] = []
     following: Path | None = path
     while following is not None:
@@ -225,7 +231,7 @@ def _read_extended(path: Path) -> list[Values]:
         if base is not None and not isinstance(base, str):
             what = f"extends must be the name or path of one recipe, got {base!r}"
             raise RecipeError(what, where=following)
-        chain.append(values)
+        chain.append((following, values))
         following = None if base is None else find_recipe(base, beside=following.parent)
     return chain[::-1]
 

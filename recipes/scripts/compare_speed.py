@@ -110,7 +110,7 @@ def runtimes(args: argparse.Namespace) -> None:
         if args.weights:
             checkpoint = load_checkpoint(choose_weights(args.weights).path)
             network, net = checkpoint.meta.network, checkpoint.network().requires_grad_(False)
-        book = _load(args.transcription, dim=network.dim, blocks=network.blocks)
+        book = _load(args.transcription, **asdict(network))
         book.load_state_dict(net.state_dict(), strict=True)
         calls: dict[str, Call] = {
             "transcription fp32": book.eval().requires_grad_(False),

@@ -535,7 +535,7 @@ def test_a_folder_is_restored_with_the_weights_that_were_loaded(tmp_path, tiny_n
     with pytest.raises(c2fdft.CheckpointError, match="have changed since they were loaded"):
         restorer.restore_folder(tmp_path / "in", tmp_path / "other")
     path.unlink()
-    with pytest.raises(c2fdft.DataError, match=r"w\.pt: no such file"):
+    with pytest.raises(c2fdft.CheckpointError, match=r"w\.pt: there is no such checkpoint"):
         restorer.restore_folder(tmp_path / "in", tmp_path / "other")
 
 

@@ -548,6 +548,10 @@ def test_recipes_are_listed_shown_and_copied(tmp_path):
     assert run("recipes", "copy", "tiny", target, "--overwrite").exit_code == 0
     words = ("recipes", "copy", target, target, "--overwrite")
     refused(*words, code=2, says="would replace the recipe")
+    (tmp_path / "base.yaml").write_text("# why\nextends: tiny\n")
+    target.write_text("extends: base.yaml\n")
+    words = ("recipes", "copy", target, tmp_path / "base.yaml", "--overwrite")
+    refused(*words, code=2, says="or one that it extends")
 
 
 def test_an_empty_recipe_is_valid_but_noted(tmp_path):

@@ -29,7 +29,7 @@ def convert(
     out: Annotated[
         Path,
         typer.Argument(
-            parser=path_of, metavar="OUT", help="A .pt, .ckpt, .pth, .safetensors or .onnx file."
+            parser=path_of, metavar="OUT", help="A .pt, .pth, .ckpt, .safetensors or .onnx file."
         ),
     ],
     options: ConvertOptions,

@@ -75,13 +75,13 @@ def copy(
 ) -> None:
     """Copy a recipe in full to a file of your own, to be changed."""
     from c2fdft_cli.files import atomic_write_text, ensure_folder, require_new, same_files
-    from c2fdft_cli.recipe.files import find_recipe, load_recipe, write_recipe
+    from c2fdft_cli.recipe.files import files_of_recipe, load_recipe, write_recipe
 
     if str(target) == "-":
         hint = f"print it with {console.command('recipes', 'show', name)}"
         raise UsageError("recipes copy writes a file, not standard output", hint=hint)
-    if same_files([target], [find_recipe(name)]):  # its comments and `extends` would be lost
-        what = "the copy would replace the recipe"
+    if same_files([target], files_of_recipe(name)):  # comments and `extends` would be lost
+        what = "the copy would replace the recipe, or one that it extends"
         raise UsageError(what, where=target, hint="name another file")
     require_new(target, overwrite)
     text = write_recipe(load_recipe(name))

@@ -46,7 +46,7 @@ class ShardHeader:
 
     Args:
         split: "train" or "val".
-        patch_cycle: the patch cycle that the set was prepared for, JSON text ("" for none).
+        patch_cycle: always ""; other values are read and not used.
         layout: the layout recognised in the source folder.
         source: the source folder's own name, never a path.
         tool_version: the version of the program that wrote it.

@@ -38,7 +38,7 @@ def noise_generator(seed: int, name: str, sample: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(number)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no truth value
 class Sampler:
     """The few-step sampler, for images of any size: docs/paper.md, "Sampling".
 
