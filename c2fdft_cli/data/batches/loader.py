@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import errno
+import mmap
+import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from multiprocessing import active_children
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
 import torch
@@ -107,7 +111,7 @@ class PatchLoader:
             batch_size=None,  # each item is already a whole batch
             sampler=self._iterations,
             num_workers=self._workers,
-            multiprocessing_context=_START_METHOD,
+            multiprocessing_context=_context(),
             prefetch_factor=max(1, self._prefetch),
             worker_init_fn=_leave_signals_to_parent,
             generator=torch.Generator(),  # otherwise torch's global generator would advance
@@ -124,6 +128,34 @@ class PatchLoader:
             if explained is None:
                 raise
             raise explained from error
+
+
+def _context() -> BaseContext:
+    """Return what starts the workers; forked ones get a `_Flag` in place of an event."""
+    context = copy.copy(multiprocessing.get_context(_START_METHOD))
+    if _START_METHOD == "fork":
+        context.Event = _Flag  # type: ignore[assignment,method-assign]
+    return context
+
+
+class _Flag:
+    """A `multiprocessing.Event` for forked workers, without its lock.
+
+    With it, a worker that is killed while it asks whether it shall end would make this process wait
+    for ever: it dies with the lock. torch relies on its handler of SIGCHLD there, which
+    `child_handler_kept` keeps out.
+    """
+
+    def __init__(self) -> None:
+        self._shared = mmap.mmap(-1, 1)
+
+    def set(self) -> None:
+        """Tell the workers to end."""
+        self._shared[0] = 1
+
+    def is_set(self) -> bool:
+        """Whether the workers shall end."""
+        return self._shared[0] == 1
 
 
 @contextmanager

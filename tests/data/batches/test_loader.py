@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import active_children
@@ -374,8 +375,38 @@ def test_a_worker_leaves_signals_to_the_training(shards: ShardSet) -> None:
     assert len(found) == len(list(PatchLoader(maker_of(shards), start=1, stop=3)))
 
 
-def test_a_worker_that_dies_is_an_error_in_one_line(shards: ShardSet) -> None:
-    loader = PatchLoader(maker_of(shards, degradation=fake(dies)), start=1, stop=5, workers=1)
+def dies_while_it_asks(gt: Pixels, rng: np.random.Generator) -> Pixels:
+    """As if killed within `is_set` of the event by which torch's loader ends its workers."""
+    frame = sys._getframe()
+    while "done_event" not in frame.f_locals:
+        frame = frame.f_back
+    with getattr(frame.f_locals["done_event"], "_cond", nullcontext()):
+        return dies(gt, rng)
+
+
+@pytest.fixture
+def in_a_minute() -> Iterator[None]:
+    """End a test that waits for ever."""
+
+    def late(*_: object) -> None:
+        raise AssertionError("the loader waits for a worker that is dead")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others do not fork workers")
+@pytest.mark.usefixtures("in_a_minute")
+@pytest.mark.parametrize("work", [dies, dies_while_it_asks])
+def test_a_worker_that_dies_is_an_error_in_one_line(
+    shards: ShardSet, work: Callable[..., Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At whatever moment; torch's own handler of SIGCHLD is not there to end the waiting."""
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    loader = PatchLoader(maker_of(shards, degradation=fake(work)), start=1, stop=5, workers=1)
     with pytest.raises(ResourceError, match="a data worker died") as raised:
         list(loader)
     assert "use fewer workers" in str(raised.value.hint)
