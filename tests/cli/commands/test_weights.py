@@ -45,7 +45,7 @@ def test_packaged_weights_are_listed() -> None:
     said = run("weights", "list")
     assert said.exit_code == 0, said.output
     text = " ".join(said.stdout.split())
-    for word in ("derain-4step", "MiB", "| 12.5 |".replace("|", "\u2502"),
+    for word in ("derain-4step", "KiB", "| 12.5 |".replace("|", "\u2502"),
                  "Waves (8 images, protocol derain): 26.90 dB / 0.8384 -> 33.75 dB / 0.9512",
                  "trained on eight waves", "bad at: heavy rain", "timed on 2 CPU cores",
                  "licence: for research and non-commercial use", "card: docs/models/derain.md",
