@@ -62,8 +62,8 @@ def decode_avif(data: bytes, frame: int) -> Decoded:
         is_animated = b"avis" in data[8:64] or getattr(image, "n_frames", 1) > 1
         # imagecodecs writes out of bounds for animations
         is_deep = bool(flags & _DEEP) and not is_animated
-        samples = None if is_deep else decode_opened(image).samples
-        orientation, metadata = metadata_of(image.info)
+        decoded = None if is_deep else decode_opened(image)
+        orientation, metadata = metadata_of(image.info) if decoded is None else decoded[1:]
     metadata = _with_colour_codes(metadata, data)
     properties = _boxes_in(io.BytesIO(data), b"meta", b"iprp", b"ipco")
     lost = []
@@ -72,8 +72,8 @@ def decode_avif(data: bytes, frame: int) -> Decoded:
     if flags & _DEEP and is_animated:
         lost.append("more than 8 bits of an animation")
     metadata = replace(metadata, lost=" and ".join(lost) or None)
-    if samples is not None:
-        return Decoded(samples, orientation, metadata)
+    if decoded is not None:
+        return decoded._replace(metadata=metadata)
     bits = 12 if flags & _12_BITS else 10
     return _decoded(imagecodecs.avif_decode(data), bits, orientation, metadata)
 

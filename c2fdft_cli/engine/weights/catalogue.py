@@ -138,13 +138,14 @@ def checked_file(entry: PackagedWeights) -> Path:
     """
     path = weights_folder() / entry.file
     try:
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise _damaged(path, f"the file has {size} bytes, the catalogue says {entry.bytes}")
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise _damaged(path, "the file is missing") from error
     except OSError as error:
         raise unreadable(path, error) from error
-    if len(data) != entry.bytes:
-        raise _damaged(path, f"the file has {len(data)} bytes, the catalogue says {entry.bytes}")
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise _damaged(path, "its SHA-256 is not that of the catalogue")
     return path
