@@ -99,8 +99,8 @@ def forward(args: argparse.Namespace) -> None:
 def runtimes(args: argparse.Namespace) -> None:
     """Time one call of transcription, onnxruntime, OpenVINO (if installed) and strips.
 
-    All in float32, strips also in bfloat16. Strips run with torch's kernels and, where they can be
-    built, with the compiled ones.
+    All in float32, strips also in bfloat16 if the CPU has instructions for it. Strips run with
+    torch's kernels and, where they can be built, with the compiled ones.
     """
     h, w = _size(args.size or "256")
     x, t = torch.rand(1, 6, h, w), torch.tensor([500.0])
@@ -116,7 +116,9 @@ def runtimes(args: argparse.Namespace) -> None:
             "transcription fp32": book.eval().requires_grad_(False),
             **_other_runtimes(net, asdict(network)),
         }
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    for name, dtype in PRECISIONS.items():
+        if name == "bf16" and cpu_bf16_speed() is None:
+            continue  # emulated, at a minute a call
         with unittest.mock.patch.object(strips, "kernels_for", return_value=None):
             calls[f"strips, torch's kernels, {name}"] = StripNetwork(net, dtype=dtype)
         if kernels_for(x.device, dtype) is not None:
