@@ -15,7 +15,7 @@ import typer
 from c2fdft_cli import settings
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.settings import Setting
-from c2fdft_cli.vocabulary import number_in_environment
+from c2fdft_cli.vocabulary import DEVICES, number_in_environment
 
 Options = TypeVar("Options")
 
@@ -30,11 +30,36 @@ def path_of(text: str) -> Path:
     return Path(text)
 
 
+def weights_names() -> list[str]:
+    """Return the names of the packaged weights."""
+    from c2fdft_cli.engine.weights.catalogue import read_catalogue
+
+    return list(read_catalogue())
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the program."""
+    from c2fdft_cli.recipe.files import recipe_names
+
+    return recipe_names()
+
+
+# Typer keeps those that begin with what was typed. Where none does, the shell offers files.
+_COMPLETIONS: dict[str | None, Callable[[], list[str]]] = {
+    "--weights": weights_names,
+    "--recipe": recipe_names,
+    "--device": lambda: list(DEVICES),
+}
+
+
 def option(known: Setting, name: str | None = None, *, is_path: bool = False) -> Any:
     """Make a Typer option from a setting."""
+    written = known.option or name
+    choices = (lambda: list(known.choices)) if known.choices else None
     return typer.Option(
-        *filter(None, [known.option or name]),
+        *filter(None, [written]),
         parser=path_of if is_path else None,
+        autocompletion=_COMPLETIONS.get(written, choices),
         metavar=known.metavar or "|".join(known.choices) or None,
         help=known.sentence,
         rich_help_panel=known.panel,

@@ -84,9 +84,19 @@ def test_flags_of_groups_are_false_when_not_given(line: list[str]) -> None:
         ("c2fdft re", 1, ["restore", "recipes"]),
         ("c2fdft recipes ", 2, list(RECIPES)),
         ("c2fdft restore --sa", 2, ["--samples"]),
+        ("c2fdft restore --weights dera", 3, ["derain", "derain-4step"]),
+        ("c2fdft train-fine --from deblur", 3, ["deblur", "deblur-free"]),
+        ("c2fdft train-coarse --init deblur-", 3, ["deblur-free"]),
+        ("c2fdft weights path denoise-", 3, ["denoise-free"]),
+        ("c2fdft train-coarse --recipe derain-", 3, ["derain-heavy", "derain-small"]),
+        ("c2fdft recipes show ti", 3, ["tiny"]),
+        ("c2fdft bench forward --recipe ti", 4, ["tiny"]),
+        ("c2fdft restore --device c", 3, ["cpu", "cuda"]),
+        ("c2fdft restore --precision t", 3, ["tf32"]),
+        ("c2fdft restore --weights ./my", 3, []),  # the shell offers files
     ],
 )
-def test_the_shell_completes_commands(words: str, position: int, offered: list[str]) -> None:
+def test_the_shell_completes_names(words: str, position: int, offered: list[str]) -> None:
     environment = {
         "_C2FDFT_COMPLETE": "complete_bash",
         "COMP_WORDS": words,

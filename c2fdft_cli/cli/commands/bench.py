@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.options import Json, Weights, takes_settings, weights_file
+from c2fdft_cli.cli.options import Json, Weights, recipe_names, takes_settings, weights_file
 from c2fdft_cli.engine.tools.bench_options import BenchOptions
 from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.vocabulary import binary_size
@@ -36,6 +36,7 @@ def bench(
             "--recipe",
             metavar="NAME|FILE",
             help="Recipe to time; with --weights, the network is theirs.",
+            autocompletion=recipe_names,
         ),
     ] = "derain",
     weights: Weights = None,

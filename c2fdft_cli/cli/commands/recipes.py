@@ -10,7 +10,7 @@ import typer
 
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.command_list import Command, Group
-from c2fdft_cli.cli.options import Json, Overwrite, path_of
+from c2fdft_cli.cli.options import Json, Overwrite, path_of, recipe_names
 from c2fdft_cli.errors import UsageError
 
 recipes = typer.Typer(
@@ -19,7 +19,12 @@ recipes = typer.Typer(
     add_completion=False,
     help="List, show, copy and check recipes.",
 )
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The name of a recipe, or a file.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="The name of a recipe, or a file.", autocompletion=recipe_names
+    ),
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values to change.")
 ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.cli.options import Json, takes_settings, weights_file
+from c2fdft_cli.cli.options import Json, takes_settings, weights_file, weights_names
 from c2fdft_cli.engine.train.request import RUN, TrainRequest
 from c2fdft_cli.errors import CheckpointError, Interrupted, RecipeError, UsageError
 from c2fdft_cli.vocabulary import binary_size
@@ -54,6 +54,7 @@ def train_coarse(
             metavar="NAME|CKPT",
             help="Start from these weights: a checkpoint, or the name of packaged weights.",
             rich_help_panel=RUN,
+            autocompletion=weights_names,
         ),
     ] = None,
     dry_run: DryRun = False,
@@ -84,6 +85,7 @@ def train_fine(
             metavar="NAME|CKPT",
             help="Weights to start from, usually a coarse checkpoint; also a fine one, or the name "
             "of packaged weights.",
+            autocompletion=weights_names,
         ),
     ] = None,
     request: TrainRequest,

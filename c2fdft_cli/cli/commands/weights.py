@@ -12,7 +12,7 @@ import typer
 
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.command_list import Command, Group
-from c2fdft_cli.cli.options import Json, Overwrite, path_of, weights_file
+from c2fdft_cli.cli.options import Json, Overwrite, path_of, weights_file, weights_names
 from c2fdft_cli.vocabulary import binary_size, many
 
 if TYPE_CHECKING:
@@ -25,7 +25,12 @@ weights = typer.Typer(
     help="List the packaged weights with their scores; average the weights of trainings.",
 )
 Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="A name that `c2fdft weights list` shows.")
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="A name that `c2fdft weights list` shows.",
+        autocompletion=weights_names,
+    ),
 ]
 
 
