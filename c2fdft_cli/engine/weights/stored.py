@@ -141,14 +141,12 @@ class _Loader:
 
 
 def _flat(data: bytes, dtype: torch.dtype, big_endian: bool) -> Tensor:
-    if not data:
-        return torch.empty(0, dtype=dtype)
-    # A bytearray, because torch warns about read-only memory.
-    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    raw = torch.empty(len(data), dtype=torch.uint8)  # in memory that torch aligns
+    # Copied without torch, which would wait for its threads at every tensor if the cores are busy.
+    raw.numpy().data[:] = data
     if big_endian:
         raw = raw.view(-1, dtype.itemsize).flip(1).flatten()
-    # Cloned into memory that torch aligns.
-    return raw.clone().view(dtype)
+    return raw.view(dtype)
 
 
 def tensors_in(tree: Any) -> Iterator[StoredTensor | Opaque]:
