@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from c2fdft_cli.engine.train.folder import RunFolder
-from c2fdft_cli.engine.train.step.memory import choose_recompute
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.recipe.schema import Recipe, Stage
@@ -19,6 +17,7 @@ class TrainOptions:
     """The options of a training, made from a request by `setup.set_up`.
 
     stage: "coarse" or "fine".
+    section: the recipe's section of the stage; `fine.recompute: auto` is replaced by a choice.
     recipe_name: name of the recipe, which the run is named after.
     data: folder of shards.
     precision: as requested on the command line, or "auto"; a resumed run keeps it.
@@ -35,6 +34,7 @@ class TrainOptions:
 
     stage: str
     recipe: Recipe
+    section: Stage
     recipe_name: str
     data: Path
     run: RunFolder
@@ -48,16 +48,6 @@ class TrainOptions:
     max_seconds: float | None = None
     files: dict[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
-
-    @cached_property
-    def section(self) -> Stage:
-        """The recipe's section of the stage; `fine.recompute: auto` is replaced by a choice."""
-        if self.stage == "coarse":
-            return self.recipe.coarse
-        fine, network = self.recipe.fine, self.recipe.network
-        compiling = self.recipe.train.compile
-        way = choose_recompute(network, fine, len(self.grid), compiling, self.runtime)
-        return replace(fine, recompute=way)
 
     def remarks(self, has_lq: bool) -> Iterator[str]:
         """Yield what the user should know before the first step, or instead of it in a dry run.

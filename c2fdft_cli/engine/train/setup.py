@@ -15,6 +15,7 @@ from c2fdft_cli.engine.train.folder import RunFolder, auto_run, find_run, new_ru
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.request import TrainRequest
 from c2fdft_cli.engine.train.state import load_newest
+from c2fdft_cli.engine.train.step.memory import choose_recompute
 from c2fdft_cli.engine.weights.build import (
     alpha_bar_of_recipe,
     refuse_lost_image,
@@ -29,7 +30,7 @@ from c2fdft_cli.execution.distributed import (
     refuse_tasks_without_rank,
 )
 from c2fdft_cli.recipe.files import dotted, load_recipe, recipe_from_dict, stated, write_recipe
-from c2fdft_cli.recipe.schema import Recipe
+from c2fdft_cli.recipe.schema import Recipe, Stage
 
 MAX_NAME = 80
 _TIMES = frozenset({"sampling.grid", "sampling.steps", "sampling.spacing"})
@@ -115,6 +116,7 @@ def _begun(request: TrainRequest) -> TrainOptions:
         recipe_name=name,
         data=data,
         run=new_run(request.out, name, request.stage),
+        section=_section(recipe, request.stage, len(grid), runtime),
         runtime=runtime,
         precision=request.precision,
         grid=grid,
@@ -171,6 +173,7 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
     return TrainOptions(
         stage=request.stage,
         recipe=recipe,
+        section=_section(recipe, request.stage, len(meta.grid), runtime),
         recipe_name=meta.recipe_name or "run",
         data=data,
         run=run,
@@ -186,6 +189,18 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
         else {},
         notices=notices,
     )
+
+
+def _section(recipe: Recipe, stage: str, calls: int, runtime: Runtime) -> Stage:
+    """Return the recipe's section of the stage, with a choice instead of `fine.recompute: auto`.
+
+    On CUDA the choice depends on the memory that is free now and on kernels that are timed, so it
+    is made once, after the checks. `calls` is the number of sampling steps.
+    """
+    if stage == "coarse":
+        return recipe.coarse
+    way = choose_recompute(recipe.network, recipe.fine, calls, recipe.train.compile, runtime)
+    return replace(recipe.fine, recompute=way)
 
 
 def _changed_recipe(

@@ -13,6 +13,7 @@ import torch
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.prepare.job import prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
+from c2fdft_cli.engine.train import setup
 from c2fdft_cli.engine.train.dry_run import plan_training
 from c2fdft_cli.engine.train.job import train
 from c2fdft_cli.engine.train.request import TrainRequest
@@ -31,6 +32,26 @@ def test_recipe_data_and_timesteps_come_from_the_checkpoint(tmp_path, shard_fold
     assert options.data == shard_folder
     assert options.recipe.network.dim == 8
     assert options.recipe_name == "tiny"
+
+
+def test_what_a_fine_stage_recomputes_is_chosen_once(
+    tmp_path, shard_folder, coarse_run, monkeypatch
+):
+    """On CUDA the choice times kernels; the run's recipe keeps the setting itself."""
+    asked = []
+
+    def choose(network, fine, calls, *_):
+        asked.append((fine.recompute, calls))
+        return "level"
+
+    monkeypatch.setattr(setup, "choose_recompute", choose)
+    weights = coarse_run / "coarse.pt"
+    options = set_up(
+        request("fine", shard_folder, tmp_path / "f", "fine.recompute=auto", init=weights)
+    )
+    assert options.section.recompute == options.section.recompute == "level"
+    assert asked == [("auto", 2)]
+    assert options.recipe.fine.recompute == "auto"
 
 
 def test_another_set_in_the_folder_that_the_checkpoint_names_is_refused(tmp_path, shard_folder):
