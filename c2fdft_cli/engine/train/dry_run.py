@@ -103,6 +103,8 @@ def _plan(
     options: TrainOptions, sizes: Mapping[tuple[int, int], tuple[int, int]], budget: float
 ) -> Generator[SizePlan, None, TrainingPlan]:
     section, runtime = options.section, options.runtime
+    if options.resume is not None:
+        options.resume.take()  # steps are timed on temporary weights: those of the run are freed
     shards = ShardSet.open(options.data, "train")
     scorable_validation(options.data, options.recipe)  # refuses what the training would refuse
     degrade = degradation(options.recipe.data)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from c2fdft_cli.data.shards.reader import ShardSet
@@ -32,7 +31,7 @@ from c2fdft_cli.engine.train.state import (
     LoadedState,
     RunImages,
     RunState,
-    load_state,
+    StateToResume,
     machine,
 )
 from c2fdft_cli.engine.train.step.objective import make_objective
@@ -150,11 +149,8 @@ class _Training:
         )
         self.validator = Validator(options, pairs, self.state, self.board)
 
-    def _restore_state(self, path: Path) -> None:
-        # Taken before the state is read, so that a state which another process renames into place
-        # during the reading is noticed too.
-        self.stamp = self.run.state_stamp()
-        loaded = load_state(path)
+    def _restore_state(self, state: StateToResume) -> None:
+        path, loaded = state.path, state.take()
         self._refuse_other_images(loaded)
         try:
             with enough_memory(path):
@@ -181,10 +177,10 @@ class _Training:
 
     def _start(self) -> str:
         """Describe the state that this process starts from, for a comparison with the others."""
-        path = self.options.resume
-        if path is None:
+        resume = self.options.resume
+        if resume is None:
             return "a new run"
-        return f"step {self.step}, sha256 {sha256_of(path)[:12]}"
+        return f"step {self.step}, sha256 {sha256_of(resume.path)[:12]}"
 
     def _refuse_other_images(self, loaded: LoadedState) -> None:
         """Raise UsageError unless the images are those of the run, also those for validation.
@@ -290,16 +286,16 @@ class _Training:
                 self._cut_back(resume)
             yield
 
-    def _cut_back(self, resume: Path) -> None:
+    def _cut_back(self, resume: StateToResume) -> None:
         """Restore the folder to the state to resume from, unless another process trained in it."""
-        if self.run.state_stamp() != self.stamp:
+        if self.run.state_stamp() != resume.stamp:
             raise ResourceError(
                 "another process has trained in this folder since its state was read",
                 where=self.run.path,
                 hint="repeat the command to resume from the state that the other process saved",
             )
         self.run.remove_unfinished()
-        if resume != self.run.state:
+        if resume.path != self.run.state:
             self.run.set_aside_state()
         # If the state's score is still due, its row is logged after the score. A run that was
         # killed between writing that row and the next save has the row already: it is dropped

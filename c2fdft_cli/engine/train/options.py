@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from c2fdft_cli.engine.train.folder import RunFolder
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.recipe.schema import Recipe, Stage
+
+if TYPE_CHECKING:
+    from c2fdft_cli.engine.train.state import StateToResume
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class TrainOptions:
     init: weights to start from; None for random weights, and for a resumed run.
     started_from: digest of the weights that the run started from, "" for random ones; None for a
         resumed run whose state does not say it.
-    resume: the run's own state file to resume from; None for a new run.
+    resume: the run's own state to resume from; None for a new run.
     done: iterations that a resumed run has already done.
     max_seconds: save and stop after this time.
     files: text files to write into the run folder, by name; for a resumed run, those that change.
@@ -43,7 +47,7 @@ class TrainOptions:
     precision: str = "auto"
     init: Checkpoint | None = None
     started_from: str | None = ""
-    resume: Path | None = None
+    resume: StateToResume | None = None
     done: int = 0
     max_seconds: float | None = None
     files: dict[str, str] = field(default_factory=dict)

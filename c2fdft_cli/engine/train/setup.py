@@ -14,7 +14,7 @@ from c2fdft_cli.engine.sampling.subject import weights_digest
 from c2fdft_cli.engine.train.folder import RunFolder, auto_run, find_run, new_run
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.request import TrainRequest
-from c2fdft_cli.engine.train.state import load_newest
+from c2fdft_cli.engine.train.state import StateToResume, load_newest
 from c2fdft_cli.engine.train.step.memory import choose_recompute
 from c2fdft_cli.engine.weights.build import (
     alpha_bar_of_recipe,
@@ -133,6 +133,9 @@ def _begun(request: TrainRequest) -> TrainOptions:
 
 def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
     """Return the options of a resumed run, made from its state and the request's changes."""
+    # Taken before the state is read, so that a state which another process renames into place
+    # during the reading is noticed too.
+    stamp = run.state_stamp()
     path, state, notices = load_newest(run)
     meta = state.meta
     if meta.recipe is None or meta.data is None or meta.grid is None:
@@ -181,7 +184,7 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
         precision=requested,
         grid=meta.grid,
         started_from=state.started_from,
-        resume=path,
+        resume=StateToResume(path, stamp, state),
         done=state.step,
         max_seconds=request.max_seconds,
         files={"recipe.yaml": write_recipe(recipe)}

@@ -65,6 +65,27 @@ class LoadedState:
     started_from: str | None = None
 
 
+@dataclass
+class StateToResume:
+    """The state that a run resumes from; it is read once, and its content is handed over once.
+
+    path: the file.
+    stamp: `RunFolder.state_stamp` from before the file was read.
+    """
+
+    path: Path
+    stamp: tuple[int, int] | None
+    content: LoadedState | None
+
+    def take(self) -> LoadedState:
+        """Return the content and keep it no longer: it holds four numbers for each weight.
+
+        A later call reads the file again, and raises what `load_state` raises.
+        """
+        content, self.content = self.content, None
+        return load_state(self.path) if content is None else content
+
+
 class RunImages(NamedTuple):
     """Digests of the images that a run depends on: training and validation shards, streak masks.
 

@@ -18,6 +18,8 @@ from c2fdft_cli.engine.prepare.job import prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.sweep.job import sweep
 from c2fdft_cli.engine.sweep.options import Rule, SweepOptions
+from c2fdft_cli.engine.train import state as states
+from c2fdft_cli.engine.train.dry_run import plan_training
 from c2fdft_cli.engine.train.events import Validated
 from c2fdft_cli.engine.train.folder import RunFolder, find_run
 from c2fdft_cli.engine.train.job import train
@@ -79,7 +81,7 @@ def test_another_eta_is_refused(stopped):
 
 def test_a_named_recipe_is_compared_not_ignored(stopped):
     equal = set_up(asked(stopped, *MINI, recipe="tiny"))
-    assert equal.resume == stopped / "state.pt"
+    assert equal.resume.path == stopped / "state.pt"
     assert not equal.files
     with pytest.raises(UsageError) as caught:
         set_up(asked(stopped, recipe="tiny"))
@@ -565,6 +567,24 @@ def test_a_row_of_metrics_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(ResourceError, match="cannot write the file") as caught:
         RunFolder(tmp_path / "gone").append_metrics({"iteration": 1})
     assert caught.value.where == str(tmp_path / "gone" / "metrics.csv")
+
+
+def test_a_state_is_read_once_and_not_kept(stopped, monkeypatch):
+    reads = []
+
+    def load(path):
+        reads.append(path)
+        return load_tensors(path)
+
+    monkeypatch.setattr(states, "load_tensors", load)
+    options = set_up(asked(stopped))
+    job = train(options)
+    assert reads == [stopped / "state.pt"]
+    assert options.resume.content is None
+    plan_training(again := set_up(asked(stopped)), seconds=0).run()
+    assert again.resume.content is None
+    assert again.resume.take().step == 6  # whoever takes it twice gets it from the file
+    job.run()
 
 
 def test_the_previous_state_is_kept(stopped):
