@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from enum import Enum
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -72,15 +73,14 @@ class EvalSource:
     )
 
     @property
-    def subject(self) -> str:
-        """The name of the results or weights, as side A of a comparison."""
-        return str(self.pairs or self.restored) if self.weights is None else self.weights
+    def place(self) -> Path:
+        """The file or folder that is scored; the current folder if only weights are named."""
+        return Path(self.pairs or self.restored or self.data or "")
 
     @property
-    def is_plain(self) -> bool:
-        """Whether image files are compared with image files."""
-        named = self.weights is not None or self.data is not None
-        return not (named or self.sigma or self.no_reference)
+    def subject(self) -> str:
+        """The name of the results or weights, as side A of a comparison."""
+        return str(self.place) if self.weights is None else self.weights
 
     def inputs(self, against: str | None) -> list[Path]:
         """List the files and folders that are read, as far as they exist; `against` is side B."""
@@ -89,67 +89,94 @@ class EvalSource:
         given = [Path(one) for one in (*named, self.weights, against) if one is not None]
         return [path for path in given if os.path.exists(path)]
 
-    def check(self) -> None:
-        """Raise UsageError for arguments that cannot be combined."""
-        from c2fdft_cli.engine.evaluate.sidd import are_blocks
 
-        if self.pairs is not None:
-            self._check_list()
-            return
-        others = (self.target, self.degraded, self.weights, self.data)
-        if self.no_reference and (self.restored is None or any(x is not None for x in others)):
+class Mode(Enum):
+    """What is scored: results or, with --weights, what the weights restore of the inputs."""
+
+    IMAGES = "a folder of images, or one image"
+    LIST = "the images of a list of pairs"
+    BLOCKS = "SIDD blocks"
+    SHARDS = "the validation pairs of shards, only with weights"
+    PHOTOS = "images without targets, only without weights"
+
+
+def mode_of(source: EvalSource, runs: WeightsOptions, against: str | None) -> Mode:
+    """Return what is to be scored; the disk is looked at only to recognise SIDD blocks.
+
+    Raises:
+        UsageError: arguments that cannot be combined, or there is nothing to score.
+        DataError: there is no target, and nothing at the path of what is to be scored.
+    """
+    if source.weights is None and _given(runs):
+        raise UsageError(f"{_given(runs)[0]} needs --weights")
+    if against == "":  # `Path` would take it for the current folder
+        raise UsageError("--against is empty", hint="name a file, a folder, or packaged weights")
+    if source.pairs is not None:
+        _refuse_with_list(source)
+        return Mode.LIST
+    if source.sigma is not None and (source.weights is None or source.restored is None):
+        raise UsageError("--sigma needs --weights and a folder of clean images")
+    if source.no_reference:
+        others = (source.target, source.degraded, source.weights, source.data)
+        if source.restored is None or any(one is not None for one in others):
             hint = "try: c2fdft eval PHOTOS --no-reference"
             raise UsageError("--no-reference takes one folder or image and no target", hint=hint)
-        if self.data is not None and self.weights is None:
-            raise UsageError("--data needs --weights")
-        if self.sigma is not None and (self.weights is None or self.restored is None):
-            raise UsageError("--sigma needs --weights and a folder of clean images")
-        blocks = are_blocks(self.restored) or (self.weights is not None and are_blocks(self.data))
-        blocks = blocks and self.sigma is None
-        if blocks and self.degraded is not None:
-            raise UsageError("--degraded cannot be used with SIDD blocks")
-        if self.weights is not None and not blocks:
-            if not (self.target is self.degraded is None):
-                raise UsageError("--weights cannot be combined with TARGET or --degraded")
-            if self.restored is not None and self.data is not None:
-                raise UsageError("--data cannot be combined with a folder of images")
-        files = self.weights is None and not self.no_reference
-        if files and (self.restored is None or not (self.target or blocks)):
-            hint = (
-                "c2fdft eval RESTORED TARGET, c2fdft eval --weights CKPT SET, "
-                "c2fdft eval --weights CKPT --data SHARDS, or c2fdft eval PHOTOS --no-reference"
-            )
-            raise UsageError("there is nothing to score", hint=f"try: {hint}")
+        return Mode.PHOTOS
+    return _mode_of_results(source) if source.weights is None else _mode_of_weights(source)
 
-    def _check_list(self) -> None:
-        """Raise UsageError for what cannot be combined with a list of pairs."""
-        from c2fdft_cli.engine.evaluate.sidd import are_blocks
 
-        others = {
-            "TARGET": self.target is not None,
-            "SIDD blocks": are_blocks(self.restored),
-            "--data": self.data is not None,
-            "--sigma": self.sigma is not None,
-            "--no-reference": self.no_reference,
-            "--degraded and --weights": None not in (self.degraded, self.weights),
-        }
-        given = next((name for name, is_given in others.items() if is_given), None)
-        if given is not None:
-            hint = "try: c2fdft eval --pairs LIST.csv [FOLDER] [--weights CKPT]"
-            raise UsageError(f"--pairs cannot be combined with {given}", hint=hint)
+def _mode_of_results(source: EvalSource) -> Mode:
+    if source.data is not None:
+        raise UsageError("--data needs --weights")
+    if _are_blocks(source):
+        return Mode.BLOCKS
+    if source.restored is None or source.target is None:
+        require_existing(source.restored)  # it may have been meant as SIDD blocks
+        hint = (
+            "c2fdft eval RESTORED TARGET, c2fdft eval --weights CKPT SET, "
+            "c2fdft eval --weights CKPT --data SHARDS, or c2fdft eval PHOTOS --no-reference"
+        )
+        raise UsageError("there is nothing to score", hint=f"try: {hint}")
+    return Mode.IMAGES
 
-    def named_pairs(self, seed: int) -> PairSource | None:
-        """Open the image set or SIDD blocks that the weights are to restore; None for shards."""
-        from c2fdft_cli.engine.evaluate.folder import open_folder, open_list
-        from c2fdft_cli.engine.evaluate.sidd import are_blocks, open_blocks
 
-        if self.weights is None:
-            return None
-        if self.pairs is not None:
-            return open_list(self.pairs, self.restored)
-        if self.sigma is None and (are_blocks(self.restored) or are_blocks(self.data)):
-            return open_blocks(self.restored or self.data or Path(), self.target)
-        return None if self.restored is None else open_folder(self.restored, self.sigma, seed)
+def _mode_of_weights(source: EvalSource) -> Mode:
+    if source.restored is not None and source.data is not None:
+        raise UsageError(f"--data cannot be combined with another set, {source.restored}")
+    if source.sigma is None and _are_blocks(source):  # noise can be added only to image files
+        return Mode.BLOCKS
+    if source.target is not None or source.degraded is not None:
+        raise UsageError("--weights cannot be combined with TARGET or --degraded")
+    return Mode.SHARDS if source.restored is None else Mode.IMAGES
+
+
+def _are_blocks(source: EvalSource) -> bool:
+    """Whether SIDD blocks are named; UsageError if they cannot be combined with the rest."""
+    from c2fdft_cli.data.layouts.sidd import are_blocks
+
+    named = source.restored or source.data
+    found = named is not None and are_blocks(named)
+    if found and source.degraded is not None:
+        raise UsageError("--degraded cannot be used with SIDD blocks")
+    return found
+
+
+def _refuse_with_list(source: EvalSource) -> None:
+    """Raise UsageError for what cannot be combined with a list of pairs."""
+    from c2fdft_cli.data.layouts.sidd import are_blocks
+
+    others = {
+        "TARGET": source.target is not None,
+        "SIDD blocks": source.restored is not None and are_blocks(source.restored),
+        "--data": source.data is not None,
+        "--sigma": source.sigma is not None,
+        "--no-reference": source.no_reference,
+        "--degraded and --weights": None not in (source.degraded, source.weights),
+    }
+    given = next((name for name, is_given in others.items() if is_given), None)
+    if given is not None:
+        hint = "try: c2fdft eval --pairs LIST.csv [FOLDER] [--weights CKPT]"
+        raise UsageError(f"--pairs cannot be combined with {given}", hint=hint)
 
 
 @dataclass(frozen=True)
@@ -223,7 +250,8 @@ def evaluate(
 
     c2fdft eval photos/ --no-reference
     """
-    if source.is_plain and not (_given(runs) or scores.metrics):
+    mode = mode_of(source, runs, scores.against)
+    if source.weights is None and mode is not Mode.PHOTOS and not scores.metrics:
         require_existing(restored, target, source.degraded, source.pairs)  # before torch is loaded
 
     with console.loading():
@@ -231,12 +259,7 @@ def evaluate(
         from c2fdft_cli.engine.evaluate.ranks import join
         from c2fdft_cli.execution.distributed import destroy_process_group
 
-    metrics = _find_metrics(scores.metrics, source.no_reference)
-    if source.weights is None and _given(runs):
-        raise UsageError(f"{_given(runs)[0]} needs --weights")
-    if scores.against == "":  # `Path` would take it for the current folder
-        raise UsageError("--against is empty", hint="name a file, a folder, or packaged weights")
-    source.check()
+    metrics = _find_metrics(scores.metrics, mode)
     _make_room(scores, source)
     runtime = join()
     try:
@@ -248,7 +271,7 @@ def evaluate(
             runtime.world,
             pictures=scores.report is not None,
         )
-        _evaluate(source, runs, options, scores, runtime, json)
+        _evaluate(source, mode, runs, options, scores, runtime, json)
     finally:
         destroy_process_group()
 
@@ -278,17 +301,18 @@ def _refuse_inputs(files: Sequence[Path], inputs: Sequence[Path]) -> None:
         raise UsageError(what, where=hit[0], hint="name another file, such as scores.csv")
 
 
-def _find_metrics(names: str | None, no_reference: bool) -> dict[str, Metric]:
+def _find_metrics(names: str | None, mode: Mode) -> dict[str, Metric]:
     """Return the requested further metrics; without targets all no-reference ones by default."""
     from c2fdft_cli.engine.evaluate.metrics import find_metrics
 
-    if no_reference:
+    if mode is Mode.PHOTOS:
         return find_metrics(names or "all", no_reference=True)
     return {} if names is None else find_metrics(names)
 
 
 def _evaluate(
     source: EvalSource,
+    mode: Mode,
     runs: WeightsOptions,
     options: EvalOptions,
     scores: Scores,
@@ -300,7 +324,8 @@ def _evaluate(
     from c2fdft_cli.engine.evaluate.report import Gallery, with_pictures
     from c2fdft_cli.execution.distributed import gather
 
-    job, other = _jobs(source, scores.against, runs, options, json or not runtime.is_main)
+    quiet = json or not runtime.is_main
+    job, other = _jobs(source, mode, scores.against, runs, options, quiet)
     if other is not None:
         job.title, other.title = "eval A", "eval B"
     gallery = Gallery()  # stays empty unless `options` requests pictures for a report
@@ -349,17 +374,24 @@ def _given(runs: WeightsOptions) -> list[str]:
 
 
 def _jobs(
-    source: EvalSource, against: str | None, runs: WeightsOptions, options: EvalOptions, quiet: bool
+    source: EvalSource,
+    mode: Mode,
+    against: str | None,
+    runs: WeightsOptions,
+    options: EvalOptions,
+    quiet: bool,
 ) -> tuple[Job[Scored, EvalResult], Job[Scored, EvalResult] | None]:
-    """Make the job that evaluates checkpoints, folders of results or SIDD blocks; and that of B."""
+    """Make the job of the results or weights to score, and that of B, in the same mode."""
     from c2fdft_cli.engine.evaluate.weights import compare_weights, evaluate_weights
 
     if source.weights is None:
         alone = replace(options, pictures=False)
         with console.looking():
-            job = _job_of_files(Path(source.subject), source, options)
-            return job, None if against is None else _job_of_files(Path(against), source, alone)
-    pairs = source.named_pairs(runs.seed)
+            job = _job_of_results(source.place, source, mode, options)
+            if against is None:
+                return job, None
+            return job, _job_of_results(Path(against), source, mode, alone)
+    pairs = _pairs_to_restore(source, mode, runs.seed)
     ours = weights_file(source.weights, quiet)
     theirs = None if against is None else weights_file(against, quiet)
     with console.looking():
@@ -368,20 +400,36 @@ def _jobs(
         return compare_weights(ours, theirs, runs, options, data=source.data, pairs=pairs)
 
 
-def _job_of_files(path: Path, source: EvalSource, options: EvalOptions) -> Job[Scored, EvalResult]:
+def _job_of_results(
+    path: Path, source: EvalSource, mode: Mode, options: EvalOptions
+) -> Job[Scored, EvalResult]:
+    """Make the job that scores the results at `path`, which are side A or B."""
     from c2fdft_cli.engine.evaluate.files import evaluate_files, evaluate_list
     from c2fdft_cli.engine.evaluate.photos import evaluate_alone
-    from c2fdft_cli.engine.evaluate.sidd import are_blocks, evaluate_blocks, open_blocks
+    from c2fdft_cli.engine.evaluate.sidd import evaluate_blocks, open_blocks
 
-    if source.no_reference:
+    if mode is Mode.PHOTOS:
         return evaluate_alone(path, options)
-    if source.pairs is not None:
+    if mode is Mode.LIST:
         return evaluate_list(path, options, source.degraded, folder=source.restored)
-    if are_blocks(path):
+    if mode is Mode.BLOCKS:
         return evaluate_blocks(open_blocks(path, source.target), options)
-    if source.target is None:
-        raise UsageError("there is no target to compare with")
-    return evaluate_files(path, source.target, options, source.degraded)
+    target = cast("Path", source.target)  # there is one in the mode IMAGES
+    return evaluate_files(path, target, options, source.degraded)
+
+
+def _pairs_to_restore(source: EvalSource, mode: Mode, seed: int) -> PairSource | None:
+    """Open the pairs that the weights are to restore; None for those of shards."""
+    from c2fdft_cli.engine.evaluate.folder import open_folder, open_list
+    from c2fdft_cli.engine.evaluate.sidd import open_blocks
+
+    if mode is Mode.SHARDS:
+        return None
+    if mode is Mode.LIST:
+        return open_list(source.place, source.restored)
+    if mode is Mode.BLOCKS:
+        return open_blocks(source.place, source.target)
+    return open_folder(source.place, source.sigma, seed)
 
 
 def _with_report(source: EvalSource, runs: WeightsOptions, scores: Scores) -> str:

@@ -72,6 +72,11 @@ def block_files(folder: Path) -> tuple[Path | None, Path | None]:
     return (noisy if noisy.is_file() else None), (target if target.is_file() else None)
 
 
+def are_blocks(path: Path) -> bool:
+    """Whether a path is a MATLAB file, or a folder with one of SIDD's files in it."""
+    return path.suffix.lower() == SUFFIX or (path.is_dir() and any(block_files(path)))
+
+
 def read_blocks(path: Path, variables: Sequence[str]) -> Blocks:
     """Read the first of these variables that a MATLAB file contains.
 

@@ -40,13 +40,6 @@ class BlockPairs(PairSource):
     ours: Blocks = field(kw_only=True)
 
 
-def are_blocks(ours: Path | None) -> bool:
-    """Whether a path is a MATLAB file, or a folder with one of SIDD's files in it."""
-    if ours is None:
-        return False
-    return ours.suffix.lower() == SUFFIX or (ours.is_dir() and any(block_files(ours)))
-
-
 def open_blocks(ours: Path, target: Path | None = None) -> BlockPairs:
     """Read blocks and their targets.
 

@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 
 from c2fdft_cli.data.layouts import matlab, sidd
-from c2fdft_cli.data.layouts.sidd import NOISY, RESULTS, TARGET, block_files, read_blocks
+from c2fdft_cli.data.layouts.sidd import (
+    NOISY,
+    RESULTS,
+    TARGET,
+    are_blocks,
+    block_files,
+    read_blocks,
+)
 from c2fdft_cli.errors import DataError, ResourceError
 
 io = pytest.importorskip("scipy.io")
@@ -60,6 +67,15 @@ def test_the_files_of_a_folder_are_found(tmp_path: Path) -> None:
     assert block_files(tmp_path) == (None, None)
     target = matlab5(tmp_path / f"{TARGET}.mat", **{TARGET: pixels()})
     assert block_files(tmp_path) == (None, target)
+
+
+@pytest.mark.parametrize("name", [NOISY, TARGET])
+def test_blocks_are_recognised_by_the_names_of_their_files(tmp_path: Path, name: str) -> None:
+    assert not are_blocks(tmp_path)
+    matlab5(tmp_path / f"{name}.mat", **{name: pixels()})
+    assert are_blocks(tmp_path)
+    assert are_blocks(tmp_path / "x.MAT")
+    assert not are_blocks(tmp_path / "x.png")
 
 
 @pytest.mark.parametrize("write", [matlab5, matlab73])

@@ -15,7 +15,7 @@ from c2fdft_cli.data.layouts.sidd import NOISY, RESULTS, TARGET
 from c2fdft_cli.engine.evaluate.job import EvalOptions
 from c2fdft_cli.engine.evaluate.metrics import find_metrics
 from c2fdft_cli.engine.evaluate.options import WeightsOptions
-from c2fdft_cli.engine.evaluate.sidd import are_blocks, evaluate_blocks, open_blocks
+from c2fdft_cli.engine.evaluate.sidd import evaluate_blocks, open_blocks
 from c2fdft_cli.engine.evaluate.weights import evaluate_weights
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.protocols import PROTOCOLS, score
@@ -42,17 +42,6 @@ def folder(tmp_path: Path) -> Path:
     for name, pixels in ((NOISY, noisy()), (TARGET, clean())):
         io.savemat(tmp_path / f"{name}.mat", {name: pixels})
     return tmp_path
-
-
-def test_files_of_blocks_are_recognised(folder: Path) -> None:
-    assert are_blocks(folder)
-    assert are_blocks(folder / "x.MAT")
-    assert not are_blocks(folder / "x.png")
-    assert not are_blocks(None)
-    (folder / f"{NOISY}.mat").unlink()
-    assert are_blocks(folder)
-    (folder / f"{TARGET}.mat").unlink()
-    assert not are_blocks(folder)
 
 
 def test_noisy_blocks_are_scored_against_clean_ones(folder: Path) -> None:
