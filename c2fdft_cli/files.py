@@ -21,7 +21,7 @@ from typing import IO
 
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.signals import unwinding
-from c2fdft_cli.vocabulary import binary_size
+from c2fdft_cli.words import binary_size
 
 MAX_TEXT_BYTES = 64 << 20
 _OTHER_UNICODE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)

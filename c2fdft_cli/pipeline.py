@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from c2fdft_cli.vocabulary import number_in_environment
+from c2fdft_cli.settings import number_in_environment
 
 Item = TypeVar("Item")
 Out = TypeVar("Out")

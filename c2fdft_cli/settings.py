@@ -2,11 +2,14 @@
 
 A field made by `setting` holds the option's default, help, range and choices. The command line
 turns the fields into options (`cli.options.takes_settings`), and `check_settings` checks the values
-against the same limits, whether a command or a Python program made the dataclass.
+against the same limits, whether a command or a Python program made the dataclass. Lists of numbers
+in options, and numbers in environment variables, are parsed here too.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +18,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.vocabulary import DEVICES, PRECISIONS, PROTOCOL_NAMES, check_choice, parse_numbers
+from c2fdft_cli.vocabulary import DEVICES, PRECISIONS, PROTOCOL_NAMES, check_choice
 
 _KEY = "setting"
 
@@ -182,9 +185,53 @@ def _in_words(hint: Any) -> str:
     return f"a {_TYPES[hint][1] if hint in _TYPES else hint.__name__}"
 
 
+def split_words(text: str) -> list[str]:
+    """Split a list such as "linspace, leading" at its commas and remove spaces."""
+    return text.replace(" ", "").split(",")
+
+
+def parse_numbers(option: str, text: str, example: str, *, ranges: bool = False) -> list[int]:
+    """Parse whole numbers such as "999,500", in the order given, each of at most six digits.
+
+    Args:
+        option: the name of the option, for the error.
+        text: the value of the option.
+        example: a valid value, for the error.
+        ranges: also read "1-4" as 1, 2, 3, 4.
+
+    Raises:
+        UsageError: there is anything else between the commas, or a range runs backwards.
+    """
+    numbers: list[int] = []
+    for word in split_words(text):
+        found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", word, re.ASCII)
+        low, high = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if low > high or ("-" in word and not ranges):
+            kind = "numbers or ranges" if ranges else "whole numbers"
+            raise UsageError(
+                f"{option} must be {kind} separated by commas, got {text!r}",
+                hint=f"for example {option} {example}",
+            )
+        numbers += range(low, high + 1)
+    return numbers
+
+
 def numbers(option: str, example: str) -> Callable[[str], tuple[int, ...]]:
     """Make a `parse` function for whole numbers separated by commas (`parse_numbers`)."""
     return lambda text: tuple(parse_numbers(option, text, example))
+
+
+def number_in_environment(name: str, default: int, low: int = 0) -> int:
+    """Return the whole number, at least `low`, in an environment variable; `default` if not set.
+
+    Raises:
+        UsageError: the variable holds anything else.
+    """
+    text = os.environ.get(name, str(default))
+    if not re.fullmatch(r"\d{1,6}", text, re.ASCII) or int(text) < low:
+        what = f"environment variable {name} must be a whole number of at least {low}, got {text!r}"
+        raise UsageError(what, hint=f"unset {name}")
+    return int(text)
 
 
 MACHINE = "Machine"

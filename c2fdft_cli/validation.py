@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from c2fdft_cli.vocabulary import did_you_mean
+from c2fdft_cli.words import did_you_mean
 
 Checked = TypeVar("Checked")
 

@@ -13,7 +13,17 @@ from typer.testing import CliRunner
 
 from c2fdft_cli.cli.options import takes_settings
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.settings import Setting, check_settings, option_name, setting, setting_of, shown
+from c2fdft_cli.settings import (
+    Setting,
+    check_settings,
+    number_in_environment,
+    option_name,
+    parse_numbers,
+    setting,
+    setting_of,
+    shown,
+    split_words,
+)
 
 
 def parse_pair(text: str) -> tuple[int, int]:
@@ -149,3 +159,52 @@ def test_numbers_may_be_numpys():
 def test_a_message_quotes_any_value_in_one_line(value, text):
     """A program may pass a whole network in place of its file."""
     assert shown(value) == text
+
+
+def test_a_list_is_split_at_its_commas() -> None:
+    assert split_words("a, b") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("7", [7]), ("999,500", [999, 500]), (" 3, 1 ,3", [3, 1, 3])]
+)
+def test_lists_of_numbers_are_parsed(text: str, numbers: list[int]) -> None:
+    assert parse_numbers("--grid", text, "999,500") == numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("4", [4]), ("1-3", [1, 2, 3]), ("8,2-2", [8, 2]), ("0-1,1", [0, 1, 1])]
+)
+def test_ranges_are_parsed(text: str, numbers: list[int]) -> None:
+    assert parse_numbers("--steps", text, "1-10", ranges=True) == numbers
+
+
+@pytest.mark.parametrize(
+    "text", ["", ",", "1,", "-1", "1.5", "x", "1;2", "1-2", "3-1", "1-", "\u0663", "1234567"]
+)
+def test_invalid_numbers_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--grid must be whole numbers") as caught:
+        parse_numbers("--grid", text, "999,500")
+    assert caught.value.hint == "for example --grid 999,500"
+
+
+@pytest.mark.parametrize("text", ["3-1", "1-", "-2", "1-2-3"])
+def test_invalid_ranges_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--steps must be numbers or ranges"):
+        parse_numbers("--steps", text, "1-10", ranges=True)
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "0", "1.0", "1 ", "9" * 7])
+def test_an_invalid_number_in_the_environment_is_refused(text, monkeypatch):
+    monkeypatch.setenv("NUMBER", text)
+    with pytest.raises(
+        UsageError, match="environment variable NUMBER must be a whole number of at"
+    ):
+        number_in_environment("NUMBER", 1, low=1)
+
+
+def test_a_number_is_read_from_the_environment(monkeypatch):
+    monkeypatch.delenv("NUMBER", raising=False)
+    assert number_in_environment("NUMBER", 3) == 3
+    monkeypatch.setenv("NUMBER", "0")
+    assert number_in_environment("NUMBER", 3) == 0

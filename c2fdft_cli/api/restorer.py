@@ -57,7 +57,7 @@ from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.execution.surroundings import usual_settings
 from c2fdft_cli.files import sha256_of
 from c2fdft_cli.settings import check_type
-from c2fdft_cli.vocabulary import many
+from c2fdft_cli.words import many
 
 DEFAULT_NAME = "image"
 """The name of an image without a file name, which decides its noise."""

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 
-from c2fdft_cli.vocabulary import finite_or_none, for_shell, many
+from c2fdft_cli.words import finite_or_none, for_shell, many
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType

@@ -14,8 +14,8 @@ import typer
 
 from c2fdft_cli import settings
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.settings import Setting
-from c2fdft_cli.vocabulary import DEVICES, number_in_environment
+from c2fdft_cli.settings import Setting, number_in_environment
+from c2fdft_cli.vocabulary import DEVICES
 
 Options = TypeVar("Options")
 

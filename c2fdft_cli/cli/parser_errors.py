@@ -10,7 +10,8 @@ from typing import Any
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.command_list import COMMANDS, load_command
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.vocabulary import PACKAGED_TASKS, did_you_mean, for_shell
+from c2fdft_cli.vocabulary import PACKAGED_TASKS
+from c2fdft_cli.words import did_you_mean, for_shell
 
 _NUMBERS = {
     "int_parsing": "an integer",

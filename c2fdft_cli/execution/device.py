@@ -21,7 +21,9 @@ from c2fdft_cli.execution.cuda.cards import (
     unusable_gpu,
 )
 from c2fdft_cli.execution.cuda.crashes import crash_note
-from c2fdft_cli.vocabulary import DEVICES, check_choice, number_in_environment, one_of
+from c2fdft_cli.settings import number_in_environment
+from c2fdft_cli.vocabulary import DEVICES, check_choice
+from c2fdft_cli.words import one_of
 
 PRECISIONS = {
     "fp32": torch.float32,

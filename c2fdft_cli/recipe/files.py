@@ -22,7 +22,7 @@ from c2fdft_cli.errors import DataError, RecipeError
 from c2fdft_cli.files import read_text
 from c2fdft_cli.recipe.schema import Recipe
 from c2fdft_cli.validation import LONG, TOO_LONG, InvalidValuesError, validate
-from c2fdft_cli.vocabulary import did_you_mean
+from c2fdft_cli.words import did_you_mean
 
 Values: TypeAlias = dict[str, Any]
 

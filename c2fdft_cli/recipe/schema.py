@@ -34,8 +34,8 @@ from c2fdft_cli.vocabulary import (
     Task,
     Tensorboard,
     WeightSet,
-    finite_or_none,
 )
+from c2fdft_cli.words import finite_or_none
 
 MAX_DIM = 1024
 MAX_BLOCKS = 64

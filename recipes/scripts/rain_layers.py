@@ -25,7 +25,7 @@ from c2fdft_cli.cli.app import report
 from c2fdft_cli.data.images.picture import read_rgb8
 from c2fdft_cli.data.layouts.pairs import find_pairs
 from c2fdft_cli.errors import C2fdftError
-from c2fdft_cli.vocabulary import many
+from c2fdft_cli.words import many
 
 MOST_WHITE = 0.01
 """Largest share of the rectangle's pixels that may be 255 in all channels."""

@@ -13,7 +13,7 @@ from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json, Weights, recipe_names, takes_settings, weights_file
 from c2fdft_cli.engine.tools.bench_options import BenchOptions
 from c2fdft_cli.errors import ResourceError
-from c2fdft_cli.vocabulary import binary_size
+from c2fdft_cli.words import binary_size
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.tools.bench import BenchResult

@@ -11,7 +11,7 @@ import typer
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json, path_of, takes_settings, weights_file
 from c2fdft_cli.engine.weights.convert_options import ConvertOptions
-from c2fdft_cli.vocabulary import binary_size
+from c2fdft_cli.words import binary_size
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.weights.convert import Converted

@@ -15,7 +15,8 @@ from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import require_existing
 from c2fdft_cli.settings import option_name, setting
-from c2fdft_cli.vocabulary import DEGRADATIONS, binary_size, one_of
+from c2fdft_cli.vocabulary import DEGRADATIONS
+from c2fdft_cli.words import binary_size, one_of
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.prepare.job import PrepareResult

@@ -15,7 +15,7 @@ from c2fdft_cli.cli.options import (
     weights_file,
 )
 from c2fdft_cli.engine.sweep.options import Rule, SweepOptions
-from c2fdft_cli.vocabulary import many
+from c2fdft_cli.words import many
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.sweep.job import Tried

@@ -13,7 +13,7 @@ from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json, takes_settings, weights_file, weights_names
 from c2fdft_cli.engine.train.request import RUN, TrainRequest
 from c2fdft_cli.errors import CheckpointError, Interrupted, RecipeError, UsageError
-from c2fdft_cli.vocabulary import binary_size
+from c2fdft_cli.words import binary_size
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.train.events import TrainResult

@@ -13,7 +13,7 @@ import typer
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.command_list import Command, Group
 from c2fdft_cli.cli.options import Json, Overwrite, path_of, weights_file, weights_names
-from c2fdft_cli.vocabulary import binary_size, many
+from c2fdft_cli.words import binary_size, many
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.weights.catalogue import PackagedWeights, PublishedScore

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.vocabulary import binary_size
+from c2fdft_cli.words import binary_size
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.evaluate.job import EvalResult

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from c2fdft_cli.cli import console
 from c2fdft_cli.engine.restore.options import STDIO
-from c2fdft_cli.vocabulary import many
+from c2fdft_cli.words import many
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.restore.plan import RestorePlan

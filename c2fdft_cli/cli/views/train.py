@@ -26,7 +26,7 @@ from c2fdft_cli.engine.train.events import (
 )
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.progress import Job
-from c2fdft_cli.vocabulary import binary_size, many
+from c2fdft_cli.words import binary_size, many
 
 SMOOTH_STEPS = 50
 REMARKS = 6

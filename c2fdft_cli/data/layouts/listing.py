@@ -12,7 +12,7 @@ from c2fdft_cli.data.images.profiles import profile_difference, profile_name
 from c2fdft_cli.data.video.probe import is_video_path
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.pipeline import in_order
-from c2fdft_cli.vocabulary import many
+from c2fdft_cli.words import many
 
 _VISIBLE = 3
 """Levels. Profiles that are called sRGB differ by one or two."""

@@ -34,7 +34,8 @@ from c2fdft_cli.data.layouts.search import (
     split_and_side,
 )
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.vocabulary import DEGRADATIONS, many
+from c2fdft_cli.vocabulary import DEGRADATIONS
+from c2fdft_cli.words import many
 
 _TASK_WORDS = {
     "derain": ("rain",),

@@ -13,7 +13,7 @@ from pathlib import Path
 from c2fdft_cli.data.layouts.matching import composed, match_names, name_words
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.files import real_path
-from c2fdft_cli.vocabulary import many
+from c2fdft_cli.words import many
 
 _GAMMA = "blurgamma"
 _CLEAN = ("gt", "groundtruth", "clean", "target")

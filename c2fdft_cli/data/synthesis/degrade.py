@@ -20,7 +20,7 @@ from c2fdft_cli.data.synthesis.rain import RainModel
 from c2fdft_cli.data.synthesis.streaks import StreakBank
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.validation import InvalidValuesError, validate
-from c2fdft_cli.vocabulary import did_you_mean
+from c2fdft_cli.words import did_you_mean
 
 MODELS: dict[str, type[Model]] = {
     "rain": RainModel,

@@ -24,7 +24,7 @@ from c2fdft_cli.data.video.probe import (
     origin,
 )
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.vocabulary import many
+from c2fdft_cli.words import many
 
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer

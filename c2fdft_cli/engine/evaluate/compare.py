@@ -14,7 +14,7 @@ from c2fdft_cli.engine.evaluate.rows import keys_of, missing_of, score_of, show
 from c2fdft_cli.engine.sampling.scoring import Scored
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.statistics import CONFIDENCE, Comparison, compare
-from c2fdft_cli.vocabulary import finite_or_none
+from c2fdft_cli.words import finite_or_none
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from c2fdft_cli.engine.evaluate.pairing import listed_pairs
 from c2fdft_cli.engine.sampling.pairs import DecodedPair, PairSource
 from c2fdft_cli.engine.sampling.sampler import noise_generator
 from c2fdft_cli.errors import DataError, UsageError
-from c2fdft_cli.vocabulary import many
+from c2fdft_cli.words import many
 
 OTHER_WAYS = (
     "give both images of a pair the same name; for clean images, add noise with --sigma 25; "

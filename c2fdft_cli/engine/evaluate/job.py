@@ -16,7 +16,7 @@ from c2fdft_cli.metrics.protocols import Protocol
 from c2fdft_cli.metrics.statistics import summarise
 from c2fdft_cli.pipeline import in_order
 from c2fdft_cli.settings import BORDER, PROTOCOL, check_settings, setting
-from c2fdft_cli.vocabulary import many
+from c2fdft_cli.words import many
 
 Item = TypeVar("Item")
 

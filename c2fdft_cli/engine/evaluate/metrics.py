@@ -13,7 +13,8 @@ from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.metrics.full_reference import METRICS, ImageMetric, without_download
 from c2fdft_cli.metrics.no_reference import NO_REFERENCE
 from c2fdft_cli.metrics.protocols import MAX_VALUE
-from c2fdft_cli.vocabulary import many, split_words
+from c2fdft_cli.settings import split_words
+from c2fdft_cli.words import many
 
 ALL = "all"
 _BY_NAME = METRICS | NO_REFERENCE

@@ -23,7 +23,7 @@ from c2fdft_cli.engine.weights.checkpoint import versions
 from c2fdft_cli.files import atomic_write_text, ensure_folder
 from c2fdft_cli.metrics.protocols import PROTOCOLS
 from c2fdft_cli.progress import Job
-from c2fdft_cli.vocabulary import finite_or_none
+from c2fdft_cli.words import finite_or_none
 
 LARGEST_SIDE = 1024
 QUALITY = 80

@@ -15,7 +15,7 @@ from c2fdft_cli.engine.evaluate.job import EvalResult
 from c2fdft_cli.engine.sampling.scoring import Scored, mean_scores
 from c2fdft_cli.files import atomic_write_bytes
 from c2fdft_cli.metrics.statistics import summarise, worst
-from c2fdft_cli.vocabulary import finite_or_none
+from c2fdft_cli.words import finite_or_none
 
 SCORES = ("psnr", "ssim")
 """The scores of every image with a target."""

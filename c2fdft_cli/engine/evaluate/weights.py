@@ -20,7 +20,7 @@ from c2fdft_cli.engine.sampling.scoring import Scored, notes_of, restore_and_sco
 from c2fdft_cli.engine.sampling.subject import Subject, open_shards, open_subject, trained_grid
 from c2fdft_cli.errors import CheckpointError, UsageError
 from c2fdft_cli.progress import Job
-from c2fdft_cli.vocabulary import many
+from c2fdft_cli.words import many
 
 
 def evaluate_weights(

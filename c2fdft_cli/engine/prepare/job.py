@@ -40,7 +40,7 @@ from c2fdft_cli.files import free_disk_bytes, hold_folder, write_error
 from c2fdft_cli.pipeline import in_order
 from c2fdft_cli.progress import Job
 from c2fdft_cli.version import __version__
-from c2fdft_cli.vocabulary import many
+from c2fdft_cli.words import many
 
 Images: TypeAlias = Generator[tuple[Pixels | None, Pixels], None, None]
 Row: TypeAlias = tuple[str, str | None, str]

@@ -39,7 +39,7 @@ from c2fdft_cli.files import (
     write_error,
 )
 from c2fdft_cli.pipeline import in_order
-from c2fdft_cli.vocabulary import many
+from c2fdft_cli.words import many
 
 Splits: TypeAlias = dict[str, tuple[FilePair, ...]]
 

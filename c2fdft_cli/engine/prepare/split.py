@@ -10,7 +10,7 @@ from pathlib import Path
 from c2fdft_cli.data.layouts.pairs import FilePair
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.files import read_error, sha256_of
-from c2fdft_cli.vocabulary import many
+from c2fdft_cli.words import many
 
 VAL_SHARE = 0.05
 VAL_MOST = 50

@@ -14,7 +14,7 @@ from c2fdft_cli.engine.restore.video import restore_video
 from c2fdft_cli.errors import Interrupted
 from c2fdft_cli.progress import Job, Meter
 from c2fdft_cli.signals import graceful_stop
-from c2fdft_cli.vocabulary import many
+from c2fdft_cli.words import many
 
 
 def restore(plan: RestorePlan) -> Job[ImageDone | FrameDone, RestoreResult]:

@@ -28,7 +28,8 @@ from c2fdft_cli.settings import (
     numbers,
     setting,
 )
-from c2fdft_cli.vocabulary import COMPILE, PACKAGED_TASKS, SPACINGS, for_shell, many
+from c2fdft_cli.vocabulary import COMPILE, PACKAGED_TASKS, SPACINGS
+from c2fdft_cli.words import for_shell, many
 
 FORMATS = {
     suffix.removeprefix("."): one.suffixes[0] for one in OUTPUT_FORMATS for suffix in one.suffixes

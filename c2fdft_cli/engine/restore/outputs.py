@@ -24,7 +24,7 @@ from c2fdft_cli.engine.restore.inputs import Inputs, Source
 from c2fdft_cli.engine.restore.options import FORMATS, SAME_FORMAT, STDIO, Writing
 from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.files import folded, same_files
-from c2fdft_cli.vocabulary import one_of
+from c2fdft_cli.words import one_of
 
 _OTHER_SUFFIXES = (RESTORED_SUFFIXES - WRITE_SUFFIXES) | UNREAD_SUFFIXES | {".pdf"}
 _FILE_SUFFIXES = WRITE_SUFFIXES | VIDEO_SUFFIXES

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from c2fdft_cli.engine.restore.inputs import Source
 from c2fdft_cli.errors import C2fdftError, PartialFailure
-from c2fdft_cli.vocabulary import many
+from c2fdft_cli.words import many
 
 _SHOWN = 10
 _HINTS_SHOWN = 3

@@ -18,7 +18,7 @@ from c2fdft_cli.engine.sweep.options import Timesteps
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.files import atomic_write_text, read_error
 from c2fdft_cli.validation import adapter
-from c2fdft_cli.vocabulary import finite_or_none
+from c2fdft_cli.words import finite_or_none
 
 FORMAT = "c2fdft-sweep"
 FORMAT_VERSION = 1

@@ -16,9 +16,11 @@ from c2fdft_cli.settings import (
     SHARDS,
     check_settings,
     numbers,
+    parse_numbers,
     setting,
+    split_words,
 )
-from c2fdft_cli.vocabulary import SPACINGS, check_choice, parse_numbers, split_words
+from c2fdft_cli.vocabulary import SPACINGS, check_choice
 
 Timesteps = tuple[int, ...]
 

@@ -11,7 +11,7 @@ from typing import Any
 from c2fdft_cli.engine.sampling.scoring import Scored, mean_scores
 from c2fdft_cli.engine.sweep.log import Trial
 from c2fdft_cli.engine.sweep.options import Rule, Timesteps
-from c2fdft_cli.vocabulary import finite_or_none
+from c2fdft_cli.words import finite_or_none
 
 
 @dataclass(frozen=True)

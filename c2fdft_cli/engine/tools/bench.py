@@ -33,7 +33,7 @@ from c2fdft_cli.execution.memory import peak_bytes
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.progress import Job
 from c2fdft_cli.recipe.schema import Network, Recipe
-from c2fdft_cli.vocabulary import many
+from c2fdft_cli.words import many
 
 GEMM_SIDE, CUDA_GEMM_SIDE = 2048, 8192
 

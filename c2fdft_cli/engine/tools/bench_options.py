@@ -15,8 +15,9 @@ from c2fdft_cli.settings import (
     numbers,
     option_name,
     setting,
+    split_words,
 )
-from c2fdft_cli.vocabulary import RECOMPUTE, Recompute, check_choice, split_words
+from c2fdft_cli.vocabulary import RECOMPUTE, Recompute, check_choice
 
 MAX_SIDE, MAX_BATCH = 65_528, 65_536
 PARTS = ("forward", "train-step", "restore", "loader")

@@ -19,7 +19,7 @@ from c2fdft_cli.execution.device import Runtime, cpu_bf16_speed, cpu_has_fast_bf
 from c2fdft_cli.execution.fused.choose import OLDEST_TRITON, has_triton
 from c2fdft_cli.execution.memory import available_memory
 from c2fdft_cli.execution.native.library import kernels_or_reason
-from c2fdft_cli.vocabulary import many
+from c2fdft_cli.words import many
 
 EXTRAS = {
     "matplotlib": ("plots", "curves.png and sweep.png"),

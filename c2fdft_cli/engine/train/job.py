@@ -51,7 +51,7 @@ from c2fdft_cli.files import sha256_of
 from c2fdft_cli.progress import Job
 from c2fdft_cli.signals import StopRequest, graceful_stop, unwinding
 from c2fdft_cli.validation import validate
-from c2fdft_cli.vocabulary import for_shell
+from c2fdft_cli.words import for_shell
 
 Out = TypeVar("Out")
 CURVES_EVERY = 30.0

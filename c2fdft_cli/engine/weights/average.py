@@ -25,7 +25,7 @@ from c2fdft_cli.engine.weights.checkpoint import (
 from c2fdft_cli.engine.weights.convert_options import ONNX, SUFFIXES
 from c2fdft_cli.errors import CheckpointError, UsageError
 from c2fdft_cli.files import ensure_folder, identity, require_new, same_files
-from c2fdft_cli.vocabulary import split_words
+from c2fdft_cli.settings import split_words
 
 
 def average(

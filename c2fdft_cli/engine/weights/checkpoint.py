@@ -35,7 +35,8 @@ from c2fdft_cli.recipe.files import recipe_from_dict
 from c2fdft_cli.recipe.schema import Diffusion, Network, Recipe
 from c2fdft_cli.validation import STRICT, NotBool, validate
 from c2fdft_cli.version import __version__
-from c2fdft_cli.vocabulary import WeightSet, for_shell
+from c2fdft_cli.vocabulary import WeightSet
+from c2fdft_cli.words import for_shell
 
 if TYPE_CHECKING:
     from c2fdft_cli.data.shards.reader import ShardSet

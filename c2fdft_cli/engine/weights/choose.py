@@ -11,7 +11,8 @@ from pathlib import Path
 from c2fdft_cli.engine.weights.catalogue import PackagedWeights, checked_file, read_catalogue
 from c2fdft_cli.engine.weights.identify import WEIGHTS_SUFFIXES
 from c2fdft_cli.errors import CheckpointError, UsageError
-from c2fdft_cli.vocabulary import PACKAGED_TASKS, check_choice, did_you_mean, many
+from c2fdft_cli.vocabulary import PACKAGED_TASKS, check_choice
+from c2fdft_cli.words import did_you_mean, many
 
 DEFAULT_TASK = "derain"
 EQUAL = 0.1
