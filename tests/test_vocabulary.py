@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from c2fdft_cli.core.diffusion import beta_schedule, time_grid
+from c2fdft_cli.core.diffusion import beta_schedule, spaced_timesteps
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.core.objectives import fine_loss
 from c2fdft_cli.data.synthesis.degrade import MODELS
@@ -36,7 +36,7 @@ def test_every_noise_schedule_is_supported(name: str) -> None:
 
 @pytest.mark.parametrize("name", SPACINGS)
 def test_every_spacing_is_supported(name: str) -> None:
-    assert len(time_grid(4, name)) == 4
+    assert len(spaced_timesteps(4, name)) == 4
 
 
 @pytest.mark.parametrize("name", get_args(NormName))
@@ -57,7 +57,7 @@ def test_every_ssim_is_supported(name: str) -> None:
 def test_unknown_choices_are_refused_by_the_core() -> None:
     for refuse in (
         lambda: beta_schedule("cosine"),
-        lambda: time_grid(4, "cosine"),
+        lambda: spaced_timesteps(4, "cosine"),
         lambda: DFT(dim=8, blocks=(1, 1, 1, 1), norm="batch"),
     ):
         with pytest.raises(ValueError, match=r"cosine|batch"):

@@ -37,16 +37,16 @@ from c2fdft_cli.engine.restore.options import (
     Machine,
     SamplingOptions,
     Writing,
-    grid_warning,
     parse_size,
     sample_count,
+    timesteps_warning,
 )
 from c2fdft_cli.engine.restore.plan import make_sampler, plan_restore
 from c2fdft_cli.engine.restore.result import RestoreResult
 from c2fdft_cli.engine.sampling.ensemble import transforms_for
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.sampler import Sampler
-from c2fdft_cli.engine.sampling.subject import trained_grid
+from c2fdft_cli.engine.sampling.subject import trained_timesteps
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.engine.weights.choose import choose_weights
 from c2fdft_cli.engine.weights.stored import refuse_missing
@@ -166,7 +166,9 @@ def load(
     path = choose_weights(sampling.weights, sampling.task, sampling.steps).path
     checkpoint = load_checkpoint(path)
     sampler = make_sampler(checkpoint, sampling)
-    warning = grid_warning(trained_grid(checkpoint), sampler.grid, checkpoint.grid_or_default())
+    warning = timesteps_warning(
+        trained_timesteps(checkpoint), sampler.timesteps, checkpoint.timesteps()
+    )
     for note in (*runtime.notes, *filter(None, [warning])):
         warnings.warn(note, stacklevel=3)
     return Restorer(checkpoint, sampler, runtime, sampling, machine)
@@ -201,7 +203,7 @@ class Restorer:
         # The current folder may change, and so may the file.
         self.weights = Path(os.path.abspath(checkpoint.path))
         self._loaded = sha256_of(self.weights)
-        self.grid = list(sampler.grid)
+        self.grid = list(sampler.timesteps)
         self.device = runtime.device
         self.precision = runtime.precision
         self.task = checkpoint.task()
@@ -375,7 +377,7 @@ class Restorer:
         """Return a differentiable `torch.nn.Module` that restores with a copy of the network."""
         sampler = self._sampler
         return RestorationModule(
-            self._net, sampler.alpha_bar, sampler.grid, seed=sampler.seed, name=DEFAULT_NAME
+            self._net, sampler.alpha_bar, sampler.timesteps, seed=sampler.seed, name=DEFAULT_NAME
         )
 
     def _unpacked(self, images: Sequence[Image], samples: int) -> list[Unpacked]:

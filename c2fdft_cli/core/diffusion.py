@@ -52,7 +52,7 @@ def alpha_bar_of(betas: Tensor) -> Tensor:
     return (1 - betas.double()).cumprod(0).float()
 
 
-def time_grid(steps: int, spacing: str = "linspace", total: int = T) -> list[int]:
+def spaced_timesteps(steps: int, spacing: str = "linspace", total: int = T) -> list[int]:
     """Return the descending timesteps of `steps` sampling steps: docs/paper.md, "Timesteps".
 
     Args:
@@ -80,16 +80,16 @@ def time_grid(steps: int, spacing: str = "linspace", total: int = T) -> list[int
     raise ValueError(f"unknown spacing {spacing!r}")
 
 
-def check_grid(grid: Sequence[int], total: int = T) -> list[int]:
-    """Return the times as a list; ValueError unless they descend strictly within 0 .. total - 1."""
-    times = [int(t) for t in grid]
-    if not times:
+def check_timesteps(timesteps: Sequence[int], total: int = T) -> list[int]:
+    """Return them as a list; ValueError unless they descend strictly within 0 .. total - 1."""
+    timesteps = [int(t) for t in timesteps]
+    if not timesteps:
         raise ValueError("expected at least one timestep")
-    if not all(0 <= t < total for t in times):
-        raise ValueError(f"timesteps must be 0 to {total - 1}, got {times}")
-    if any(a <= b for a, b in pairwise(times)):
-        raise ValueError(f"timesteps must descend, got {times}")
-    return times
+    if not all(0 <= t < total for t in timesteps):
+        raise ValueError(f"timesteps must be 0 to {total - 1}, got {timesteps}")
+    if any(a <= b for a, b in pairwise(timesteps)):
+        raise ValueError(f"timesteps must descend, got {timesteps}")
+    return timesteps
 
 
 def check_start(t: int, alpha_bar_t: float) -> None:
@@ -130,7 +130,7 @@ def ddim_step(x: Tensor, eps_hat: Tensor, a_t: float, a_next: float, c1: float =
 def ddim_sample(
     predict_noise: PredictNoise,
     x_T: Tensor,
-    grid: Sequence[int],
+    timesteps: Sequence[int],
     alpha_bar: Tensor,
     eta: float = 0.0,
     generators: Sequence[torch.Generator] | None = None,
@@ -144,7 +144,7 @@ def ddim_sample(
     Args:
         predict_noise: returns eps_hat for (x_t, t).
         x_T: start noise, `[n, 3, h, w]`.
-        grid: descending timesteps, such as `time_grid(4)`.
+        timesteps: descending timesteps, such as `spaced_timesteps(4)`.
         alpha_bar: `[T]`; if it is not on the CPU, reading it waits for its device.
         eta: 0 is deterministic given x_T; 1 adds the noise of an ancestral sampler.
         generators: sources of that noise, one per image; required if eta > 0.
@@ -157,15 +157,15 @@ def ddim_sample(
         ValueError: timesteps that do not descend, or start where alpha_bar is 0; or eta > 0
             without generators.
     """
-    times = check_grid(grid, len(alpha_bar))
+    timesteps = check_timesteps(timesteps, len(alpha_bar))
     if eta > 0 and generators is None:
         raise ValueError("eta > 0 adds noise: pass a generator for each image")
     # Python floats: the coefficients are computed in float64, and no step waits for a GPU to
     # return them. The last step leads to the image itself, alpha_bar = 1.
-    a = [*alpha_bar.cpu()[times].tolist(), 1.0]
-    check_start(times[0], a[0])
+    a = [*alpha_bar.cpu()[timesteps].tolist(), 1.0]
+    check_start(timesteps[0], a[0])
     x = x_T.float()
-    for i, t in enumerate(times):
+    for i, t in enumerate(timesteps):
         a_t, a_next = a[i], a[i + 1]
         # Expanded, not filled: the network recognises by stride 0 that the batch shares one time.
         time = x.new_full((1,), t).expand(len(x))

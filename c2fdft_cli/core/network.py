@@ -170,7 +170,7 @@ class DFT(nn.Module):
         self.skip_conv = Conv1x1(dim, 2 * dim, bias) if dual_pixel else None
         self.output = Conv3x3(2 * dim, self.out_channels, bias)
 
-    def times(self, t: Tensor) -> list[Tensor]:
+    def time_embeddings(self, t: Tensor) -> list[Tensor]:
         """Embed t, followed by SiLU, for the widths C, 2C, 4C, 8C: `[n or 1, width]` float32.
 
         A time that was expanded over the batch (stride 0) is embedded only once.
@@ -190,7 +190,7 @@ class DFT(nn.Module):
             eps_hat, `[n, out_channels, h, w]` float32.
         """
         self.check_input(x)
-        time = self.times(t)
+        time = self.time_embeddings(t)
         # Channels-last from here on: a convolution keeps the memory layout of its input, and 1x1
         # products need the channels of a pixel to be contiguous.
         embedded = self.patch_embed.proj(x.permute(0, 2, 3, 1).contiguous())

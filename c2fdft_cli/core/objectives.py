@@ -40,7 +40,7 @@ def coarse_loss(
 def fine_loss(
     net: PredictNoise,
     alpha_bar: Tensor,
-    grid: Sequence[int],
+    timesteps: Sequence[int],
     lq: Tensor,
     gt: Tensor,
     noise: Tensor,
@@ -58,7 +58,7 @@ def fine_loss(
     Args:
         net: called with `cat([2 * lq - 1, x_t])` and t.
         alpha_bar: `[T]`.
-        grid: descending timesteps of the sampler, one network call each.
+        timesteps: descending timesteps of the sampler, one network call each.
         lq: `[n, 3, h, w]` in [0, 1].
         gt: as lq.
         noise: x_T, standard normal, of the shape of lq.
@@ -77,7 +77,7 @@ def fine_loss(
     predict_noise = conditioned(net, lq)
     if recompute:
         predict_noise = recomputed(predict_noise)
-    x_0 = ddim_sample(predict_noise, noise, grid, alpha_bar)
+    x_0 = ddim_sample(predict_noise, noise, timesteps, alpha_bar)
     # The variances are differences of blurred squares, of which half precision leaves nothing.
     with full_precision(x_0):
         x_0, gt = x_0.float(), 2 * gt.float() - 1

@@ -83,7 +83,7 @@ class Conv(NamedTuple):
 
 
 class TimeEmbedding(NamedTuple):
-    """`DFT.times` except for the last bit: the embeddings of all levels in five operations.
+    """`DFT.time_embeddings` except for the last bit: those of all levels in five operations.
 
     frequencies: those of all levels, once for the sines and once for the cosines, `[sum(widths)]`.
     is_sine: which of them are for sines, `[sum(widths)]`.

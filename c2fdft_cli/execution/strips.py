@@ -118,7 +118,7 @@ class StripNetwork:
         self._ups = [Conv.of(up.conv, self.dtype) for up in ups]
         halves = (net.reduce_chan_level3, net.reduce_chan_level2)
         self._halves = [*(Projection.of(r, self.dtype, not self.compiled) for r in halves), None]
-        self._times = TimeEmbedding.of(net.dim, net.output.weight.device)
+        self._time_embedding = TimeEmbedding.of(net.dim, net.output.weight.device)
         self._embed = Conv.of(net.patch_embed.proj, torch.float32)
         # Float32 in every precision: at t = 999 the sampler divides by sqrt(alpha_bar) = 0.0064,
         # which multiplies an error of the predicted noise by 157.
@@ -200,20 +200,23 @@ class StripNetwork:
         return out
 
     def _run(self, x: Tensor, t: Tensor, out: Tensor, rows: int) -> None:
-        times = self._times(t) if runs_on_gpu(x) else self.net.times(t)
+        embed_time = self._time_embedding if runs_on_gpu(x) else self.net.time_embeddings
+        time1, time2, time3, time4 = embed_time(t)
         z = self._embedding(x, rows)
         skips: list[Tensor] = []
-        for level, down, time in zip(self._encoders, self._downs, times[:3], strict=True):
+        for level, down, time in zip(
+            self._encoders, self._downs, (time1, time2, time3), strict=True
+        ):
             self._blocks(level, z, time, rows)
             # No other name may refer to the skip: once it is parked in host memory and z is the
             # next level's stream, its device memory is free for that level's blocks.
             skips.append(z)
             z = self._down(z, down, rows)
             skips[-1] = self._park(skips[-1])
-        self._blocks(self._latent, z, times[3], rows)
+        self._blocks(self._latent, z, time4, rows)
         # Decoder level 1 has twice the width of encoder level 1, and so the time of level 2.
-        decoder_times = (times[2], times[1], times[1])
-        decoders = zip(self._decoders, self._ups, self._halves, decoder_times, strict=True)
+        of_levels = (time3, time2, time2)
+        decoders = zip(self._decoders, self._ups, self._halves, of_levels, strict=True)
         for level, up, halve, time in decoders:
             z = self._up(z, up, skips.pop(), halve, rows)
             self._blocks(level, z, time, rows)

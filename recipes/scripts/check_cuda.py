@@ -43,7 +43,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from c2fdft_cli.core.block import Block
-from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule, time_grid
+from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule, spaced_timesteps
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.sampler import Sampler
@@ -251,7 +251,7 @@ def random_network(network: Network, device: torch.device | None = None) -> DFT:
 
 def make_stepper(net: DFT, runtime: Runtime, kind: Kind = None) -> Stepper:
     """Make a stepper of one of the stages."""
-    stage = None if kind is None else (FineStage(recompute=kind), time_grid(4))
+    stage = None if kind is None else (FineStage(recompute=kind), spaced_timesteps(4))
     return Stepper(Objective(net, ALPHA_BAR.to(runtime.device), stage), Train(), runtime)
 
 

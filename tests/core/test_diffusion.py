@@ -11,12 +11,12 @@ import torch
 from c2fdft_cli.core.diffusion import (
     alpha_bar_of,
     beta_schedule,
-    check_grid,
+    check_timesteps,
     conditioned,
     ddim_sample,
     gaussian,
     q_sample,
-    time_grid,
+    spaced_timesteps,
     to_image,
 )
 from c2fdft_cli.core.network import DFT
@@ -70,29 +70,30 @@ def test_the_shortest_schedule_has_one_beta_and_equal_ends_are_a_constant():
     ],
 )
 def test_timesteps_equal_literal_lists(steps, spacing, expected):
-    assert time_grid(steps, spacing) == expected
+    assert spaced_timesteps(steps, spacing) == expected
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
 def test_timesteps_always_descend_within_range(spacing):
     for steps in range(1, 1001):
-        grid = time_grid(steps, spacing)
-        assert len(grid) == steps
-        assert check_grid(grid) == grid
+        timesteps = spaced_timesteps(steps, spacing)
+        assert len(timesteps) == steps
+        assert check_timesteps(timesteps) == timesteps
 
 
 def test_grid_times_are_rounded_half_to_even():
     # 999 * 2 / 4 is 499.5 and 1000 * 3 / 16 is 187.5: one is rounded up, the other too; 62.5 down
-    assert time_grid(5)[2] == 500
-    assert time_grid(16, "trailing")[-3] == 188 - 1
-    assert time_grid(16, "trailing")[-1] == 62 - 1
+    assert spaced_timesteps(5)[2] == 500
+    assert spaced_timesteps(16, "trailing")[-3] == 188 - 1
+    assert spaced_timesteps(16, "trailing")[-1] == 62 - 1
 
 
-@pytest.mark.parametrize("call", [lambda: time_grid(0), lambda: time_grid(1001),
-                                  lambda: time_grid(4, "cosine"),
-                                  lambda: check_grid([]), lambda: check_grid([5, 5]),
-                                  lambda: check_grid([1, 2]), lambda: check_grid([1000, 0]),
-                                  lambda: check_grid([3, -1])])  # fmt: skip
+@pytest.mark.parametrize("call", [lambda: spaced_timesteps(0), lambda: spaced_timesteps(1001),
+                                  lambda: spaced_timesteps(4, "cosine"),
+                                  lambda: check_timesteps([]), lambda: check_timesteps([5, 5]),
+                                  lambda: check_timesteps([1, 2]),
+                                  lambda: check_timesteps([1000, 0]),
+                                  lambda: check_timesteps([3, -1])])  # fmt: skip
 def test_impossible_timesteps_are_refused(call):
     with pytest.raises(ValueError):
         call()
@@ -118,8 +119,8 @@ def test_sampler_with_the_true_noise_returns_the_image():
         return (x_t - a.sqrt() * gt) / (1 - a).sqrt()
 
     start = q_sample(gt, torch.tensor([999, 999]), noise, ALPHA_BAR)
-    for grid in ([999], [999, 500], time_grid(4), time_grid(10, "leading")):
-        assert relative(ddim_sample(truth, start, grid, ALPHA_BAR), gt) < 1e-3
+    for timesteps in ([999], [999, 500], spaced_timesteps(4), spaced_timesteps(10, "leading")):
+        assert relative(ddim_sample(truth, start, timesteps, ALPHA_BAR), gt) < 1e-3
 
 
 def with_small_betas(name: str) -> torch.Tensor:
@@ -131,11 +132,15 @@ def with_small_betas(name: str) -> torch.Tensor:
                                                with_small_betas])  # fmt: skip
 @pytest.mark.parametrize("name", get_args(Schedule))
 def test_every_schedule_can_be_sampled(name, alpha_bar_of_name, eta):
-    grid = time_grid(4, "leading" if name == "jsd" else "linspace")
+    timesteps = spaced_timesteps(4, "leading" if name == "jsd" else "linspace")
     noise = wave([1, 3, 8, 8], 0.47)
     source = torch.Generator().manual_seed(0)
     alpha_bar = alpha_bar_of_name(name)
-    assert ddim_sample(lambda x, t: 0.1 * x, noise, grid, alpha_bar, eta, [source]).isfinite().all()
+    assert (
+        ddim_sample(lambda x, t: 0.1 * x, noise, timesteps, alpha_bar, eta, [source])
+        .isfinite()
+        .all()
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,7 +150,7 @@ def test_sampling_cannot_start_where_nothing_of_the_image_is_left(betas):
     alpha_bar = alpha_bar_of(beta_schedule(*betas))
     noise = torch.zeros(1, 3, 8, 8)
     with pytest.raises(ValueError, match="nothing of the image is left at timestep 999"):
-        ddim_sample(lambda x, t: x, noise, time_grid(4), alpha_bar)
+        ddim_sample(lambda x, t: x, noise, spaced_timesteps(4), alpha_bar)
 
 
 def test_there_is_one_network_call_per_timestep():
@@ -174,7 +179,7 @@ def test_eta_uses_only_the_given_generator():
 
     def run(seed):
         source = torch.Generator().manual_seed(seed)
-        return ddim_sample(lambda x, t: 0 * x, zero, time_grid(4), ALPHA_BAR, 1.0, [source])
+        return ddim_sample(lambda x, t: 0 * x, zero, spaced_timesteps(4), ALPHA_BAR, 1.0, [source])
 
     assert torch.equal(run(1), run(1))
     assert not torch.equal(run(1), run(2))
@@ -185,13 +190,13 @@ def test_eta_uses_only_the_given_generator():
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_two_steps_with_eta_equal_the_formula(eta):
     """Compared with eqs. (13) to (15) of docs/paper.md in NumPy, for a known eps_hat."""
-    grid, start, eps_hat = [700, 300], wave([1, 3, 8, 8], 0.29), wave([1, 3, 8, 8], 0.47)
+    timesteps, start, eps_hat = [700, 300], wave([1, 3, 8, 8], 0.29), wave([1, 3, 8, 8], 0.47)
     got = ddim_sample(
-        lambda x, t: eps_hat, start, grid, ALPHA_BAR, eta, [torch.Generator().manual_seed(3)]
+        lambda x, t: eps_hat, start, timesteps, ALPHA_BAR, eta, [torch.Generator().manual_seed(3)]
     )
     z = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(3)).double().numpy()
     x, eps_hat = start.double().numpy(), eps_hat.double().numpy()
-    a, b = ALPHA_BAR[grid].double().tolist()
+    a, b = ALPHA_BAR[timesteps].double().tolist()
     x_0 = (x - np.sqrt(1 - a) * eps_hat) / np.sqrt(a)
     c = eta * np.sqrt((1 - a / b) * (1 - b) / (1 - a))
     x = np.sqrt(b) * x_0 + c * z + np.sqrt(1 - b - c**2) * eps_hat

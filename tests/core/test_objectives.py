@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule, q_sample, time_grid
+from c2fdft_cli.core.diffusion import alpha_bar_of, beta_schedule, q_sample, spaced_timesteps
 from c2fdft_cli.core.objectives import coarse_loss, fine_loss, fourier_l1, ms_ssim
 from c2fdft_cli.execution.recompute import recompute_levels
 from tests.kit.formula import wave
@@ -91,8 +91,9 @@ def test_the_coarse_loss_is_the_error_of_the_noise():
 
 def fine(net, **changes):
     lq, gt, noise = (wave([2, 3, 16, 16], rate) for rate in (0.1, 0.2, 0.3))
-    grid = changes.pop("grid", time_grid(2))
-    return fine_loss(net, ALPHA_BAR, grid, (lq + 1) / 2, (gt + 1) / 2, noise, **changes)
+    return fine_loss(
+        net, ALPHA_BAR, spaced_timesteps(2), (lq + 1) / 2, (gt + 1) / 2, noise, **changes
+    )
 
 
 def test_recomputing_changes_nothing(tiny_net):

@@ -13,7 +13,7 @@ from c2fdft_cli.core.diffusion import (
     conditioned,
     ddim_sample,
     q_sample,
-    time_grid,
+    spaced_timesteps,
 )
 from c2fdft_cli.core.objectives import coarse_loss, fine_loss
 from c2fdft_cli.engine.weights.build import make_network
@@ -60,9 +60,12 @@ def test_network_and_sampler_equal_the_reference(nets, name):
     with torch.inference_mode():
         assert relative(net(numbers["input"], numbers["t"]), numbers["output"]) < 1e-5
         for sample in numbers["sampler"].values():
-            grid = sample["timesteps"]
-            assert grid in (time_grid(len(grid)), time_grid(len(grid), "leading"))
-            final = ddim_sample(conditioned(net, lq), numbers["x_T"], grid, ALPHA_BAR)
+            timesteps = sample["timesteps"]
+            assert timesteps in (
+                spaced_timesteps(len(timesteps)),
+                spaced_timesteps(len(timesteps), "leading"),
+            )
+            final = ddim_sample(conditioned(net, lq), numbers["x_T"], timesteps, ALPHA_BAR)
             assert relative(final, sample["final"]) < 1e-3
 
 
@@ -85,7 +88,7 @@ def test_fine_gradients_through_the_sampler_equal_the_reference(nets, name):
     numbers = nets[name]
     net, fine = build(numbers), numbers["fine"]
     gt, lq = (numbers["coarse"]["gt"] + 1) / 2, (numbers["cond"] + 1) / 2
-    loss = fine_loss(net, ALPHA_BAR, time_grid(4), lq, gt, numbers["x_T"], ssim="none")
+    loss = fine_loss(net, ALPHA_BAR, spaced_timesteps(4), lq, gt, numbers["x_T"], ssim="none")
     loss.backward()
     assert loss.item() == pytest.approx(fine["l1_weighted"], rel=1e-5)
     assert worst(net, fine["grad_norms_l1_only"]) < 1e-2

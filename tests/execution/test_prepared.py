@@ -39,5 +39,5 @@ def test_the_embedding_of_all_levels_is_the_network_s(dim: int) -> None:
     net = DFT(dim=dim, blocks=(1, 1, 1, 1), heads=(1, 1, 1, 1))
     embed = TimeEmbedding.of(dim, torch.device("cpu"))
     for t in (torch.tensor([0.0, 333.0, 999.0]), torch.tensor([666.0]).expand(2)):
-        for found, want in zip(embed(t), net.times(t), strict=True):
+        for found, want in zip(embed(t), net.time_embeddings(t), strict=True):
             torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-6)

@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from c2fdft_cli.engine.prepare.options import parse_mib, parse_validation
-from c2fdft_cli.engine.restore.options import SamplingOptions, choose_grid, parse_grid, parse_size
+from c2fdft_cli.engine.restore.options import (
+    SamplingOptions,
+    choose_timesteps,
+    parse_size,
+    parse_timesteps,
+)
 from c2fdft_cli.engine.sweep.options import parse_rule, parse_spacings, parse_steps
 from c2fdft_cli.engine.tools.bench_options import parse_recompute
 from c2fdft_cli.engine.train.request import parse_minutes
@@ -66,7 +71,7 @@ def read_override(path: Path) -> None:
 PARSERS: tuple[Callable[[str], object], ...] = (
     parse_steps, parse_spacings, parse_rule, parse_size, parse_minutes, parse_validation, parse_mib,
     parse_recompute,
-    lambda text: choose_grid(SamplingOptions(grid=parse_grid(text)), (999, 500), 1000),
+    lambda text: choose_timesteps(SamplingOptions(grid=parse_timesteps(text)), (999, 500), 1000),
 )  # fmt: skip
 
 

@@ -113,8 +113,8 @@ def _run_pipeline(
     run("train-coarse", "--recipe", "tiny", "--data", shards, "--out", coarse, *settings)
     run("sweep-steps", coarse / "coarse.pt", "--steps", "1,2,4")
     # A short fine stage gains most with one sampling step, whatever is best for the coarse weights.
-    grid = "sampling.grid=[500]"
-    run("train-fine", "--from", coarse / "coarse.pt", "--out", fine, grid, *overrides)
+    one_step = "sampling.grid=[500]"
+    run("train-fine", "--from", coarse / "coarse.pt", "--out", fine, one_step, *overrides)
     run("restore", rainy, restored, "--weights", fine / "fine.pt")
     score = ("--protocol", "derain", "--json")
     return {

@@ -111,8 +111,8 @@ def validate(name: Name, overrides: Overrides = None, json: Json = False) -> Non
     if recipe.data.synthesize is not None:
         streaks = None if recipe.data.streaks is None else Path(recipe.data.streaks)
         parse_model(recipe.data.synthesize, recipe.data.synthesis, streaks)
-    grid = timesteps_of_recipe(recipe.sampling, recipe.diffusion)
-    refuse_lost_image(grid, alpha_bar_of_recipe(recipe.diffusion))
+    timesteps = timesteps_of_recipe(recipe.sampling, recipe.diffusion)
+    refuse_lost_image(timesteps, alpha_bar_of_recipe(recipe.diffusion))
     if json:
         console.emit({"recipe": name, "valid": True})
         return

@@ -71,12 +71,12 @@ def _note(event: Tried) -> str:
 
 def _next_command(result: SweepResult, data: Path | None) -> str:
     """Return the command to run next: train-fine for coarse weights, restore for others."""
-    grid = ",".join(map(str, result.chosen.grid))
+    listed = ",".join(map(str, result.chosen.grid))
     if result.stage == "coarse":
         words: list[object] = [] if data is None else ["--data", data]
-        words += [] if result.stamped else [f"sampling.grid=[{grid}]"]
+        words += [] if result.stamped else [f"sampling.grid=[{listed}]"]
         return console.command("train-fine", "--from", result.checkpoint, *words)
-    words = [] if result.stamped else ["--grid", grid]
+    words = [] if result.stamped else ["--grid", listed]
     return console.command("restore", "IN", "OUT", "--weights", result.checkpoint, *words)
 
 
@@ -129,8 +129,8 @@ def _cells(row: SweepRow, seeds: bool) -> list[object]:
     psnr = f"{row.psnr:.2f}"
     spread = [f"{row.spread:.3f}" if row.spread is not None else "-"] if seeds else []
     text = ", ".join(mark for mark in marks if mark)
-    times = " ".join(map(str, row.grid))
+    listed = " ".join(map(str, row.grid))
     if row.calls > SHOWN_TIMES:
-        times = f"{row.grid[0]} {row.grid[1]} ... {row.grid[-1]}"
+        listed = f"{row.grid[0]} {row.grid[1]} ... {row.grid[-1]}"
     seconds = f"{row.seconds:.3g}"
-    return [row.calls, times, row.grid[0], psnr, *spread, f"{row.ssim:.4f}", seconds, text]
+    return [row.calls, listed, row.grid[0], psnr, *spread, f"{row.ssim:.4f}", seconds, text]

@@ -63,7 +63,7 @@ def document(plan: RestorePlan, result: RestoreResult, following: str | None) ->
     failed = len(result.errors)
     return {
         "weights": plan.weights,
-        "grid": plan.grid,
+        "grid": plan.timesteps,
         "eta": plan.executor.sampler.eta,
         "seed": plan.sampling.seed,
         "draws": plan.executor.runs,
@@ -123,15 +123,15 @@ def _tell_skipped(result: RestoreResult) -> None:
 
 
 def _summary(plan: RestorePlan, result: RestoreResult, good: list[ImageDone]) -> str:
-    grid = ",".join(map(str, plan.grid))
+    listed = ",".join(map(str, plan.timesteps))
     videos = any(hasattr(one, "frames") for one in good)
     files, unit = ("files", "frames") if videos else ("images", "images")
     rate = sum(getattr(one, "frames", 1) for one in good) / max(result.seconds, 1e-9)
     what = good[0].output if len(good) == 1 else f"{len(good)} {files} in {plan.out}"
-    calls = many(len(plan.grid), "sampling step")
+    calls = many(len(plan.timesteps), "sampling step")
     if plan.executor.runs > 1:  # samples, transforms, or both
         calls = f"{plan.executor.runs} times {calls}"
     return (
-        f"restored: {what} ({rate:.2f} {unit}/s, {calls}, timesteps {grid}, "
+        f"restored: {what} ({rate:.2f} {unit}/s, {calls}, timesteps {listed}, "
         f"{plan.runtime.precision} on {plan.runtime.device})"
     )

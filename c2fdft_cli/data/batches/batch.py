@@ -80,7 +80,7 @@ class BatchMaker:
         degradation: makes lq from clean patches; it is given the patch after flips and rotations,
             so that rain keeps its directions.
         line_patterns: share of the patches on which lines are drawn before that, 0 to 1.
-        timesteps: T of the diffusion times that are sampled with each batch.
+        total: T of the diffusion times that are sampled with each batch.
 
     Raises:
         DataError: clean-only shards without a degradation.
@@ -93,7 +93,7 @@ class BatchMaker:
         *,
         degradation: Degradation | None = None,
         line_patterns: float = 0.0,
-        timesteps: int,
+        total: int,
     ) -> None:
         if degradation is None and not shards.has_lq:
             raise DataError(
@@ -107,14 +107,14 @@ class BatchMaker:
         self._degradation = degradation
         self._margin = degradation.margin if degradation else 0
         self._line_patterns = line_patterns
-        self._timesteps = timesteps
+        self._total = total
 
     def make(self, k: int, lo: int, hi: int) -> Batch:
         """Make the rows [lo, hi) of the global batch of iteration k."""
         mix = self._plan.mix(k)
         rows = np.arange(lo, hi)
         noise = self._noise(k, rows)
-        times = torch.from_numpy(self._plan.times(k, self._timesteps)[lo:hi].copy())
+        times = torch.from_numpy(self._plan.times(k, self._total)[lo:hi].copy())
         if mix is None:
             lq, gt = self._patches(k, rows)
             return Batch(k, _nchw(lq), _nchw(gt), noise, times)

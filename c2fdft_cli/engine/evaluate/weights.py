@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from c2fdft_cli.core.diffusion import check_grid
+from c2fdft_cli.core.diffusion import check_timesteps
 from c2fdft_cli.engine.evaluate.job import DEFAULT, EvalOptions, EvalResult, score_each
 from c2fdft_cli.engine.evaluate.options import WeightsOptions
 from c2fdft_cli.engine.evaluate.pairing import check_all_sizes
@@ -17,7 +17,7 @@ from c2fdft_cli.engine.evaluate.sidd import CHOSEN_BY, PROTOCOL, BlockPairs
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.pairs import PairSource
 from c2fdft_cli.engine.sampling.scoring import Scored, notes_of, restore_and_score, spread_indices
-from c2fdft_cli.engine.sampling.subject import Subject, open_shards, open_subject, trained_grid
+from c2fdft_cli.engine.sampling.subject import Subject, open_shards, open_subject, trained_timesteps
 from c2fdft_cli.errors import CheckpointError, UsageError
 from c2fdft_cli.progress import Job
 from c2fdft_cli.words import many
@@ -125,12 +125,12 @@ def _job(
     return Job(work, total=len(mine), title="eval", unit=pairs.unit)
 
 
-def _timesteps_in_use(subject: Subject, grid: tuple[int, ...] | None) -> list[int]:
+def _timesteps_in_use(subject: Subject, requested: tuple[int, ...] | None) -> list[int]:
     """Return the requested timesteps, otherwise the checkpoint's; UsageError if impossible."""
-    if grid is None:
-        return subject.checkpoint.grid_or_default()
+    if requested is None:
+        return subject.checkpoint.timesteps()
     try:
-        return check_grid(grid, subject.checkpoint.meta.diffusion.timesteps)
+        return check_timesteps(requested, subject.checkpoint.meta.diffusion.timesteps)
     except ValueError as error:
         raise UsageError(f"--grid: {error}") from error
 
@@ -175,15 +175,15 @@ def _score_weights(
 
 def _sampling_notes(subject: Subject, executor: Executor) -> list[str]:
     """Return notes on the timesteps in use, and on others that fine weights were trained on."""
-    timesteps = executor.sampler.grid
+    timesteps = executor.sampler.timesteps
     steps = many(len(timesteps), "sampling step")
     notes = [f"timesteps: {', '.join(map(str, timesteps))} ({steps})"]
     if executor.runs > 1:
         notes.append(f"averaged over {executor.runs} flips and rotations")
-    trained = trained_grid(subject.checkpoint)
+    trained = trained_timesteps(subject.checkpoint)
     if trained is not None and trained != list(timesteps):
-        times = ", ".join(map(str, trained))
-        notes.append(f"note: these fine weights were trained at other timesteps: {times}")
+        listed = ", ".join(map(str, trained))
+        notes.append(f"note: these fine weights were trained at other timesteps: {listed}")
     return notes
 
 

@@ -49,7 +49,7 @@ LEAST_MEMORY = 1 << 16
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-parse_grid = numbers("--grid", "999,500")
+parse_timesteps = numbers("--grid", "999,500")
 """Parse timesteps such as "999,500"; UsageError if they are not whole numbers."""
 
 
@@ -87,7 +87,7 @@ class SamplingOptions:
         None,
         "Timesteps in descending order, such as 999,500.",
         metavar="T,T,...",
-        parse=parse_grid,
+        parse=parse_timesteps,
         panel=SAMPLING,
     )
     eta: float | None = setting(
@@ -258,7 +258,7 @@ def sample_count(samples: int | None, self_ensemble: bool, uncertainty: bool) ->
     return samples or 1
 
 
-def choose_grid(sampling: SamplingOptions, own: Sequence[int], total: int) -> list[int]:
+def choose_timesteps(sampling: SamplingOptions, own: Sequence[int], total: int) -> list[int]:
     """Return the sampler's timesteps: those requested, otherwise the checkpoint's own.
 
     Args:
@@ -269,7 +269,7 @@ def choose_grid(sampling: SamplingOptions, own: Sequence[int], total: int) -> li
     Raises:
         UsageError: timesteps, or a number of steps, out of range.
     """
-    from c2fdft_cli.core.diffusion import time_grid
+    from c2fdft_cli.core.diffusion import spaced_timesteps
 
     steps, spacing = sampling.steps, sampling.spacing
     if steps is None or (steps == len(own) and spacing is None):
@@ -281,22 +281,22 @@ def choose_grid(sampling: SamplingOptions, own: Sequence[int], total: int) -> li
         return list(sampling.grid)
     if steps > total:
         raise UsageError(f"--steps must be 1 to {total}, got {steps}")
-    return time_grid(steps, spacing or SPACINGS[0], total)
+    return spaced_timesteps(steps, spacing or SPACINGS[0], total)
 
 
-def grid_warning(
-    trained: Sequence[int] | None, grid: Sequence[int], own: Sequence[int]
+def timesteps_warning(
+    trained: Sequence[int] | None, timesteps: Sequence[int], own: Sequence[int]
 ) -> str | None:
     """Return a warning if fine weights are used on timesteps that they were not trained on.
 
     Args:
         trained: the timesteps that fine weights were trained on; None for other weights.
-        grid: the timesteps in use.
+        timesteps: those in use.
         own: the checkpoint's timesteps, which a sweep may have chosen after the training.
     """
-    if trained is None or list(grid) in (list(trained), list(own)):
+    if trained is None or list(timesteps) in (list(trained), list(own)):
         return None
-    used, before = (",".join(map(str, times)) for times in (grid, trained))
+    used, before = (",".join(map(str, one)) for one in (timesteps, trained))
     return (
         f"these fine weights were trained on the timesteps {before} and are likely to restore "
         f"worse on {used}; omit --steps and --grid to use theirs"

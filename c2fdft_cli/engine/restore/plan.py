@@ -18,9 +18,9 @@ from c2fdft_cli.engine.restore.options import (
     Machine,
     SamplingOptions,
     Writing,
-    choose_grid,
-    grid_warning,
+    choose_timesteps,
     sample_count,
+    timesteps_warning,
 )
 from c2fdft_cli.engine.restore.outputs import (
     Item,
@@ -33,7 +33,7 @@ from c2fdft_cli.engine.restore.result import Skipped, named
 from c2fdft_cli.engine.sampling.ensemble import transforms_for
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.sampler import Sampler
-from c2fdft_cli.engine.sampling.subject import trained_grid
+from c2fdft_cli.engine.sampling.subject import trained_timesteps
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.engine.weights.choose import choose_weights
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
@@ -83,9 +83,9 @@ class RestorePlan:
     protocol: str | None = None
 
     @property
-    def grid(self) -> list[int]:
+    def timesteps(self) -> list[int]:
         """The sampler's timesteps."""
-        return self.executor.sampler.grid
+        return self.executor.sampler.timesteps
 
     @property
     def units(self) -> int:
@@ -137,7 +137,7 @@ def plan_restore(
     if not inputs.single:
         _check_not_among(inputs, writing)
     items, renamed = plan_outputs(inputs, out, writing)
-    chosen = {"draws": samples, "grid": sampler.grid, "precision": runtime.precision}
+    chosen = {"draws": samples, "grid": sampler.timesteps, "precision": runtime.precision}
     settings = {"eta": sampler.eta} | _settings(sampling, machine, writing) | chosen
     manifest = _manifest(out, folder, settings, found.path)
     _refuse_originals(items)
@@ -149,7 +149,9 @@ def plan_restore(
         manifest.check_writable()
     executor, notice = _executor(checkpoint, sampler, runtime, sampling, machine, samples, todo)
     todo, too_large = _all_checked(todo, executor, inputs.single)
-    warning = grid_warning(trained_grid(checkpoint), sampler.grid, checkpoint.grid_or_default())
+    warning = timesteps_warning(
+        trained_timesteps(checkpoint), sampler.timesteps, checkpoint.timesteps()
+    )
     advice = (warning, notice, *_unread(manifest))
     return RestorePlan(
         sampling=sampling,
@@ -176,9 +178,11 @@ def make_sampler(checkpoint: Checkpoint, sampling: SamplingOptions) -> Sampler:
     Raises:
         UsageError: timesteps that do not fit the checkpoint's noise schedule.
     """
-    grid = choose_grid(sampling, checkpoint.grid_or_default(), checkpoint.meta.diffusion.timesteps)
+    timesteps = choose_timesteps(
+        sampling, checkpoint.timesteps(), checkpoint.meta.diffusion.timesteps
+    )
     eta = checkpoint.eta() if sampling.eta is None else sampling.eta
-    return Sampler(checkpoint.alpha_bar(), grid, eta, sampling.seed)
+    return Sampler(checkpoint.alpha_bar(), timesteps, eta, sampling.seed)
 
 
 def _manifest(
@@ -305,7 +309,7 @@ def _executor(
     """Make the executor; also return a notice if it is not compiled although that was requested."""
     transforms = transforms_for(checkpoint.task(), sampling.self_ensemble)
     pixels = sum(one.source.height * one.source.width * one.source.frames for one in items)
-    work = pixels * len(sampler.grid) * samples * len(transforms)
+    work = pixels * len(sampler.timesteps) * samples * len(transforms)
     compiled, notice = compiles_strips(machine.compile, runtime, work)
     net = checkpoint.network().to(runtime.device)
     executor = Executor(

@@ -339,7 +339,7 @@ class Executor:
         tall, wide = _inner(height, width, self._tile)
         whole = padded_side(height), padded_side(width)
         number = 1 if self._tile is None else tiles(*whole, self._tile)
-        return len(self.sampler.grid) * number * self._strips.work(count, tall, wide)
+        return len(self.sampler.timesteps) * number * self._strips.work(count, tall, wide)
 
     def _fits(self, height: int, width: int, count: int) -> bool:
         """Whether a batch fits in strips as high as those that unlimited memory would allow."""

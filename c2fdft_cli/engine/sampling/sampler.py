@@ -44,7 +44,7 @@ class Sampler:
 
     Args:
         alpha_bar: `[T]`.
-        grid: descending timesteps, one per sampling step.
+        timesteps: descending timesteps, one per sampling step.
         eta: noise added in each step; with 0 only the start noise is random.
         seed: the seed, which together with an image's name decides its noise.
 
@@ -53,12 +53,12 @@ class Sampler:
     """
 
     alpha_bar: Tensor
-    grid: list[int]
+    timesteps: list[int]
     eta: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        refuse_lost_image(self.grid, self.alpha_bar)
+        refuse_lost_image(self.timesteps, self.alpha_bar)
 
     @torch.inference_mode()
     def __call__(
@@ -97,7 +97,13 @@ class Sampler:
         del padded  # `predict_noise` holds what it needs of it
         with runtime.autocast():
             x_0 = ddim_sample(
-                predict_noise, x_T, self.grid, self.alpha_bar, self.eta, sources, _step_in_slices
+                predict_noise,
+                x_T,
+                self.timesteps,
+                self.alpha_bar,
+                self.eta,
+                sources,
+                _step_in_slices,
             )
         return _in_slices(_to_finite_image, x_0)[..., :height, :width]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from c2fdft_cli.core.diffusion import check_grid
+from c2fdft_cli.core.diffusion import check_timesteps
 from c2fdft_cli.engine.sampling.ensemble import transforms_for
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.pairs import ShardPairs, open_validation
@@ -119,7 +119,7 @@ class _Swept:
     trained_grid: list[Annotated[int, NotBool]] | None
 
 
-def trained_grid(checkpoint: Checkpoint) -> list[int] | None:
+def trained_timesteps(checkpoint: Checkpoint) -> list[int] | None:
     """Return the timesteps that fine weights were trained on; None for others, or if not known.
 
     They may differ from the checkpoint's timesteps if a sweep has replaced these after training.
@@ -135,7 +135,7 @@ def trained_grid(checkpoint: Checkpoint) -> list[int] | None:
         values = {"trained_grid": remembered.get("trained_grid")}
         try:
             trained = validate(_Swept, values).trained_grid
-            return None if trained is None else check_grid(trained, meta.diffusion.timesteps)
+            return None if trained is None else check_timesteps(trained, meta.diffusion.timesteps)
         except ValueError as error:
             raise not_a_checkpoint(
                 checkpoint.path, f"its metadata cannot be used: metrics.sweep: {error}"

@@ -23,7 +23,7 @@ from c2fdft_cli.engine.sampling.subject import (
     Subject,
     open_shards,
     open_subject,
-    trained_grid,
+    trained_timesteps,
     weights_digest,
 )
 from c2fdft_cli.engine.sweep.log import SweepLog, Trial
@@ -99,7 +99,7 @@ class Sweep:
         self.indices = spread_indices(len(pairs), options.images)
         refuse_small_pairs(pairs, self.indices, subject.protocol)
         meta = subject.checkpoint.meta
-        self.trained, self.current = trained_grid(subject.checkpoint), meta.grid
+        self.trained, self.current = trained_timesteps(subject.checkpoint), meta.grid
         total = meta.diffusion.timesteps
         own = [one for one in (self.trained, self.current) if one is not None]
         coarse = meta.stage == "coarse"
@@ -164,7 +164,9 @@ class Sweep:
 
     def _try_image(self, index: int, name: str, stop: StopRequest) -> Generator[Tried, None, None]:
         """Restore one image from every noise by every schedule, except trials that have a score."""
-        trials = [Trial(name, seed, grid) for seed in self.seeds for grid in self.schedules]
+        trials = [
+            Trial(name, seed, timesteps) for seed in self.seeds for timesteps in self.schedules
+        ]
         new = [trial for trial in trials if trial not in self.log.scores]
         restorers = [self.subject.executor(trial.timesteps, trial.seed) for trial in new]
         # lazy, and in the order of `new`: each `next` below restores the image for its trial

@@ -43,7 +43,7 @@ class Rule:
         return f"the best {self.kind.upper()}"
 
 
-def parse_steps(text: str) -> Timesteps:
+def parse_steps(text: str) -> tuple[int, ...]:
     """Parse counts such as "4", "1-10" or "1,2,4-6", ascending; UsageError for anything else."""
     counts = sorted(set(parse_numbers("--steps", text, "1-10", ranges=True)))
     if counts[0] < 1:
@@ -82,7 +82,7 @@ class SweepOptions:
     """
 
     data: Path | None = setting(None, SHARDS)
-    steps: Timesteps = setting(
+    steps: tuple[int, ...] = setting(
         "1-10",
         "Sampling steps to try: 1-10 or 2,4,8.",
         metavar="COUNTS",
@@ -96,7 +96,7 @@ class SweepOptions:
         parse=parse_spacings,
         panel=SCHEDULES,
     )
-    starts: Timesteps = setting(
+    starts: tuple[int, ...] = setting(
         (),
         "First timesteps to try: 999,750 (default: 999).",
         option="--start",

@@ -181,6 +181,6 @@ def _mark(axes: Any, row: SweepRow, key: str, marker: str, colour: str, label: s
 
 
 def _headline(row: SweepRow) -> str:
-    times = ", ".join(map(str, row.grid))
+    listed = ", ".join(map(str, row.grid))
     scores = f"{row.psnr:.2f} dB, SSIM {row.ssim:.4f}, {row.seconds:.2g} s per image"
-    return f"chosen: {many(row.calls, 'step')} at t = {times}\n{scores}"
+    return f"chosen: {many(row.calls, 'step')} at t = {listed}\n{scores}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from c2fdft_cli.core.diffusion import T, check_grid, time_grid
+from c2fdft_cli.core.diffusion import T, check_timesteps, spaced_timesteps
 from c2fdft_cli.engine.sweep.options import Timesteps
 from c2fdft_cli.errors import UsageError
 
@@ -29,7 +29,7 @@ def make_schedules(
     Args:
         steps: numbers of steps n.
         spacings: how the timesteps are spaced.
-        starts: first timesteps s; n steps are spaced over s .. 0 as `time_grid` does over
+        starts: first timesteps s; n steps are spaced over s .. 0 as `spaced_timesteps` does over
             total - 1 .. 0. Empty for total - 1.
         further: explicit timesteps, by label.
         total: T, the number of timesteps of the diffusion.
@@ -46,13 +46,13 @@ def make_schedules(
     try:
         for spacing in spacings:
             for start in starts or (total - 1,):
-                check_grid([start], total)
+                check_timesteps([start], total)
                 label = spacing if start == total - 1 else f"{spacing} from {start}"
                 for n in steps:
-                    found.setdefault(tuple(time_grid(n, spacing, start + 1)), label)
-        for label, grids in (further or {}).items():
-            for timesteps in grids:
-                found.setdefault(tuple(check_grid(timesteps, total)), label)
+                    found.setdefault(tuple(spaced_timesteps(n, spacing, start + 1)), label)
+        for label, schedules in (further or {}).items():
+            for timesteps in schedules:
+                found.setdefault(tuple(check_timesteps(timesteps, total)), label)
     except ValueError as error:
         raise UsageError(f"--steps, --spacing, --start or --grid: {error}") from error
     if not 0 < len(found) <= MAX_SCHEDULES:

@@ -75,8 +75,12 @@ def make_table(
         current: the timesteps that the checkpoint held before the sweep.
     """
     rows = [
-        _row(grid, label, [[scores[Trial(name, seed, grid)] for name in names] for seed in seeds])
-        for grid, label in schedules.items()
+        _row(
+            timesteps,
+            label,
+            [[scores[Trial(name, seed, timesteps)] for name in names] for seed in seeds],
+        )
+        for timesteps, label in schedules.items()
     ]
     rows.sort(key=lambda row: (row.calls, [-t for t in row.grid]))
     chosen = choose(rows, rule)
@@ -92,7 +96,7 @@ def make_table(
     ]
 
 
-def _row(grid: Timesteps, label: str, by_seed: Sequence[Sequence[Scored]]) -> SweepRow:
+def _row(timesteps: Timesteps, label: str, by_seed: Sequence[Sequence[Scored]]) -> SweepRow:
     scores = [one for of_seed in by_seed for one in of_seed]
     mean = mean_scores(scores)
     means = [mean_scores(of_seed)["psnr"] for of_seed in by_seed]
@@ -100,8 +104,8 @@ def _row(grid: Timesteps, label: str, by_seed: Sequence[Sequence[Scored]]) -> Sw
     if len(means) > 1:
         spread = statistics.stdev(means) if all(map(math.isfinite, means)) else math.nan
     return SweepRow(
-        calls=len(grid),
-        grid=grid,
+        calls=len(timesteps),
+        grid=timesteps,
         label=label,
         psnr=mean["psnr"],
         ssim=mean["ssim"],

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from c2fdft_cli.core.attention import Attention
-from c2fdft_cli.core.diffusion import time_grid
+from c2fdft_cli.core.diffusion import spaced_timesteps
 from c2fdft_cli.core.network import DFT, Resample
 from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.data.shards.reader import ShardSet
@@ -109,9 +109,9 @@ def bench(options: BenchOptions, recipe: Recipe, runtime: Runtime) -> Job[float,
         UsageError: "restore" with more sampling steps than the schedule has timesteps.
         DataError: "loader" without a folder of shards.
     """
-    timesteps = recipe.diffusion.timesteps
-    if options.part == "restore" and options.steps > timesteps:
-        raise UsageError(f"--steps must be 1 to {timesteps}, got {options.steps}")
+    total = recipe.diffusion.timesteps
+    if options.part == "restore" and options.steps > total:
+        raise UsageError(f"--steps must be 1 to {total}, got {options.steps}")
     if options.part == "loader" and options.data is None:
         raise DataError(
             "--data is missing", hint="give the shard folder that `c2fdft prepare` wrote"
@@ -204,8 +204,8 @@ def _forward(
 def _restore(
     options: BenchOptions, recipe: Recipe, net: DFT, runtime: Runtime
 ) -> tuple[Callable[[], object], str, int]:
-    grid = time_grid(options.steps, total=recipe.diffusion.timesteps)
-    sampler = Sampler(alpha_bar_of_recipe(recipe.diffusion), grid)
+    timesteps = spaced_timesteps(options.steps, total=recipe.diffusion.timesteps)
+    sampler = Sampler(alpha_bar_of_recipe(recipe.diffusion), timesteps)
     strips = StripNetwork(net.eval(), dtype=runtime.dtype, compile=options.compile)
     executor = Executor(strips, sampler, runtime)
     lq = torch.rand(options.batch, 3, options.size, options.size)
@@ -223,11 +223,11 @@ def _train_step(
     return lambda: stepper.step(batch, 1.0, 1e-5, options.batch)
 
 
-def random_batch(rows: int, size: int, timesteps: int) -> Batch:
+def random_batch(rows: int, size: int, total: int) -> Batch:
     """Make a training batch of random pixels; degraded and clean images are the same."""
     shape = (rows, 3, size, size)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
-    return Batch(1, pixels, pixels, torch.randn(shape), torch.randint(0, timesteps, (rows,)))
+    return Batch(1, pixels, pixels, torch.randn(shape), torch.randint(0, total, (rows,)))
 
 
 def _loader(options: BenchOptions, recipe: Recipe, runtime: Runtime) -> Callable[[], object]:

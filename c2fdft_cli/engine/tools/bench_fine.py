@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from c2fdft_cli.core.diffusion import time_grid
+from c2fdft_cli.core.diffusion import spaced_timesteps
 from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.data.images.tensors import to_unit
 from c2fdft_cli.engine.tools.bench import device_name, random_batch, seconds_of
@@ -75,11 +75,11 @@ def bench_fine(
         what = f"--size must be at least {MIN_MS_SSIM_PATCH} for the MS-SSIM of the fine loss"
         hint = f"try --size {MIN_MS_SSIM_PATCH}, or a recipe with fine.ssim: none"
         raise UsageError(f"{what}, got {options.size}", hint=hint)
-    timesteps = recipe.diffusion.timesteps
+    total = recipe.diffusion.timesteps
     for calls in options.calls:
-        if not 1 <= calls <= timesteps:
-            raise UsageError(f"--calls must be 1 to {timesteps}, got {calls}")
-    refuse_lost_image(time_grid(1, total=timesteps), alpha_bar_of_recipe(recipe.diffusion))
+        if not 1 <= calls <= total:
+            raise UsageError(f"--calls must be 1 to {total}, got {calls}")
+    refuse_lost_image(spaced_timesteps(1, total=total), alpha_bar_of_recipe(recipe.diffusion))
     kinds = [(calls, name) for calls in options.calls for name in options.recompute]
     total = len(kinds) * (options.repeats + 1)
     work = _bench(options, kinds, recipe, runtime)
@@ -118,8 +118,8 @@ def _bench(
 
 def _use(objective: Objective, recipe: Recipe, kind: Kind) -> None:
     calls, recompute = kind
-    grid = time_grid(calls, total=recipe.diffusion.timesteps)
-    objective.use((replace(recipe.fine, recompute=recompute), grid))
+    timesteps = spaced_timesteps(calls, total=recipe.diffusion.timesteps)
+    objective.use((replace(recipe.fine, recompute=recompute), timesteps))
 
 
 def _held(objective: Objective, batch: Batch, runtime: Runtime) -> Held:

@@ -67,7 +67,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "parameters": sum(t.numel() for t in checkpoint.ema.values()),
         "tensors": len(checkpoint.ema),
         "diffusion": asdict(meta.diffusion),
-        "grid": checkpoint.grid_or_default(),  # those in use, also if the file holds none
+        "grid": checkpoint.timesteps(),  # those in use, also if the file holds none
         "grid_from": None if meta.grid is None else meta.grid_from,
         "data": meta.data,
         "data_train": meta.data_train,

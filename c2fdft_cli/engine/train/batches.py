@@ -87,7 +87,7 @@ def make_loader(
         plan,
         degradation=degrade,
         line_patterns=recipe.data.line_patterns,
-        timesteps=recipe.diffusion.timesteps,
+        total=recipe.diffusion.timesteps,
     )
     return PatchLoader(
         maker,

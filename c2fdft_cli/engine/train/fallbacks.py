@@ -70,7 +70,7 @@ class Fallbacks:
     def _pixels(self) -> int:
         """Estimate how many pixels the network processes in a whole training, in this process."""
         section, options = self._options.section, self._options
-        calls = len(options.grid) if isinstance(section, FineStage) else 1
+        calls = len(options.timesteps) if isinstance(section, FineStage) else 1
         pixels = [rows * p**2 for p, rows in zip(section.patches, section.batches, strict=True)]
         passes = 3 * calls * section.iterations  # forward, and backward twice as long
         return sum(pixels) // len(pixels) * passes // self._runtime.world
@@ -83,7 +83,7 @@ class Fallbacks:
     def bytes_per_image(self, patch: int) -> int:
         """Estimate the bytes of activations in a step, for each image of a micro-batch."""
         options = self._options
-        calls = len(options.grid)
+        calls = len(options.timesteps)
         network, section = options.recipe.network, options.section
         return step_bytes(network, section, calls, patch, self._runtime, self._kernels)
 

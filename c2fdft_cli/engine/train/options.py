@@ -25,7 +25,7 @@ class TrainOptions:
     recipe_name: name of the recipe, which the run is named after.
     data: folder of shards.
     precision: as requested on the command line, or "auto"; a resumed run keeps it.
-    grid: timesteps of the sampler, for validation and the fine objective.
+    timesteps: those of the sampler, descending, for validation and the fine objective.
     init: weights to start from; None for random weights, and for a resumed run.
     started_from: digest of the weights that the run started from, "" for random ones; None for a
         resumed run whose state does not say it.
@@ -43,7 +43,7 @@ class TrainOptions:
     data: Path
     run: RunFolder
     runtime: Runtime
-    grid: list[int]
+    timesteps: list[int]
     precision: str = "auto"
     init: Checkpoint | None = None
     started_from: str | None = ""

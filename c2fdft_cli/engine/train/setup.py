@@ -33,7 +33,7 @@ from c2fdft_cli.recipe.files import dotted, load_recipe, recipe_from_dict, state
 from c2fdft_cli.recipe.schema import Recipe, Stage
 
 MAX_NAME = 80
-_TIMES = frozenset({"sampling.grid", "sampling.steps", "sampling.spacing"})
+_KEYS_OF_TIMESTEPS = frozenset({"sampling.grid", "sampling.steps", "sampling.spacing"})
 
 MAY_CHANGE = {
     "iterations": "length of the training; even a finished run can be extended",
@@ -102,12 +102,12 @@ def _begun(request: TrainRequest) -> TrainOptions:
     data = _data(request, recipe, init)
     _check_shards(data)
     name = _recipe_name(request, init)
-    grid, about_grid = _grid(request, recipe, init)
-    refuse_lost_image(grid, alpha_bar_of_recipe(recipe.diffusion))
+    timesteps, about_timesteps = _timesteps(request, recipe, init)
+    refuse_lost_image(timesteps, alpha_bar_of_recipe(recipe.diffusion))
     # The run's recipe states the timesteps and shards in use, so that it describes the run fully.
     recipe = replace(
         recipe,
-        sampling=replace(recipe.sampling, steps=len(grid), grid=grid),
+        sampling=replace(recipe.sampling, steps=len(timesteps), grid=timesteps),
         data=replace(recipe.data, shards=str(data)),
     )
     return TrainOptions(
@@ -116,10 +116,10 @@ def _begun(request: TrainRequest) -> TrainOptions:
         recipe_name=name,
         data=data,
         run=new_run(request.out, name, request.stage),
-        section=_section(recipe, request.stage, len(grid), runtime),
+        section=_section(recipe, request.stage, len(timesteps), runtime),
         runtime=runtime,
         precision=request.precision,
-        grid=grid,
+        timesteps=timesteps,
         init=init,
         started_from="" if init is None else weights_digest(init),
         max_seconds=request.max_seconds,
@@ -127,7 +127,7 @@ def _begun(request: TrainRequest) -> TrainOptions:
             "recipe.yaml": write_recipe(recipe),
             "env.json": _environment(request.stage, name, runtime),
         },
-        notices=notices + about_grid,
+        notices=notices + about_timesteps,
     )
 
 
@@ -182,7 +182,7 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
         run=run,
         runtime=runtime,
         precision=requested,
-        grid=meta.grid,
+        timesteps=meta.grid,
         started_from=state.started_from,
         resume=StateToResume(path, stamp, state),
         done=state.step,
@@ -286,8 +286,8 @@ def _other_start(given: Path | None, started_from: str | None) -> tuple[str, ...
 
 def _same_timesteps(request: TrainRequest, own: Recipe, requested: Recipe) -> bool:
     """Whether the request keeps the timesteps: equal ones, or none stated for given weights."""
-    requested_times = _TIMES & stated(request.overrides).keys()
-    if request.stage == "fine" and request.init is not None and not requested_times:
+    requested_keys = _KEYS_OF_TIMESTEPS & stated(request.overrides).keys()
+    if request.stage == "fine" and request.init is not None and not requested_keys:
         return True
     try:
         return timesteps_of_recipe(requested.sampling, requested.diffusion) == own.sampling.grid
@@ -339,7 +339,7 @@ def _recipe_with(
     return own, (notice,)
 
 
-def _grid(
+def _timesteps(
     request: TrainRequest, recipe: Recipe, init: Checkpoint | None
 ) -> tuple[list[int], tuple[str, ...]]:
     """Return the timesteps (from overrides, the checkpoint or the recipe, in this order), notices.
@@ -349,23 +349,23 @@ def _grid(
     Raises:
         RecipeError: the timesteps are not among those of the given weights' diffusion.
     """
-    requested = _TIMES & stated(request.overrides).keys()
+    requested = _KEYS_OF_TIMESTEPS & stated(request.overrides).keys()
     given = None
     if init is not None and request.stage == "fine" and not requested:
         given = init.meta.grid
     if given is not None and request.recipe is None:
         return given, ()
     try:
-        grid = timesteps_of_recipe(recipe.sampling, recipe.diffusion)
+        timesteps = timesteps_of_recipe(recipe.sampling, recipe.diffusion)
     except ValueError as error:  # a named recipe is for its own diffusion, not for the weights'
         misfit = f"do not fit the diffusion of the given weights: {error}"
         if given is None:
             hint = f"give timesteps below {recipe.diffusion.timesteps} with sampling.grid"
             raise RecipeError(f"the recipe's timesteps {misfit}", hint=hint) from error
         return given, (f"sampling at the checkpoint's timesteps {given}; the recipe's {misfit}",)
-    if given in (None, grid):
-        return grid, ()
-    own = ",".join(map(str, grid))
+    if given in (None, timesteps):
+        return timesteps, ()
+    own = ",".join(map(str, timesteps))
     notice = (
         f"sampling at the checkpoint's timesteps {given}; sampling.grid=[{own}] uses the recipe's"
     )

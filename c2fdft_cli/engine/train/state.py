@@ -182,7 +182,7 @@ class RunState:
             diffusion=options.recipe.diffusion,
             stage=options.stage,
             step=step,
-            grid=options.grid,
+            grid=options.timesteps,
             grid_from="training" if options.stage == "fine" else "recipe",
             recipe=options.recipe.to_dict(),
             recipe_name=options.recipe_name,

@@ -120,7 +120,7 @@ class Validator:
             StripNetwork(self._state.ema, dtype=options.runtime.dtype),
             Sampler(
                 alpha_bar_of_recipe(recipe.diffusion),
-                options.grid,
+                options.timesteps,
                 recipe.sampling.eta,
                 # the same noise each time, so that scores differ only because of the weights
                 recipe.train.seed,

@@ -121,7 +121,7 @@ def _require_alike(first: Checkpoint, other: Checkpoint) -> None:
         ("stage", first.meta.stage, other.meta.stage),
         ("network", first.meta.network, other.meta.network),
         ("noise schedule", first.meta.diffusion, other.meta.diffusion),
-        ("timesteps", first.grid_or_default(), other.grid_or_default()),
+        ("timesteps", first.timesteps(), other.timesteps()),
         ("sampling.eta", first.eta(), other.eta()),
         ("task", first.task(), other.task()),
         ("tensors", _shapes(first), _shapes(other)),

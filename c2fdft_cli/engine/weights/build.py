@@ -12,9 +12,9 @@ from torch import Tensor
 from c2fdft_cli.core.diffusion import (
     alpha_bar_of,
     beta_schedule,
-    check_grid,
     check_start,
-    time_grid,
+    check_timesteps,
+    spaced_timesteps,
 )
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.weights.contents import FIRST_WEIGHT
@@ -36,18 +36,18 @@ def alpha_bar_of_recipe(diffusion: Diffusion) -> Tensor:
 def timesteps_of_recipe(sampling: Sampling, diffusion: Diffusion) -> list[int]:
     """Return the timesteps to sample at: the explicit ones, or those from steps and spacing."""
     if sampling.grid is not None:
-        return check_grid(sampling.grid, diffusion.timesteps)
-    return time_grid(sampling.steps, sampling.spacing, diffusion.timesteps)
+        return check_timesteps(sampling.grid, diffusion.timesteps)
+    return spaced_timesteps(sampling.steps, sampling.spacing, diffusion.timesteps)
 
 
-def refuse_lost_image(grid: Sequence[int], alpha_bar: Tensor) -> None:
+def refuse_lost_image(timesteps: Sequence[int], alpha_bar: Tensor) -> None:
     """Raise UsageError if the noise schedule leaves nothing of the image at the first timestep."""
     try:
-        check_start(grid[0], float(alpha_bar[grid[0]]))
+        check_start(timesteps[0], float(alpha_bar[timesteps[0]]))
     except ValueError as error:
         raise UsageError(
             f"sampling cannot begin: {error}",
-            hint="use spacing leading or a grid that begins at a smaller timestep, or train with a "
+            hint="use spacing leading, or timesteps of which the first is smaller, or train with a "
             "smaller diffusion.beta_end",
         ) from error
 

@@ -22,7 +22,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from c2fdft_cli.core.diffusion import check_grid, time_grid
+from c2fdft_cli.core.diffusion import check_timesteps, spaced_timesteps
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
 from c2fdft_cli.engine.weights.contents import plain_name, weights_in
@@ -122,9 +122,9 @@ class Checkpoint:
         task = (self.meta.recipe or {}).get("task")
         return task if isinstance(task, str) else None
 
-    def grid_or_default(self) -> list[int]:
+    def timesteps(self) -> list[int]:
         """Return the timesteps to sample at: the file's own, otherwise 4 with default spacing."""
-        return self.meta.grid or time_grid(4, total=self.meta.diffusion.timesteps)
+        return self.meta.grid or spaced_timesteps(4, total=self.meta.diffusion.timesteps)
 
     def eta(self) -> float:
         """Return the noise that the sampler adds in each step; 0 if the file does not state it."""
@@ -293,7 +293,7 @@ def read_meta(text: object, path: Path) -> Meta:
     try:
         meta = validate(Meta, values)
         if meta.grid is not None:
-            meta.grid = check_grid(meta.grid, meta.diffusion.timesteps)
+            meta.grid = check_timesteps(meta.grid, meta.diffusion.timesteps)
     except ValueError as error:
         raise not_a_checkpoint(path, f"its metadata cannot be used: {error}") from error
     return meta

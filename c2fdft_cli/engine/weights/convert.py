@@ -95,7 +95,7 @@ def convert(source: Path, out: Path, options: ConvertOptions) -> Converted:
         stored=str(_dtype(options)).removeprefix("torch."),
         parameters=sum(tensor.numel() for tensor in checkpoint.ema.values()),
         bytes=out.stat().st_size,
-        grid=checkpoint.grid_or_default(),
+        grid=checkpoint.timesteps(),
         eta=checkpoint.eta(),
         keeps_schedule=form != OFFICIAL or checkpoint.meta.diffusion == Diffusion(),
         onnx_error=error,

@@ -181,7 +181,7 @@ def _describe(model: Any, checkpoint: Checkpoint, weights: WeightSet) -> None:
     """Store in the model what a user needs to run it: inputs, timesteps, eta, noise schedule."""
     import onnx
 
-    meta, grid = checkpoint.meta, checkpoint.grid_or_default()
+    meta, timesteps = checkpoint.meta, checkpoint.timesteps()
     model.doc_string = model.graph.doc_string = EXPLAINED
     onnx.helper.set_model_props(
         model,
@@ -189,8 +189,8 @@ def _describe(model: Any, checkpoint: Checkpoint, weights: WeightSet) -> None:
             "task": checkpoint.task() or "unknown",
             "weights": weights,
             "size_multiple": str(SIZE_MULTIPLE),
-            "grid": json.dumps(grid),
-            "alpha_bar": json.dumps(checkpoint.alpha_bar()[grid].tolist()),
+            "grid": json.dumps(timesteps),
+            "alpha_bar": json.dumps(checkpoint.alpha_bar()[timesteps].tolist()),
             "eta": json.dumps(checkpoint.eta()),
             "schedule": json.dumps(asdict(meta.diffusion)),
             "c2fdft": meta.to_json(),

@@ -337,7 +337,7 @@ def test_weights_are_averaged(two: Path, tiny_net: Callable[..., DFT], tmp_path:
     text = " ".join(said.stdout.split())
     for word in ("0.750 of", "0.250 of", "written:", f"next: c2fdft eval --weights {out} SET"):
         assert word in text, word
-    assert load_checkpoint(out).grid_or_default() == [500]
+    assert load_checkpoint(out).timesteps() == [500]
     assert "note: --shares add up to 4; each was divided by that" in said.stderr
     again = run("weights", "average", "derain", other, "--out", out)
     assert again.exit_code == 2

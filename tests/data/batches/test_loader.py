@@ -66,7 +66,7 @@ def plan_of(shards: ShardSet, *, beta: float | None = None) -> PatchPlan:
 
 
 def maker_of(shards: ShardSet, **options: Any) -> BatchMaker:
-    return BatchMaker(shards, plan_of(shards), **{"timesteps": 1000, **options})
+    return BatchMaker(shards, plan_of(shards), **{"total": 1000, **options})
 
 
 def assert_same(a: Batch, b: Batch) -> None:
@@ -101,9 +101,7 @@ def test_batches_have_the_documented_shapes_and_types(shards: ShardSet) -> None:
 
 def test_crops_are_taken_where_the_plan_says(shards: ShardSet) -> None:
     plan = plan_of(shards)
-    for batch in PatchLoader(
-        BatchMaker(shards, plan, timesteps=1000), start=1, stop=13, prefetch=0
-    ):
+    for batch in PatchLoader(BatchMaker(shards, plan, total=1000), start=1, stop=13, prefetch=0):
         patch, _ = CYCLE.size_at(batch.iteration)
         draw = plan.draw(batch.iteration)
         for i in range(len(batch)):
@@ -153,8 +151,8 @@ def test_mixup_partners_are_rows_of_the_global_batch(shards: ShardSet) -> None:
     plain = plan_of(shards)
     for k in range(1, 13):
         mix = plan.mix(k)
-        batch = BatchMaker(shards, plan, timesteps=1000).make(k, 0, CYCLE.size_at(k)[1])
-        whole = BatchMaker(shards, plain, timesteps=1000).make(k, 0, CYCLE.size_at(k)[1])
+        batch = BatchMaker(shards, plan, total=1000).make(k, 0, CYCLE.size_at(k)[1])
+        whole = BatchMaker(shards, plain, total=1000).make(k, 0, CYCLE.size_at(k)[1])
         assert torch.equal(batch.gt, whole.gt)
         if mix is None:
             assert batch.lq2 is None
@@ -172,7 +170,7 @@ def test_mixup_partners_are_rows_of_the_global_batch(shards: ShardSet) -> None:
 
 @pytest.mark.parametrize("beta", [None, 1.2])
 def test_rows_of_a_slice_are_rows_of_the_whole(shards: ShardSet, beta: float | None) -> None:
-    maker = BatchMaker(shards, plan_of(shards, beta=beta), timesteps=1000)
+    maker = BatchMaker(shards, plan_of(shards, beta=beta), total=1000)
     for k in range(1, 13):
         n = CYCLE.size_at(k)[1]
         whole = maker.make(k, 0, n)
@@ -188,7 +186,7 @@ def third(number: int, batch: int) -> tuple[int, int]:
 
 def test_slices_make_up_a_batch(shards: ShardSet) -> None:
     plan = plan_of(shards, beta=1.2)
-    load = partial(PatchLoader, BatchMaker(shards, plan, timesteps=100), start=1, stop=13)
+    load = partial(PatchLoader, BatchMaker(shards, plan, total=100), start=1, stop=13)
     whole = list(load())
     ranks = [list(load(slice_of=partial(third, rank))) for rank in range(3)]
     for k, batch in enumerate(whole):
@@ -201,7 +199,7 @@ def test_slices_make_up_a_batch(shards: ShardSet) -> None:
 
 def test_workers_threads_and_neither_make_equal_batches(shards: ShardSet) -> None:
     plan = plan_of(shards, beta=1.2)
-    load = partial(PatchLoader, BatchMaker(shards, plan, timesteps=1000), start=1, stop=13)
+    load = partial(PatchLoader, BatchMaker(shards, plan, total=1000), start=1, stop=13)
     state = torch.get_rng_state()
     plain = list(load(prefetch=0))
     for options in ({"workers": 2}, {"workers": 0, "prefetch": 2}):
@@ -214,10 +212,8 @@ def test_workers_threads_and_neither_make_equal_batches(shards: ShardSet) -> Non
 
 def test_a_loader_can_start_at_any_iteration(shards: ShardSet) -> None:
     plan = plan_of(shards, beta=1.2)
-    whole = list(PatchLoader(BatchMaker(shards, plan, timesteps=1000), start=1, stop=13))
-    rest = PatchLoader(
-        BatchMaker(shards, plan_of(shards, beta=1.2), timesteps=1000), start=6, stop=13
-    )
+    whole = list(PatchLoader(BatchMaker(shards, plan, total=1000), start=1, stop=13))
+    rest = PatchLoader(BatchMaker(shards, plan_of(shards, beta=1.2), total=1000), start=6, stop=13)
     for ours, expected in zip(rest, whole[5:], strict=True):
         assert_same(ours, expected)
 
@@ -252,8 +248,8 @@ def invert(gt: Pixels, rng: np.random.Generator) -> Pixels:
 def test_synthesis_degrades_clean_crops(tmp_path: Path, margin: int) -> None:
     clean = write(tmp_path, has_lq=False)
     plan = plan_of(clean, beta=1.2)
-    maker = BatchMaker(clean, plan, degradation=fake(invert, margin=margin), timesteps=1000)
-    without = BatchMaker(clean, plan, degradation=fake(invert), timesteps=1000)
+    maker = BatchMaker(clean, plan, degradation=fake(invert, margin=margin), total=1000)
+    without = BatchMaker(clean, plan, degradation=fake(invert), total=1000)
     for k in range(1, 13):
         n = CYCLE.size_at(k)[1]
         whole = maker.make(k, 0, n)
@@ -303,11 +299,11 @@ def test_the_degradation_sees_the_margin(tmp_path: Path) -> None:
 def test_lines_are_drawn_on_clean_crops(tmp_path: Path) -> None:
     clean = write(tmp_path, has_lq=False)
     plan = plan_of(clean, beta=1.2)
-    without = BatchMaker(clean, plan, degradation=fake(invert, margin=2), timesteps=1000)
+    without = BatchMaker(clean, plan, degradation=fake(invert, margin=2), total=1000)
     changed = dict.fromkeys((0.0, 0.5, 1.0), 0)
     for share in changed:
         maker = BatchMaker(
-            clean, plan, degradation=fake(invert, margin=2), line_patterns=share, timesteps=1000
+            clean, plan, degradation=fake(invert, margin=2), line_patterns=share, total=1000
         )
         for k in range(1, 13):
             n = CYCLE.size_at(k)[1]
@@ -328,7 +324,7 @@ def test_without_line_patterns_the_degradation_gets_the_first_random_numbers(
     """So the same seed gives the same rain as before line patterns existed."""
     clean = write(tmp_path, has_lq=False)
     plan, count = plan_of(clean), CYCLE.size_at(1)[1]
-    maker = BatchMaker(clean, plan, degradation=fake(invert), timesteps=1000)
+    maker = BatchMaker(clean, plan, degradation=fake(invert), total=1000)
     reds = maker.make(1, 0, count).lq[:, 0, 0, 0].tolist()
     assert reds == [plan.generator(1, i).integers(256) for i in range(count)]
 

@@ -11,11 +11,11 @@ from c2fdft_cli.engine.restore.options import (
     Machine,
     SamplingOptions,
     Writing,
-    choose_grid,
-    grid_warning,
-    parse_grid,
+    choose_timesteps,
     parse_size,
+    parse_timesteps,
     sample_count,
+    timesteps_warning,
 )
 from c2fdft_cli.errors import UsageError
 
@@ -80,10 +80,10 @@ def test_an_impossible_number_of_samples_is_refused(samples: int) -> None:
 
 
 def test_parse_grid() -> None:
-    assert parse_grid("999, 500") == (999, 500)
+    assert parse_timesteps("999, 500") == (999, 500)
     for text in ("", "a", "9.5", "-1"):
         with pytest.raises(UsageError, match="--grid must be"):
-            parse_grid(text)
+            parse_timesteps(text)
 
 
 @pytest.mark.parametrize("grid", [(), (1, 2), (5, 5)])
@@ -116,7 +116,7 @@ def test_a_size_without_its_unit_is_refused(text: str, size: str) -> None:
 
 def test_the_timesteps_are_those_of_the_checkpoint_unless_given() -> None:
     def chosen(own: list[int], **changes: Any) -> list[int]:
-        return choose_grid(SamplingOptions(**changes), own, 1000)
+        return choose_timesteps(SamplingOptions(**changes), own, 1000)
 
     assert chosen([999, 500]) == [999, 500]
     assert chosen([999, 500], steps=4) == [999, 666, 333, 0]
@@ -128,15 +128,15 @@ def test_the_timesteps_are_those_of_the_checkpoint_unless_given() -> None:
 
 def test_timesteps_out_of_range_are_a_usage_error() -> None:
     with pytest.raises(UsageError, match=r"--grid must be timesteps from 0 to 999, got 1000,5"):
-        choose_grid(SamplingOptions(grid=(1000, 5)), [9], 1000)
+        choose_timesteps(SamplingOptions(grid=(1000, 5)), [9], 1000)
     with pytest.raises(UsageError, match=r"--steps must be 1 to 1000, got 1001"):
-        choose_grid(SamplingOptions(steps=1001), [9], 1000)
+        choose_timesteps(SamplingOptions(steps=1001), [9], 1000)
 
 
 def test_fine_weights_warn_on_other_timesteps() -> None:
     own = [999, 500]
-    assert grid_warning(own, [999, 500], own) is None
-    assert "trained on the timesteps 999,500" in str(grid_warning(own, [999, 0], own))
-    assert grid_warning(None, [9], own) is None
-    assert grid_warning([500], own, own) is None  # chosen by a sweep
-    assert "trained on the timesteps 500" in str(grid_warning([500], [999], own))
+    assert timesteps_warning(own, [999, 500], own) is None
+    assert "trained on the timesteps 999,500" in str(timesteps_warning(own, [999, 0], own))
+    assert timesteps_warning(None, [9], own) is None
+    assert timesteps_warning([500], own, own) is None  # chosen by a sweep
+    assert "trained on the timesteps 500" in str(timesteps_warning([500], [999], own))

@@ -231,7 +231,7 @@ def test_a_batch_that_does_not_fit_runs_one_by_one(
 class Hungry:
     """A sampler that runs out of memory a number of times before it succeeds."""
 
-    grid = SAMPLER.grid
+    timesteps = SAMPLER.timesteps
 
     def __init__(self, executor: Executor, failures: int, error: Exception) -> None:
         self.executor, self.failures, self.error = executor, failures, error
@@ -300,7 +300,7 @@ class Overflowing(Sampler):
         return image
 
 
-OVERFLOWING = Overflowing(ALPHA_BAR, SAMPLER.grid)
+OVERFLOWING = Overflowing(ALPHA_BAR, SAMPLER.timesteps)
 
 
 def test_an_image_that_is_not_finite_is_restored_again_in_float32(

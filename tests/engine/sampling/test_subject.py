@@ -11,7 +11,7 @@ import pytest
 
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.sampling import subject as subject_module
-from c2fdft_cli.engine.sampling.subject import open_shards, trained_grid
+from c2fdft_cli.engine.sampling.subject import open_shards, trained_timesteps
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, Meta
 from c2fdft_cli.errors import CheckpointError, DataError
 from c2fdft_cli.recipe.schema import Network, Recipe
@@ -25,11 +25,11 @@ def swept(trained: Any) -> Checkpoint:
 
 
 def test_the_timesteps_of_the_training_are_kept_after_a_sweep():
-    assert trained_grid(swept([999, 500])) == [999, 500]
-    assert trained_grid(swept(None)) is None
+    assert trained_timesteps(swept([999, 500])) == [999, 500]
+    assert trained_timesteps(swept(None)) is None
     coarse = swept([999])
     coarse.meta.stage = "coarse"
-    assert trained_grid(coarse) is None
+    assert trained_timesteps(coarse) is None
 
 
 @pytest.mark.parametrize(
@@ -39,13 +39,13 @@ def test_the_timesteps_of_the_training_are_kept_after_a_sweep():
 )  # fmt: skip
 def test_invalid_timesteps_are_refused(trained):
     with pytest.raises(CheckpointError, match=r"fine\.pt: .*metrics\.sweep"):
-        trained_grid(swept(trained))
+        trained_timesteps(swept(trained))
 
 
 def test_a_sweep_without_scores_changes_nothing():
     checkpoint = swept([999])
     checkpoint.meta.metrics.clear()
-    assert trained_grid(checkpoint) == [500]
+    assert trained_timesteps(checkpoint) == [500]
 
 
 def test_another_set_in_the_folder_that_the_weights_name_is_refused(shard_folder):

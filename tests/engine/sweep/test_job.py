@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from c2fdft_cli.core.diffusion import time_grid
+from c2fdft_cli.core.diffusion import spaced_timesteps
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.data.shards.format import Entry, ShardHeader
 from c2fdft_cli.engine.prepare.job import prepare
@@ -150,7 +150,7 @@ def test_schedules_combine_counts_spacings_and_starts() -> None:
         (7,): "checkpoint",
         (500,): "one step",
     }
-    assert list(make_schedules([4])) == [tuple(time_grid(4))]
+    assert list(make_schedules([4])) == [tuple(spaced_timesteps(4))]
 
 
 @pytest.mark.parametrize(
@@ -528,7 +528,7 @@ def test_official_weights_without_metadata_can_be_swept(shards: Path, tmp_path: 
     assert "--data" in error.value.hint
     result = run(path, data=shards, images=1)
     assert (result.protocol, result.stage) == ("rgb", "released")
-    assert load_checkpoint(path).grid_or_default() == list(result.chosen.grid)
+    assert load_checkpoint(path).timesteps() == list(result.chosen.grid)
 
 
 def test_clean_only_shards_are_degraded_by_the_recipe(tmp_path: Path) -> None:

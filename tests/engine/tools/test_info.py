@@ -11,7 +11,7 @@ import h5py
 import pytest
 import torch
 
-from c2fdft_cli.core.diffusion import time_grid
+from c2fdft_cli.core.diffusion import spaced_timesteps
 from c2fdft_cli.data.shards.format import Entry
 from c2fdft_cli.engine.tools.info import describe
 from c2fdft_cli.engine.train.folder import COLUMNS
@@ -105,7 +105,7 @@ def test_an_official_checkpoint_shows_what_it_has(tmp_path, tiny_net):
     state, path = tiny_net().state_dict(), tmp_path / "a.pt"
     torch.save({"params": state}, path)
     plain = describe(path)
-    assert plain["grid"] == time_grid(4)
+    assert plain["grid"] == spaced_timesteps(4)
     assert all(plain.values())
     assert {"step", "grid_from", "data", "metrics", "versions"}.isdisjoint(plain)
     meta = load_checkpoint(path).meta

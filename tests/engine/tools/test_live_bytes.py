@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from c2fdft_cli.core.diffusion import time_grid
+from c2fdft_cli.core.diffusion import spaced_timesteps
 from c2fdft_cli.engine.tools.live_bytes import LiveBytes, held_bytes
 from c2fdft_cli.engine.train.step.memory import saved_bytes
 from c2fdft_cli.engine.train.step.objective import Objective
@@ -48,7 +48,7 @@ def test_a_chain_holds_what_its_backward_pass_needs():
 def held(recompute: str, calls: int):
     net = make_network(SMALL)
     stage = FineStage(recompute=recompute, ssim="none")
-    objective = Objective(net, alpha_bar_of_recipe(Diffusion()), (stage, time_grid(calls)))
+    objective = Objective(net, alpha_bar_of_recipe(Diffusion()), (stage, spaced_timesteps(calls)))
     lq, gt, noise = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32), torch.randn(1, 3, 32, 32)
     return held_bytes(net, lambda: objective(lq, gt, noise, None), CPU)
 

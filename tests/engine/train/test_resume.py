@@ -450,7 +450,7 @@ def test_a_resumed_fine_stage_keeps_the_timesteps_of_its_weights(
         resume_auto=True,
     )
     stop_after(line, 1)
-    assert set_up(line).grid == [999, 500]
+    assert set_up(line).timesteps == [999, 500]
 
 
 def test_other_weights_to_start_from_are_reported(tmp_path, shard_folder, coarse_run):

@@ -28,7 +28,7 @@ def test_recipe_data_and_timesteps_come_from_the_checkpoint(tmp_path, shard_fold
     options = set_up(
         TrainRequest(stage="fine", init=coarse_run / "coarse.pt", device="cpu", out=tmp_path / "f")
     )
-    assert options.grid == [999, 500]
+    assert options.timesteps == [999, 500]
     assert options.data == shard_folder
     assert options.recipe.network.dim == 8
     assert options.recipe_name == "tiny"
@@ -159,16 +159,16 @@ def test_the_timesteps_in_use_are_those_stored_in_the_recipe(tmp_path, shard_fol
         )
 
     kept = asked("a", "sampling.eta=0.1")
-    assert kept.grid == kept.recipe.sampling.grid == [999, 500]
+    assert kept.timesteps == kept.recipe.sampling.grid == [999, 500]
     assert kept.recipe.sampling.eta == 0.1
     assert any("sampling.grid=[999,666,333,0]" in one for one in kept.notices)
     chosen = asked("b", "sampling.steps=3")
-    assert chosen.grid == chosen.recipe.sampling.grid == [999, 500, 0]
+    assert chosen.timesteps == chosen.recipe.sampling.grid == [999, 500, 0]
     assert chosen.notices == ()
     for name, written in enumerate(("sampling={steps: 3}", "sampling.steps =3")):
         other = asked(f"c{name}", written)
-        assert (other.grid, other.notices) == ([999, 500, 0], ())
-    assert asked("d", "sampling={grid: [700]}").grid == [700]
+        assert (other.timesteps, other.notices) == ([999, 500, 0], ())
+    assert asked("d", "sampling={grid: [700]}").timesteps == [700]
 
 
 def test_a_named_recipe_with_timesteps_that_the_given_weights_lack(tmp_path, shard_folder):
@@ -183,7 +183,7 @@ def test_a_named_recipe_with_timesteps_that_the_given_weights_lack(tmp_path, sha
         return request(stage, shard_folder, tmp_path / "f", overrides=[*overrides], **start, **more)
 
     kept = set_up(asked("fine"))
-    assert kept.grid == kept.recipe.sampling.grid == [50]
+    assert kept.timesteps == kept.recipe.sampling.grid == [50]
     (told,) = [one for one in kept.notices if "sampling at" in one]
     assert told.startswith("sampling at the checkpoint's timesteps [50]; the recipe's do not fit")
     for stage, more in (("fine", ["sampling.steps=200"]), ("coarse", [])):
@@ -201,7 +201,7 @@ def test_weights_without_timesteps_use_those_of_the_recipe(tmp_path, shard_folde
     rest = [one for one in MINI if not one.startswith("sampling.")]
     start = {"init": tmp_path / "bare.pt", "recipe": "derain", "overrides": rest}
     options = set_up(request("fine", shard_folder, tmp_path / "run", **start))
-    assert options.grid == [999, 666, 333, 0]
+    assert options.timesteps == [999, 666, 333, 0]
 
 
 def test_shards_are_found_in_any_form_of_override(tmp_path, shard_folder, coarse_run):

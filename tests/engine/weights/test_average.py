@@ -56,7 +56,7 @@ def test_the_mean_is_that_of_the_ema_weights(
     found = load_checkpoint(out)
     for state in (found.ema, found.params):
         assert all((tensor == mean).all() for tensor in state.values())
-    assert (found.grid_or_default(), found.task(), found.meta.stage) == ([500], "denoise", "fine")
+    assert (found.timesteps(), found.task(), found.meta.stage) == ([500], "denoise", "fine")
     assert (found.meta.step, found.meta.metrics) == (0, {})
 
 

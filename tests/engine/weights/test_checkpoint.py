@@ -53,7 +53,7 @@ def rewrite(path, **changes):
 def test_a_checkpoint_is_read_back_as_saved(saved):
     path, net = saved
     checkpoint = load_checkpoint(path)
-    assert checkpoint.grid_or_default() == [999, 500]
+    assert checkpoint.timesteps() == [999, 500]
     assert (checkpoint.meta.stage, checkpoint.meta.step) == ("fine", 7)
     x, t = wave([1, 6, 16, 16], 0.2), torch.tensor([5.0])
     with torch.inference_mode():
@@ -128,7 +128,7 @@ def test_a_file_without_meta_is_an_official_checkpoint(saved):
     checkpoint = load_checkpoint(path)
     assert checkpoint.meta.stage == "released"
     assert checkpoint.meta.network.dim == 8
-    assert checkpoint.grid_or_default() == [999, 666, 333, 0]
+    assert checkpoint.timesteps() == [999, 666, 333, 0]
 
 
 def test_params_alone_are_sufficient(saved):
@@ -295,7 +295,7 @@ def test_edited_metadata_are_read_or_refused_in_one_line():
             found = Checkpoint(Path("odd.pt"), {}, {}, read_meta(json.dumps(odd), Path("odd.pt")))
             found.recipe([])
             found.task()
-            found.grid_or_default()
+            found.timesteps()
             found.alpha_bar()
             if found.meta.network != SMALL:
                 misfit = "the weights do not fit|the weights of another network"

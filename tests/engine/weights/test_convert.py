@@ -159,7 +159,7 @@ def test_half_precision_and_ema_only(ours, ema, half, dtype):
     checkpoint = load_checkpoint(path)
     assert same(checkpoint.ema, {name: t.to(dtype).float() for name, t in ema.items()})
     assert checkpoint.params is checkpoint.ema
-    assert checkpoint.grid_or_default() == [999, 500]
+    assert checkpoint.timesteps() == [999, 500]
     assert describe(path)["parameters"] == numbers
     assert next(checkpoint.network("raw").parameters()).dtype == torch.float32
 
@@ -206,7 +206,7 @@ def test_storing_timesteps_in_a_safetensors_file_keeps_its_format(ours, ema):
     meta = load_checkpoint(path).meta
     meta.grid = [700]
     save_checkpoint(path, ema, ema, meta)
-    assert load_checkpoint(path).grid_or_default() == [700]
+    assert load_checkpoint(path).timesteps() == [700]
 
 
 def header(text, size=None):
@@ -302,7 +302,7 @@ def test_a_file_is_overwritten_only_if_requested(ours):
         made(ours, "a.pth")
     assert path.read_bytes() == before
     made(ours, "a.pth", overwrite=True, to="checkpoint")
-    assert load_checkpoint(path).grid_or_default() == [999, 500]
+    assert load_checkpoint(path).timesteps() == [999, 500]
 
 
 @pytest.mark.parametrize("name", ["ours.pt", "link.pt"])

@@ -46,15 +46,15 @@ class Objective(nn.Module):
             lq: degraded patches, `[n, 3, p, p]` in [0, 1].
             gt: clean patches, of the same shape and range.
             noise: Gaussian noise, of the same shape.
-            times: timesteps `[n]`; the fine stage does not use them.
+            times: the diffusion times, `[n]`; the fine stage does not use them.
         """
         if self.fine is None:
             return coarse_loss(self.net, self.alpha_bar, lq, gt, noise, times)
-        stage, grid = self.fine
+        stage, timesteps = self.fine
         return fine_loss(
             self.net,
             self._sampler_alpha_bar,
-            grid,
+            timesteps,
             lq,
             gt,
             noise,
@@ -73,7 +73,7 @@ def make_objective(options: TrainOptions) -> Objective:
         lay_out_weights(net)
     alpha_bar = alpha_bar_of_recipe(options.recipe.diffusion).to(options.runtime.device)
     section = options.section
-    fine = (section, options.grid) if isinstance(section, FineStage) else None
+    fine = (section, options.timesteps) if isinstance(section, FineStage) else None
     return Objective(net, alpha_bar, fine)
 
 
