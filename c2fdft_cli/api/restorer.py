@@ -207,7 +207,8 @@ class Restorer:
         self.device = runtime.device
         self.precision = runtime.precision
         self.task = checkpoint.task()
-        self._net = checkpoint.network().to(runtime.device).requires_grad_(False)
+        # Only these weights restore; on a CPU the network holds no copy of them.
+        self._checkpoint = replace(checkpoint, path=self.weights, params=checkpoint.ema)
         self._sampler, self._runtime = sampler, runtime
         self._sampling, self._machine = sampling, machine
         self._compiled, notice = compiles_strips(machine.compile, runtime, work=0)
@@ -217,6 +218,7 @@ class Restorer:
 
     def _create_unshared_parts(self) -> None:
         """Create the parts that copies of this object, also in other processes, do not share."""
+        self._net = self._checkpoint.network().to(self.device).requires_grad_(False)
         self._strips = StripNetwork(self._net, dtype=self._runtime.dtype, compile=self._compiled)
         self._lock = threading.Lock()
         self._executors: dict[int, Executor] = {}
@@ -224,7 +226,7 @@ class Restorer:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled, for example for a process pool, or copied by `copy.deepcopy`."""
-        own = ("_strips", "_lock", "_executors")
+        own = ("_net", "_strips", "_lock", "_executors")
         return {key: value for key, value in vars(self).items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -362,7 +364,12 @@ class Restorer:
         sampling = replace(self._sampling, weights=str(self.weights), task=None)
         (folder,) = texts("out", out)
         plan = plan_restore(
-            sources, folder, sampling=sampling, machine=self._machine, writing=writing
+            sources,
+            folder,
+            sampling=sampling,
+            machine=self._machine,
+            writing=writing,
+            checkpoint=self._checkpoint,
         )
         for warning in plan.warnings:
             warnings.warn(warning, stacklevel=3)

@@ -106,6 +106,7 @@ def plan_restore(
     machine: Machine = _MACHINE,
     writing: Writing = _WRITING,
     stdin: bytes | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> RestorePlan:
     """Load the weights, find the inputs and outputs, and check them; nothing is written yet.
 
@@ -114,6 +115,7 @@ def plan_restore(
             whose bytes are `stdin`.
         out: a folder; for a single image also a file with an image suffix, or `-`.
         sampling, machine, writing: the settings.
+        checkpoint: what the file that `sampling.weights` names holds, if it is loaded already.
 
     Raises:
         UsageError: settings that cannot be combined, or impossible outputs.
@@ -128,7 +130,7 @@ def plan_restore(
     samples = sample_count(sampling.samples, sampling.self_ensemble, bool(writing.uncertainty))
     runtime = make_runtime(machine.device, machine.precision)
     found = choose_weights(sampling.weights, sampling.task, sampling.steps)
-    checkpoint = load_checkpoint(found.path)
+    checkpoint = checkpoint or load_checkpoint(found.path)
     recipe = checkpoint.recipe([])
     sampler = make_sampler(checkpoint, sampling)
     folder = output_folder(out)
