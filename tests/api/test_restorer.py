@@ -312,7 +312,7 @@ def test_files_of_a_folder_are_written_as_by_the_command(
     written, expected = ((tmp_path / out / name).read_bytes() for out in ("out", "other"))
     assert written == expected
     (tmp_path / "out" / name).write_bytes(b"older")
-    with pytest.warns(UserWarning, match="the file was changed after this program wrote it"):
+    with pytest.warns(UserWarning, match="this program did not write it, or it was changed since"):
         again = restorer.restore_folder(tmp_path / "in", tmp_path / "out", **settings, check=False)
     assert len(again.skipped) == 1
     restorer.restore_folder(tmp_path / "in", tmp_path / "out", **settings, overwrite=True)

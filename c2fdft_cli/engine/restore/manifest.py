@@ -1,9 +1,9 @@
 """Records how the files of an output folder were made, so that a later run can name differences.
 
-`.c2fdft-restore.jsonl` gets a short line just before a file is moved into place and a full one
-after that. So even if the program is killed between the two, the file it was about to write is
-recorded. Each line identifies the written file too, so that one that was damaged or replaced later
-is not taken for the program's own.
+`.c2fdft-restore.jsonl` gets one line just before a file is moved into place, so that the file is
+recorded even if the program is killed between the two. The line identifies the file that it is
+about: a line about a file that never got its name, or that was damaged or replaced later, is not
+taken for one about the present file.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import stat
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, lru_cache
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from c2fdft_cli.data.images.formats import JPEG_SUFFIXES
 from c2fdft_cli.data.video.probe import VIDEO_SUFFIXES
@@ -27,23 +27,21 @@ from c2fdft_cli.files import ensure_folder, read_error, write_error
 
 MANIFEST_NAME = ".c2fdft-restore.jsonl"
 _NAME_OF_USER = re.compile(r"\.c2fdft-restore\.\d{1,10}\.jsonl")
-MAX_MANIFEST_BYTES, MAX_KEPT_BYTES = 4 << 30, 1 << 30
-"""Sizes up to which a file of records is read, and its newest lines are kept in memory."""
-_MAX_LINE_BYTES = 1 << 20
-_BYTES_BESIDE_LINE = 400
-"""Memory that keeping a line takes besides its text and that of the output's name."""
-_USUAL = {"temporal_noise": "fixed", "crf": 18}
-"""Defaults left out of the digest, so that records made before these settings were stay valid."""
+MAX_MANIFEST_BYTES = 1 << 30
+"""Size up to which a file of records is read: that of the records of over a million files."""
+_MIN_LINE_BYTES, _MAX_LINE_BYTES = 256, 1 << 20
+"""Lengths of lines that are kept; longer ones are cut, which damages them. Those of a hostile file
+would otherwise take many times its size: short ones when kept, and a long one when parsed."""
 _ONLY_FOR = {"quality": JPEG_SUFFIXES, "temporal_noise": VIDEO_SUFFIXES, "crf": VIDEO_SUFFIXES}
-"""Settings that change only outputs with these suffixes; others count as made with the default."""
-_DEFAULTS = {**_USUAL, "quality": 95}
+"""Settings that change only outputs with these suffixes."""
 _WORDS = {"draws": "samples", "grid": "timesteps"}
 _AS_IT_IS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 """If the name is a pipe without a reader or a symbolic link, opening fails instead of waiting or
 writing to another file; on Windows, ends of lines are written as they are."""
 _MAX_SHOWN = 60
-_MAX_BEGUN = 8
-"""Number of lines per output, the newest ones, that are kept in memory."""
+_MAX_LINES = 8
+"""Number of lines per output, the newest ones, that are kept in memory. It is more than one because
+a line may be about a file that never got its name."""
 _PIECES, _PIECE_BYTES = 16, 4096
 """How much of a file identifies it, besides its size and time."""
 _COVERED_BYTES = _PIECES * _PIECE_BYTES
@@ -71,33 +69,21 @@ class Manifest:
     ) -> None:
         self._folder = folder
         self._made_with = {**settings, "weights_file": weights_file}
-        self._digest = cache(lambda suffix: settings_digest(_effective(settings, suffix)))
         self._sources: dict[Path, list[int] | None] = {}
-        self._written: dict[Path, list[int] | None] = {}
-        self._run = secrets.token_hex(4)
-        self._known: dict[str, tuple[bytes, ...]] = {}
+        self._known: list[dict[int, tuple[bytes, ...]]] = []
         self.unread: dict[Path, str] = {}
         self.read_again()
 
     def read_again(self) -> None:
         """Read what other processes have recorded since."""
-        self._known, self.unread = {}, {}
-        for path in [] if self._folder is None else _record_files(self._folder):
-            try:
-                found = _read(path)
-            except PermissionError:
-                self.unread[path] = "no permission"
-                continue
-            except _TooLargeError as error:
-                self.unread[path] = str(error)
-                continue
-            for output, lines in found.items():
-                self._known[output] = (*lines, *self._known.get(output, ()))
+        self.unread = {}
+        files = [] if self._folder is None else _record_files(self._folder)
+        self._known = [self._read(path) for path in files]
 
     @property
     def has_records(self) -> bool:
         """Whether any output is recorded."""
-        return bool(self._known)
+        return any(self._known)
 
     def check_writable(self) -> None:
         """Raise ResourceError if no record could be written; nothing is created."""
@@ -114,19 +100,19 @@ class Manifest:
         return self._entry(output) is not None
 
     def was_written(self, output: Path) -> bool:
-        """Whether this program finished an output of this name, which may be another file now."""
-        return any("replaces" not in line for line in self._lines(output))
+        """Whether an output of this name is recorded, which may be another file now."""
+        return any(self._lines(output))
 
     def doubt(self, output: Path, source: Path) -> str | None:
         """Return why an existing file may differ from what this run would make; None if not."""
         found = self._entry(output)
         if found is None and self.was_written(output):
-            return "the file was changed after this program wrote it"
+            return "this program did not write it, or it was changed since"
         if found is None:
             return "there is no record of how it was made"
-        suffix = output.suffix.lower()
-        if found.get("settings") != self._digest(suffix):
-            return f"made with other settings{self._differences(found, suffix)}"
+        differences = self._differences(found["made_with"], output.suffix.lower())
+        if differences is not None:
+            return f"made with other settings{differences}"
         if not _is_same_input(found.get("source"), self._state(source)):
             return "its input has changed since, or it was made from another one"
         return None
@@ -141,7 +127,7 @@ class Manifest:
         return then == now or (len(then) == len(now) == 3 and then[::2] == now[::2])
 
     def look_at(self, source: Path, data: bytes | None = None) -> None:
-        """Remember the state of an input before it is read, as it may change before `add`.
+        """Remember the state of an input before it is read, as it may change before `record`.
 
         Args:
             source: a file, identified by size, modification time and pieces of its content.
@@ -149,42 +135,24 @@ class Manifest:
         """
         self._sources[source] = _state_of(source) if data is None else _size_and_digest(data)
 
-    def begin(self, output: Path, source: Path, temporary: Path) -> None:
+    def record(self, output: Path, source: Path, temporary: Path) -> None:
         """Record an output that is about to get its name; ResourceError if that fails.
 
         Args:
             output: its path, also of a comparison or map.
             source: the input, as for `look_at`.
-            temporary: the complete file that will be renamed to `output`.
+            temporary: the complete file that will be renamed to `output`, which keeps its time.
         """
-        if self._folder is not None:
-            ensure_folder(self._folder)
-            self._written[output] = _state_of(temporary)
-            more = {"replaces": _size_and_time(output), "run": self._run}
-            self._append(output, source, self._written[output], more)
-
-    def add(self, output: Path, source: Path) -> None:
-        """Record an output that has got its name; ResourceError if that fails.
-
-        It is identified as at `begin`, because another program may have replaced it since.
-        """
-        if self._folder is not None:
-            written = self._written.pop(output, None) or _state_of(output)
-            self._append(output, source, written, {"made_with": self._made_with})
-
-    def _append(
-        self, output: Path, source: Path, written: list[int] | None, more: Mapping[str, Any]
-    ) -> None:
         if self._folder is None:
             return
+        ensure_folder(self._folder)
         entry = {
             "output": self._key(output),
-            "settings": self._digest(output.suffix.lower()),
             "source": self._state(source),
-            "written": written,
-            **more,
+            "written": _state_of(temporary),
+            "made_with": self._made_with,
         }
-        line = (json.dumps(entry, ensure_ascii=True) + "\n").encode("ascii")
+        line = (json.dumps(entry) + "\n").encode("ascii")
         path, handle = _open_to_append(self._folder, os.O_CREAT)
         try:
             try:
@@ -203,28 +171,28 @@ class Manifest:
         return self._sources.get(source) or _state_of(source)
 
     def _lines(self, output: Path) -> Iterator[Mapping[str, Any]]:
-        """Yield the lines about an output, newest first."""
-        return filter(None, map(_parsed, self._known.get(self._key(output), ())))
+        """Yield the lines about an output, this user's own first, newest first."""
+        start = hash(json.dumps({"output": self._key(output)}).removesuffix('"}').encode("ascii"))
+        lines = chain.from_iterable(known.get(start, ()) for known in self._known)
+        return filter(None, map(_parsed, lines))
 
     def _entry(self, output: Path) -> Mapping[str, Any] | None:
-        """Return the newest line of an output that tells how the present file was made.
+        """Return the newest line of an output that is about the present file."""
+        return next((line for line in self._lines(output) if _is_about(line, output)), None)
 
-        A `begin` of this run does not, nor a line about a file that is not the present one.
+    def _differences(self, made_with: Mapping[str, Any], suffix: str) -> str | None:
+        """Return the differences to recorded settings, such as ": seed 0, now 3"; None if equal.
+
+        The text is "" if only settings differ that this version does not know.
         """
-        others = (one for one in self._lines(output) if one.get("run") != self._run)
-        return next((one for one in others if _is_about(one, output)), None)
-
-    def _differences(self, found: Mapping[str, Any], suffix: str) -> str:
-        """Return the differences to an entry, such as ": seed 0, now 3"; "" if it has none."""
-        then = found.get("made_with")
-        if not isinstance(then, dict):
-            return ""
-        then, now = _effective(then, suffix), _effective(self._made_with, suffix)
+        then, now = _effective(made_with, suffix), _effective(self._made_with, suffix)
+        if then == now:
+            return None
         changed = [
-            f"{_WORDS.get(name, name.replace('_', ' '))} {_show(name, then)}, "
-            f"now {_show(name, now)}"
+            f"{_WORDS.get(name, name.replace('_', ' '))} {_show(name, made_with)}, "
+            f"now {_show(name, self._made_with)}"
             for name in now
-            if name != "weights_file" and then.get(name) != now[name]
+            if then.get(name) != now[name]
         ]
         return f": {'; '.join(changed)}" if changed else ""
 
@@ -234,17 +202,45 @@ class Manifest:
         except ValueError:  # a comparison or a map, which is in another folder
             return os.path.abspath(output)
 
+    def _read(self, path: Path) -> dict[int, tuple[bytes, ...]]:
+        """Read the newest lines of each output, newest first, by the hash of their start, its name.
+
+        To save time and memory, lines are not parsed before they are needed.
+
+        Raises:
+            DataError: the system does not read the file, for another reason than those of `unread`.
+        """
+        known: dict[int, tuple[bytes, ...]] = {}
+        try:
+            status = path.lstat()
+            # Reading a pipe would block, and records are not written through a link either.
+            if not stat.S_ISREG(status.st_mode):
+                return known
+            if status.st_size > MAX_MANIFEST_BYTES:
+                self.unread[path] = f"its {status.st_size:,} bytes are over {MAX_MANIFEST_BYTES:,}"
+                return known
+            with path.open("rb") as file:
+                while line := file.readline(_MAX_LINE_BYTES):
+                    if len(line) >= _MIN_LINE_BYTES:
+                        # It ends here, as quotes within the name follow a backslash.
+                        start = hash(line.partition(b'", "')[0])
+                        known[start] = (line, *known.get(start, ()))[:_MAX_LINES]
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except PermissionError:
+            self.unread[path] = "no permission"
+        except OSError as error:  # it may say that all outputs are done
+            raise read_error(error, path) from error
+        return known
+
 
 def _effective(settings: Mapping[str, Any], suffix: str) -> dict[str, Any]:
-    """Return the settings, with the default of those that do not change outputs of a suffix."""
-    usual = {name: _DEFAULTS[name] for name, whose in _ONLY_FOR.items() if suffix not in whose}
-    return {**settings, **usual}
-
-
-def settings_digest(settings: Mapping[str, Any]) -> str:
-    """Return a short digest that identifies settings."""
-    facts = {k: v for k, v in settings.items() if k not in _USUAL or _USUAL[k] != v}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    """Return the settings that change outputs of a suffix; the name of the weights does not."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if name != "weights_file" and suffix in _ONLY_FOR.get(name, (suffix,))
+    }
 
 
 def _show(name: str, settings: Mapping[str, Any]) -> str:
@@ -269,12 +265,12 @@ def _own_name() -> str:
 
 
 def _record_files(folder: Path) -> list[Path]:
-    """Return the files of records of a folder, this user's own last."""
+    """Return the files of records of a folder, this user's own first."""
     try:
         names = [name for name in os.listdir(folder) if _NAME_OF_USER.fullmatch(name)]
     except OSError:  # it does not exist, or cannot be listed
         names = []
-    return [folder / name for name in (MANIFEST_NAME, *sorted(names, key=_own_name().__eq__))]
+    return [folder / name for name in (*sorted(names, key=_own_name().__ne__), MANIFEST_NAME)]
 
 
 def _open_to_append(folder: Path, flags: int = 0) -> tuple[Path, int]:
@@ -297,74 +293,17 @@ def _open_to_append(folder: Path, flags: int = 0) -> tuple[Path, int]:
     raise failed from cause
 
 
-class _TooLargeError(Exception):
-    """A file of records would take too much time or memory; the text says how large it is."""
-
-
-def _read(path: Path) -> dict[str, tuple[bytes, ...]]:
-    """Read the newest lines of each output, newest first, back to that of its last finished file.
-
-    Damaged lines are skipped. The lines are kept as they are: parsed, they take several times the
-    memory, and a hostile one any number of times.
-
-    Raises:
-        PermissionError: the user may not read the file.
-        _TooLargeError: it is larger than a file of records can reasonably be.
-        DataError: the system does not read it, for another reason.
-    """
-    known: dict[str, tuple[bytes, ...]] = {}
-    kept = 0
-    try:
-        status = path.lstat()
-        # Reading a pipe would block, and a link is not followed when records are written either.
-        if not stat.S_ISREG(status.st_mode):
-            return known
-        size = f"its {status.st_size:,} bytes"
-        if status.st_size > MAX_MANIFEST_BYTES:
-            raise _TooLargeError(f"{size} are over {MAX_MANIFEST_BYTES:,}")
-        with path.open("rb") as file:
-            for line in _whole_lines(file):
-                entry = _parsed(line)
-                if entry is None:
-                    continue
-                name = entry["output"]
-                before = known.get(name, ())
-                lines = (line, *(before if "replaces" in entry else ()))[:_MAX_BEGUN]
-                kept += _memory(name, lines) - _memory(name, before)
-                if kept > MAX_KEPT_BYTES:
-                    raise _TooLargeError(f"{size} hold records of too many files")
-                known[name] = lines
-    except (FileNotFoundError, NotADirectoryError):
-        return known
-    except PermissionError:
-        raise
-    except OSError as error:  # it may say that all outputs are done
-        raise read_error(error, path) from error
-    return known
-
-
-def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the lines of a file except those of over `_MAX_LINE_BYTES`."""
-    is_rest = False
-    while piece := file.readline(_MAX_LINE_BYTES):
-        if not is_rest and (piece.endswith(b"\n") or len(piece) < _MAX_LINE_BYTES):
-            yield piece
-        is_rest = not piece.endswith(b"\n")
-
-
-@lru_cache(maxsize=4 * _MAX_BEGUN)  # the lines about one output are looked at several times
+@lru_cache(maxsize=4 * _MAX_LINES)  # the lines about one output are looked at several times
 def _parsed(line: bytes) -> Mapping[str, Any] | None:
-    """Parse a line; None if it is damaged."""
+    """Parse a line; None if it is damaged, or of version 0.1.0, which did not identify the file."""
     try:
         entry = json.loads(line.decode("ascii", "replace"))
     except (ValueError, RecursionError):
         return None
-    return entry if isinstance(entry, dict) and isinstance(entry.get("output"), str) else None
-
-
-def _memory(name: str, lines: Sequence[bytes]) -> int:
-    """Estimate the bytes that the lines about an output take in memory."""
-    return sum(len(line) + _BYTES_BESIDE_LINE for line in lines) + bool(lines) * 4 * len(name)
+    kinds = {"output": str, "written": list, "made_with": dict}
+    if not isinstance(entry, dict):
+        return None
+    return entry if all(isinstance(entry.get(key), kinds[key]) for key in kinds) else None
 
 
 def _is_at_new_line(handle: int) -> bool:
@@ -385,22 +324,14 @@ def _size_and_time(path: Path) -> list[int] | None:
 
 
 def _is_about(line: Mapping[str, Any], output: Path) -> bool:
-    """Whether the present file is the one whose writing a line records.
-
-    Lines of earlier versions lack `written`: a finished one counts as being about any file, and one
-    from before the renaming as being about any but the one that existed then.
-    """
-    now = _size_and_time(output)
-    if "written" not in line:
-        # The default is not None, because `replaces` is None if no file existed before.
-        return bool(line.get("replaces", ()) != now)
-    then = line["written"]
-    if now is None or not isinstance(then, list):
-        return bool(then == now)
+    """Whether the present file is the one whose writing a line records."""
+    now, then = _size_and_time(output), line["written"]
+    if now is None:
+        return False
     if then[:2] == now:
         return True
     # Copying a folder gives its files other times. Only then is the content read.
-    return len(then) > 2 and then[0] == now[0] and then[2:] == (_state_of(output) or now)[2:]
+    return len(then) == 3 and then[0] == now[0] and then[2:] == (_state_of(output) or now)[2:]
 
 
 def _state_of(path: Path) -> list[int] | None:
@@ -433,17 +364,14 @@ def _state_of(path: Path) -> list[int] | None:
 
 
 def _is_same_input(then: object, now: list[int] | None) -> bool:
-    """Compare two states of an input; those that earlier versions recorded lack the digest.
+    """Compare two states of an input.
 
     An input of another time is the same one if the digest covers all of it. In a large one, an
     uncompressed picture say, something may have been changed between the pieces.
     """
-    if isinstance(then, list) and now is not None:
-        if len(then) == len(now) == 3 and then[0] == now[0] <= _COVERED_BYTES:
-            return bool(then[2] == now[2])
-        known = min(len(then), len(now))
-        return known > 1 and then[:known] == now[:known]
-    return then == now
+    if not isinstance(then, list) or now is None or not len(then) == len(now) == 3:
+        return then == now
+    return then[::2] == now[::2] and (then[1] == now[1] or now[0] <= _COVERED_BYTES)
 
 
 def _size_and_digest(data: bytes) -> list[int]:

@@ -292,12 +292,9 @@ def write_files(
         ensure_folder(path.parent)
         data = encode_picture(path, picture_of(), quality=writing.quality)
         try:
-            # One manifest line before the file gets its name and one after: if the run is killed in
-            # between, the next run still recognises the file as its own.
             with atomic_path(path, replace=writing.overwrite) as temporary:
                 temporary.write_bytes(data)
-                manifest.begin(path, item.source.path, temporary)
-            manifest.add(path, item.source.path)
+                manifest.record(path, item.source.path, temporary)
         except TakenError:  # created after the check above, by another program
             kept.append(path)
     if item.output is None:

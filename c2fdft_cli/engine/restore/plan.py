@@ -204,7 +204,7 @@ def _manifest(
         hint = "name a folder for the outputs; to replace this file, delete it first"
         what = "OUT exists and was not written by this program"
         if manifest.was_written(Path(out)):
-            what = "OUT was changed after this program wrote it"
+            what = "OUT was not written by this program, or was changed since"
         raise UsageError(what, where=out, hint=hint, details=_unread(manifest))
     return manifest
 
@@ -356,7 +356,7 @@ def _doubts(item: Item, manifest: Manifest) -> list[tuple[Path, str]]:
         path
         for path in reversed(item.files)
         if is_there(path)
-        if path == item.output or manifest.has(path) or manifest.was_written(path)
+        if path == item.output or manifest.was_written(path)
     ]
     if known and item.source.data is None:
         manifest.look_at(item.source.path)  # once for all of them

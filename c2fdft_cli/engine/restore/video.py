@@ -62,7 +62,6 @@ def restore_video(
     plan.manifest.look_at(source.path)
     try:
         yield from work.run()
-        plan.manifest.add(item.output, source.path)
     except StoppedError:
         return None
     except (DataError, CheckpointError) as error:
@@ -73,7 +72,7 @@ def restore_video(
         if is_about_one_file(error):
             return failed(source, error)
         raise
-    except TakenError:  # another program made the file meanwhile, so it is not recorded
+    except TakenError:  # another program made the file meanwhile
         work.existed = True
         work.notes.append(not_overwritten(item.output))
     return work.record()
@@ -148,7 +147,7 @@ class _Work:
             self.stop.check()
             writer.finish()
             # Inside the block, because the file gets its final name at the end of the block.
-            plan.manifest.begin(output, self.source.path, temporary)
+            plan.manifest.record(output, self.source.path, temporary)
             self.notes.extend(writer.notes)
             if reader.complaint:
                 self.notes.append(f"damage in the video: {reader.complaint}")

@@ -28,7 +28,7 @@ from c2fdft_cli.data.images.picture import list_images, read_picture
 from c2fdft_cli.engine.restore import pictures as restore_pictures
 from c2fdft_cli.engine.restore import plan as restore_plan
 from c2fdft_cli.engine.restore.job import restore
-from c2fdft_cli.engine.restore.manifest import MANIFEST_NAME, Manifest
+from c2fdft_cli.engine.restore.manifest import MANIFEST_NAME
 from c2fdft_cli.engine.restore.options import Machine, SamplingOptions, Writing
 from c2fdft_cli.engine.sampling.sampler import noise_generator
 from c2fdft_cli.engine.sampling.subject import open_subject
@@ -286,11 +286,14 @@ def test_files_without_a_record_are_named(options: Request, tmp_path: Path) -> N
 
 
 def test_the_manifest_records_how_each_file_was_made(options: Request, tmp_path: Path) -> None:
-    run(options, seed=7)
+    run(options, seed=7, compare=tmp_path / "c", uncertainty=tmp_path / "u", samples=2)
     lines = (tmp_path / "out" / MANIFEST_NAME).read_text().splitlines()
-    entries = {entry["output"]: entry for entry in map(json.loads, lines)}
-    assert entries.keys() == contents(tmp_path / "out").keys()
-    for entry in entries.values():
+    entries = {tmp_path / "out" / entry["output"]: entry for entry in map(json.loads, lines)}
+    made = [path for name in ("out", "c", "u") for path in (tmp_path / name).rglob("*.png")]
+    assert len(lines) == len(made) == 24
+    assert entries.keys() == set(made)
+    for path, entry in entries.items():
+        assert entry["written"][:2] == [path.stat().st_size, path.stat().st_mtime_ns]
         made_with = entry["made_with"]
         assert (made_with["seed"], made_with["grid"]) == (7, list(GRID))
         assert (made_with["precision"], made_with["weights_file"]) == ("fp32", "w.pt")
@@ -345,9 +348,39 @@ def test_overwrite_restores_again(options: Request, tmp_path: Path) -> None:
 def test_a_damaged_record_is_skipped(options: Request, tmp_path: Path) -> None:
     run(options)
     record = tmp_path / "out" / MANIFEST_NAME
-    lines = [line for line in record.read_text().splitlines() if "made_with" in json.loads(line)]
+    lines = record.read_text().splitlines()
     record.write_bytes(b"\xff{]\n[1]\n" + "\n".join(lines[:3]).encode())
     assert sum(s.doubt is None for s in run(options).skipped) == 3
+
+
+@pytest.mark.parametrize("part", [False, True])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_killed_while_a_file_is_recorded_or_gets_its_name(
+    options: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: bool, overwrite: bool
+) -> None:
+    run(options)
+    made = contents(tmp_path / "out")
+    if not overwrite:
+        (tmp_path / "out" / "0.png").unlink()
+    record = tmp_path / "out" / MANIFEST_NAME
+    size = record.stat().st_size
+
+    def die(*_: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace" if overwrite else "link", die)
+        with pytest.raises(SystemExit):
+            restore(plan(options, seed=1, overwrite=overwrite)).run()
+    assert record.stat().st_size > size + 256
+    if part:
+        os.truncate(record, size + 256)
+    if overwrite:
+        assert {one.doubt for one in run(options).skipped} == {None}
+    else:
+        assert [len(one) for one in (run(options).images, run(options).skipped)] == [1, 6]
+    assert same(contents(tmp_path / "out"), made)
+    assert {one.doubt for one in run(options).skipped} == {None}
 
 
 @pytest.mark.parametrize("after", [1, 3])
@@ -614,7 +647,7 @@ def test_a_file_that_appears_during_encoding_is_kept(
     monkeypatch.setattr(pictures, "encode", late)
     result = run(options, source=str(tmp_path / "in" / "0.png"))
     assert [(one.output, one.doubt) for one in result.skipped] == [
-        (str(output), "there is no record of how it was made")
+        (str(output), "this program did not write it, or it was changed since")
     ]
     assert isinstance(result.failure, PartialFailure)
     assert output.read_bytes() == b"another run's"
@@ -629,23 +662,22 @@ def test_two_runs_of_one_command_at_a_time_both_succeed(options: Request, tmp_pa
     assert (late.skipped, late.failure) == ([], None)
 
 
-def test_a_file_of_another_run_that_is_not_recorded_yet_is_kept(
+def test_a_file_of_another_run_that_appears_during_encoding_is_kept(
     options: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both runs announce the file before either writes it, and the other one writes it first."""
+    """The line about this run's file, which got no name, is not taken for one about the other."""
     options.source = str(tmp_path / "in" / "0.png")
     encode, others = pictures.encode, iter((plan(options, seed=1),))
 
     def late(*args: Any) -> bytes:
         for other in others:
-            monkeypatch.setattr(Manifest, "add", lambda *_: None)
             restore(other).run()
         return encode(*args)
 
     waiting = plan(options, seed=0)
     monkeypatch.setattr(pictures, "encode", late)
     (skipped,) = restore(waiting).run().skipped
-    assert skipped.doubt == "made with other settings"
+    assert skipped.doubt == "made with other settings: seed 1, now 0"
 
 
 def test_bytes_from_standard_input_are_restored_to_a_file(options: Request, tmp_path: Path) -> None:
@@ -761,7 +793,8 @@ def test_outputs_that_were_changed_later_are_named(options: Request, tmp_path: P
     assert {
         Path(one.output).name: one.doubt for one in again.skipped if one.doubt
     } == dict.fromkeys(
-        ["0.png", "1.png", "2.compare.png"], "the file was changed after this program wrote it"
+        ["0.png", "1.png", "2.compare.png"],
+        "this program did not write it, or it was changed since",
     )
     assert isinstance(again.failure, PartialFailure)
     assert run(options, **extra, overwrite=True).failure is None
@@ -777,7 +810,9 @@ def test_a_file_in_the_place_of_an_output_is_never_replaced(
     (tmp_path / "mine.png").unlink()
     save(tmp_path / "mine.png", random_picture(8, 8))
     for overwrite in (False, True):
-        with pytest.raises(UsageError, match="OUT was changed after this program wrote it"):
+        with pytest.raises(
+            UsageError, match="OUT was not written by this program, or was changed since"
+        ):
             plan(options, **words, overwrite=overwrite)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from c2fdft_cli.data.video.probe import probe_video
 from c2fdft_cli.data.video.stream import Frame, VideoWriter, keeps_10_bits
 from c2fdft_cli.engine.restore import video as restore_video
 from c2fdft_cli.engine.restore.job import restore
+from c2fdft_cli.engine.restore.manifest import MANIFEST_NAME
 from c2fdft_cli.engine.restore.result import FrameDone, VideoDone
 from c2fdft_cli.engine.sampling import sampler
 from c2fdft_cli.engine.sampling.executor import Executor
@@ -48,9 +50,7 @@ def options(weights: str, clips: Path, tmp_path: Path) -> Request:
 
 
 def files(folder: Path) -> set[str]:
-    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {
-        ".c2fdft-restore.jsonl"
-    }
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {MANIFEST_NAME}
 
 
 def test_a_folder_of_videos_and_images_is_restored(
@@ -73,6 +73,9 @@ def test_a_folder_of_videos_and_images_is_restored(
     for name in ("a.mp4", "sub/b.mkv"):
         assert np.abs(frames(out / name) - frames(mixed / name).astype(float)).mean() < 0.5
         assert stamps(out / name) == stamps(mixed / name)
+    for line in map(json.loads, (out / MANIFEST_NAME).read_text().splitlines()):
+        status = (out / line["output"]).stat()
+        assert line["written"][:2] == [status.st_size, status.st_mtime_ns]
     assert sound(out / "a.mp4") == sound(mixed / "a.mp4")
     again = run(options, identity=True, source=str(mixed))
     assert (len(again.images), [one.doubt for one in again.skipped]) == (0, [None] * 3)
