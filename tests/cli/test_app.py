@@ -686,16 +686,6 @@ def test_the_photos_of_the_demo_are_in_scikit_image():
     assert all((folder / name).is_file() for name in (*demo.TRAIN, *demo.HELD_OUT))
 
 
-def test_bench_times_the_fine_step():
-    words = ["bench", "train-step", "--stage", "fine", "--recipe", "tiny", "--size", 16]
-    words += ["--repeats", 1, "--calls", "1,2", "--recompute", "none,call", "--json"]
-    rows = json.loads(run(*words, "--precision", "fp32").stdout)["rows"]
-    assert [(row["calls"], row["recompute"]) for row in rows] == [
-        (1, "none"), (1, "call"), (2, "none"), (2, "call")
-    ]  # fmt: skip
-    assert rows[3]["after_forward"] < rows[2]["after_forward"] / 10
-
-
 def test_given_weights_provide_their_recipe(tmp_path):
     """With --init no recipe is required, so the error is about the missing weights."""
     words = ["train-coarse", "--data", tmp_path, "--init", tmp_path / "missing.pt"]
@@ -705,16 +695,10 @@ def test_given_weights_provide_their_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["train-step", "--stage", "fine", "--calls", "1,x"], "numbers separated by commas"),
-        (["train-step", "--stage", "fine", "--compile"], "cannot be combined with --stage fine"),
-        (["forward", "--stage", "fine"], "--stage cannot be used with forward"),
         (["forward", "--steps", "2"], "it is for: c2fdft bench restore"),
         (["train-step", "--data", "shards"], "--data cannot be used with train-step"),
-        (["train-step", "--calls", "1"], "it is for: c2fdft bench train-step --stage fine"),
-        (["loader", "--recompute", "none"], "--recompute cannot be used with loader"),
         (["loader", "--compile"], "--compile cannot be used with loader"),
         (["restore", "--steps", "1001"], "--steps must be 1 to 1000, got 1001"),
-        (["train-step", "--stage", "finer"], "--stage must be coarse or fine, got 'finer'"),
     ],
 )
 def test_bench_refuses_invalid_options(words, says):

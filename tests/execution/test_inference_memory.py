@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from c2fdft_cli.core.network import DFT
-from c2fdft_cli.engine.tools.live_bytes import LiveBytes
 from c2fdft_cli.execution import strips as strips_module
 from c2fdft_cli.execution.inference_memory import rows_that_fit, strip_bytes
 from c2fdft_cli.execution.native.library import kernels_for
 from c2fdft_cli.execution.strips import MAX_STRIP_VALUES, StripNetwork, default_rows
+from tests.kit.live_bytes import LiveBytes
 from tests.kit.strips import KINDS, NETS, image
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from c2fdft_cli.engine.tools.live_bytes import LiveBytes
 from c2fdft_cli.execution import strips as strips_module
 from c2fdft_cli.execution.fused.choose import PLAIN, fused_passes
 from c2fdft_cli.execution.inference_memory import strip_bytes
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.schema import FineStage, Network, Stage
 from tests.kit.gpu import require_triton
+from tests.kit.live_bytes import LiveBytes
 from tests.kit.traffic import load_count_traffic
 
 SMALL = Network(dim=24, blocks=[1, 1, 1, 2])

@@ -17,7 +17,6 @@ from c2fdft_cli.engine.restore.options import (
     parse_timesteps,
 )
 from c2fdft_cli.engine.sweep.options import parse_rule, parse_spacings, parse_steps
-from c2fdft_cli.engine.tools.bench_options import parse_recompute
 from c2fdft_cli.engine.train.request import parse_minutes
 from c2fdft_cli.errors import C2fdftError
 from c2fdft_cli.recipe.files import load_recipe, recipe_folder, recipe_from_dict
@@ -70,7 +69,6 @@ def read_override(path: Path) -> None:
 
 PARSERS: tuple[Callable[[str], object], ...] = (
     parse_steps, parse_spacings, parse_rule, parse_size, parse_minutes, parse_validation, parse_mib,
-    parse_recompute,
     lambda text: choose_timesteps(SamplingOptions(grid=parse_timesteps(text)), (999, 500), 1000),
 )  # fmt: skip
 
@@ -78,7 +76,7 @@ PARSERS: tuple[Callable[[str], object], ...] = (
 def seeds_of_options(_folder: Path) -> list[bytes]:
     """Values that at least one of the parsers accepts."""
     text = "1-10 1,2,4-6 999,500 999,750,500,1 linspace,leading within:0.2dB psnr 900M 1.5GiB 6G 90"
-    return [*text.encode().split(), b"0.5", b"none,call", b"my/folder"]
+    return [*text.encode().split(), b"0.5", b"my/folder"]
 
 
 def read_option(path: Path) -> None:

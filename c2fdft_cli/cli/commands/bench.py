@@ -17,7 +17,6 @@ from c2fdft_cli.words import binary_size
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.tools.bench import BenchResult
-    from c2fdft_cli.engine.tools.bench_fine import FineBenchResult
     from c2fdft_cli.recipe.schema import Recipe
 
 
@@ -46,23 +45,15 @@ def bench(
     """Measure the speed of this machine: network, training step, restoring, data loading.
 
     The parts that compute are also compared with the speed of matrix products on this machine.
-    The fine training step (--stage fine) is timed for each number of sampling steps and each way of
-    recomputing, with the memory that it needs.
 
     Example: c2fdft bench forward --size 256 --precision bf16
     """
     with console.loading():
         from c2fdft_cli.engine.tools.bench import bench as start
-        from c2fdft_cli.engine.tools.bench_fine import bench_fine
         from c2fdft_cli.execution.device import make_runtime
 
     timed = _recipe(recipe, None if weights is None else weights_file(weights, json))
     runtime = make_runtime(options.device, options.precision)
-    if options.stage == "fine":
-        with _memory_named(options):
-            fine = console.draw(bench_fine(options, timed, runtime), _seconds)
-        console.emit(fine) if json else _show_fine(fine)
-        return
     with _memory_named(options):
         result = console.draw(start(options, timed, runtime), _seconds)
     console.emit(result) if json else _show(result)
@@ -91,24 +82,6 @@ def _show(result: BenchResult) -> None:
     rows = [(key.replace("_", " "), value) for key, value in vars(result).items()]
     rows[-1] = ("peak memory", binary_size(result.peak_memory))
     console.table("", ("what", "value"), rows)
-
-
-def _show_fine(result: FineBenchResult) -> None:
-    columns = ("steps", "recompute", "s / iteration", "/ none", "held", "/ none", "after forward")
-    rows = [
-        (
-            row.calls,
-            row.recompute,
-            row.seconds,
-            row.time_ratio,
-            binary_size(row.held),
-            row.held_ratio,
-            binary_size(row.after_forward),
-        )
-        for row in result.rows
-    ]
-    title = f"{result.batch} x {result.size} px, {result.device}, {result.precision}"
-    console.table(title, columns, rows)
 
 
 def _recipe(name: str, weights: Path | None) -> Recipe:

@@ -32,7 +32,7 @@ SUGGESTED_TILE = 512
 """Size of tiles that messages suggest, in px."""
 MIN_ROWS = 8
 """Strips of at most so many rows are not narrowed further when memory runs out."""
-# Float32 values as counted by `LiveBytes`; the other bytes are integers: this image, the next one,
+# Float32 values as counted by the tests; the other bytes are integers: this image, the next one,
 # and results that wait to be written.
 SAMPLER_BYTES = 4 * 21 + 24
 """Bytes per pixel outside the network: the image, the network's input, x_t, x_T, a result."""

@@ -134,7 +134,7 @@ def _bench(
     peak = 0
     warm_ups = _warm_ups(options, runtime)
     for number in range(warm_ups + options.repeats):
-        seconds = seconds_of(run, runtime)
+        seconds = _seconds_of(run, runtime)
         if number >= warm_ups:
             times.append(seconds)
             if not rates:  # before the first product, which needs memory too
@@ -151,7 +151,7 @@ def _bench(
         part=options.part,
         size=options.size,
         batch=options.batch,
-        device=device_name(runtime.device),
+        device=_device_name(runtime.device),
         precision=runtime.precision,
         compiled=options.compile,
         executor=executor,
@@ -244,7 +244,7 @@ def _loader(options: BenchOptions, recipe: Recipe, runtime: Runtime) -> Callable
     return lambda: next(batches)
 
 
-def seconds_of(run: Callable[[], object], runtime: Runtime) -> float:
+def _seconds_of(run: Callable[[], object], runtime: Runtime) -> float:
     """Return the seconds of one run, including the work that it queued on the device."""
     _wait(runtime)
     start = time.perf_counter()
@@ -271,11 +271,11 @@ def gemm_tflops(runtime: Runtime) -> float:
         return a @ a
 
     with torch.cuda.device_of(a):  # type: ignore[no-untyped-call]
-        seconds = [busy_seconds(run) if on_cuda else seconds_of(run, runtime) for _ in range(2)]
+        seconds = [busy_seconds(run) if on_cuda else _seconds_of(run, runtime) for _ in range(2)]
     return 2 * n**3 / min(seconds) / 1e12
 
 
-def device_name(device: torch.device) -> str:
+def _device_name(device: torch.device) -> str:
     """Return a readable name of the device: the GPU's model, or "cpu, 2 threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

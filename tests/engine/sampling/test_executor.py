@@ -22,12 +22,12 @@ from c2fdft_cli.engine.sampling.executor import (
     Executor,
 )
 from c2fdft_cli.engine.sampling.sampler import Sampler
-from c2fdft_cli.engine.tools.live_bytes import LiveBytes
 from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.inference_memory import strip_bytes
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.execution.tiled import Tiled
+from tests.kit.live_bytes import LiveBytes
 
 RUNTIME = Runtime(torch.device("cpu"))
 ALPHA_BAR = alpha_bar_of(beta_schedule())

@@ -41,7 +41,7 @@ def test_a_row_is_compiled_if_it_says_so(part, monkeypatch):
 def test_the_run_that_records_is_not_timed(part, recorded, warm_ups, monkeypatch):
     durations = iter([9.0] * warm_ups + [1.0, 2.0, 3.0])
     monkeypatch.setattr(module, "records", lambda _: recorded)
-    monkeypatch.setattr(module, "seconds_of", lambda *_: next(durations))
+    monkeypatch.setattr(module, "_seconds_of", lambda *_: next(durations))
     monkeypatch.setattr(module, "gemm_tflops", lambda _: 1.0)
     monkeypatch.setattr(module, "_part", lambda *_: (None, "", 1))
     options = BenchOptions(part, size=16, repeats=3, data=Path() if part == "loader" else None)

@@ -32,10 +32,6 @@ class Objective(nn.Module):
         # only one process tries out would wait for the others.
         self.alpha_bar = alpha_bar
         self._sampler_alpha_bar = alpha_bar.cpu()  # read on the CPU, without waiting for the device
-        self.use(fine)
-
-    def use(self, fine: tuple[FineStage, list[int]] | None) -> None:
-        """Switch to other settings and timesteps (`fine` as in the constructor)."""
         self.fine = fine
         recompute_levels(self.net, fine is not None and fine[0].recompute == "level")
 

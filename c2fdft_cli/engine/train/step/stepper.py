@@ -78,7 +78,6 @@ class Stepper:
         )
         self.scaler = self._new_scaler()
         self.recorder: Recorder[tuple[Tensor, Gradients]] = Recorder()
-        self._own_objective = objective
         self.objective: nn.Module = objective
         if dist.is_initialized():
             devices = [runtime.device.index] if runtime.device.type == "cuda" else None
@@ -153,12 +152,8 @@ class Stepper:
     def _replay(self, batch: Batch, share: float) -> Tensor:
         """Replay the recorded step; set the scaled gradients, return the weighted loss."""
         scale = self.scaler.scale(torch.full((), share, device=self.runtime.device))
-        # The settings are part of the key, because `Objective.use` may have changed them without
-        # a change in the inputs.
-        key = is_compiled(self.net), self._own_objective.fine
-        loss, gradients = self.recorder(
-            self._loss_and_gradients, scale, *self._inputs(batch), key=key
-        )
+        inputs, key = self._inputs(batch), is_compiled(self.net)
+        loss, gradients = self.recorder(self._loss_and_gradients, scale, *inputs, key=key)
         for parameter, gradient in zip(self.net.parameters(), gradients, strict=True):
             parameter.grad = gradient
         # the product is a new tensor: the next replay overwrites `loss`

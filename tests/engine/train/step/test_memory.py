@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from c2fdft_cli.engine.tools.live_bytes import LiveBytes
+from c2fdft_cli.core.diffusion import time_grid
 from c2fdft_cli.engine.train.step import memory
 from c2fdft_cli.engine.train.step.memory import (
     NO_KERNELS,
@@ -21,12 +21,14 @@ from c2fdft_cli.engine.train.step.memory import (
     training_kernels,
     weight_bytes,
 )
-from c2fdft_cli.engine.weights.build import make_network
+from c2fdft_cli.engine.train.step.objective import Objective
+from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
 from c2fdft_cli.execution.block_gradients import install
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.fused.training import FEED_FORWARD, NORM, assume
-from c2fdft_cli.recipe.schema import FineStage, Network, Stage
+from c2fdft_cli.recipe.schema import Diffusion, FineStage, Network, Stage
 from tests.kit.gpu import require_triton
+from tests.kit.live_bytes import LiveBytes
 
 CPU = Runtime(torch.device("cpu"))
 SMALL = Network(dim=8, blocks=[1, 1, 1, 1])
@@ -165,3 +167,31 @@ def test_auto_recomputes_as_much_as_the_memory_requires(monkeypatch, device, gib
     assert choose_recompute(Network(), stage, 4, "auto", runtime) == way
     asked = replace(stage, recompute="level")
     assert choose_recompute(Network(), asked, 4, "auto", runtime) == "level"
+
+
+def peak(recompute: str, calls: int):
+    net = make_network(SMALL)
+    stage = FineStage(recompute=recompute, ssim="none")
+    objective = Objective(net, alpha_bar_of_recipe(Diffusion()), (stage, time_grid(calls)))
+    lq, gt, noise = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32), torch.randn(1, 3, 32, 32)
+    for parameter in net.parameters():  # allocated in advance, so that they are not counted
+        parameter.grad = torch.zeros_like(parameter)
+    with LiveBytes() as live:
+        objective(lq, gt, noise, None).backward()
+    return live.peak
+
+
+@pytest.mark.acceptance
+def test_with_recomputing_memory_does_not_grow_with_the_steps():
+    none, call, level = (peak(recompute, 4) for recompute in ("none", "call", "level"))
+    assert call < none / 2
+    assert level < call
+    assert peak("none", 8) > 1.8 * none
+    assert peak("call", 8) < 1.05 * call
+    assert peak("level", 8) < 1.05 * level
+
+
+@pytest.mark.parametrize(("recompute", "levels"), [("none", False), ("level", True)])
+def test_the_estimate_is_near_the_bytes_held(recompute, levels):
+    held = peak(recompute, 1)
+    assert 0.75 * held < saved_bytes(SMALL, 32, levels) < 1.15 * held

@@ -36,19 +36,10 @@ def make_stepper(
     layout: torch.memory_format = torch.contiguous_format,
 ) -> Stepper:
     """A stepper of the coarse stage, or with `recompute` of a fine one of two sampling steps."""
-    return objective_and_stepper(recompute, dtype, layout)[1]
-
-
-def objective_and_stepper(
-    recompute: Recompute | None = None,
-    dtype: torch.dtype = torch.float32,
-    layout: torch.memory_format = torch.contiguous_format,
-) -> tuple[Objective, Stepper]:
-    """As `make_stepper`, with the objective, whose settings may be changed."""
     fine = None if recompute is None else (FineStage(recompute=recompute), [999, 500])
     net = fill(DFT(dim=8, blocks=(1, 1, 1, 1))).to(memory_format=layout)
     objective = Objective(net, ALPHA_BAR, fine)
-    return objective, Stepper(objective, Train(clip_norm=1.0), Runtime(CPU, dtype))
+    return Stepper(objective, Train(clip_norm=1.0), Runtime(CPU, dtype))
 
 
 def make_batch(k: int, patch: int = 16, rows: int = 2) -> Batch:
@@ -239,18 +230,6 @@ def test_no_accumulator_of_gradients_outlives_its_step(recompute: Recompute | No
     assert all("of this step" in one.metadata for one in accumulators())
     held.clear()
     assert not any("of this step" in one.metadata for one in accumulators())
-
-
-def test_other_settings_of_the_stage_are_recorded_again(recording: type[Graph]) -> None:
-    """`c2fdft bench train-step` changes them from step to step for the same patches."""
-    objective, steppers = zip(*(objective_and_stepper() for _ in range(2)), strict=True)
-    recorded, plain = steppers
-    for k, grid in enumerate([[999, 500], [999, 500], [999], [999], [999, 500]], start=1):
-        for one in objective:
-            one.use((FineStage(recompute="none"), grid))
-        assert [take(recorded, make_batch(k))] == plain_steps(plain, [make_batch(k)])
-    assert recording.replays == 2
-    assert_same_state(recorded, plain)
 
 
 def test_a_step_that_cannot_be_recorded_is_taken_unrecorded(
