@@ -14,8 +14,8 @@ import stat
 import sys
 import threading
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache, cached_property
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -506,14 +506,19 @@ def identity(path: str | Path) -> tuple[int, int] | str:
 def same_files(paths: Iterable[Path], others: Iterable[str | Path]) -> list[Path]:
     """Return those of the paths that lead to one of the other files or folders.
 
-    On some file systems that ignore case (exFAT through FUSE, some network drives) the number of
-    an inode depends on the spelling of the path. There, two spellings of one path are taken for one
-    file unless its folder lists both of them.
+    On some file systems that ignore case (exFAT through FUSE, shared folders of virtual machines,
+    some network drives) the number of an inode depends on the spelling of the path. So two files or
+    folders of the same size and times are taken for one, too, if only the spelling of their real
+    paths differs.
     """
-    targets = [Path(other) for other in others]
-    known = set(map(identity, targets))
+    known: set[tuple[int, int] | str] = set()
+    alike: dict[tuple[int, ...], list[Path]] = {}
+    for other in map(Path, others):
+        known.add(identity(other))
+        with contextlib.suppress(OSError, ValueError):
+            alike.setdefault(_size_and_times(os.stat(other)), []).append(other)
     any_is_missing = any(isinstance(one, str) for one in known)
-    spellings = _Spellings(targets)
+    spelling = cache(lambda path: folded(os.path.realpath(path)))
 
     def is_same(path: Path) -> bool:
         try:
@@ -521,68 +526,15 @@ def same_files(paths: Iterable[Path], others: Iterable[str | Path]) -> list[Path
         except (OSError, ValueError):
             # What does not exist is no other spelling of what does; resolving its path takes long.
             return any_is_missing and os.path.realpath(path) in known
-        return (status.st_dev, status.st_ino) in known or spellings.include(path)
+        return (status.st_dev, status.st_ino) in known or any(
+            spelling(path) == spelling(one) for one in alike.get(_size_and_times(status), ())
+        )
 
     return list(filter(is_same, paths))
 
 
-class _Spellings:
-    """The spellings of some paths, on file systems that take them for the same file.
-
-    What is read from the disk is read when it is first needed, and kept.
-    """
-
-    def __init__(self, targets: Sequence[Path]) -> None:
-        self._targets = targets
-        self._real_folder = cache(real_path)  # resolving each path would take most of the time
-        self._folded_folder = cache(lambda folder: folded(str(folder)))
-        self._names_in = cache(lambda folder: frozenset(os.listdir(folder)))
-
-    def include(self, path: Path) -> bool:
-        """Whether a path may lead to one of the targets, because only its spelling differs."""
-        # Asked first, because few outputs are beside inputs, and a folder is asked about once.
-        if self._folded_folder(self._parent_of(path)) not in self._folders:
-            return False
-        found = self._real(path)
-        alike = self._by_folded.get(folded(str(found)), ())
-        return any(_is_one_path(found, one, self._names_in) for one in alike)
-
-    @cached_property
-    def _folders(self) -> set[str]:
-        return {self._folded_folder(self._parent_of(target)) for target in self._targets}
-
-    @cached_property
-    def _by_folded(self) -> dict[str, set[Path]]:
-        """The real paths of the targets, by what a file system may take for the same."""
-        found: dict[str, set[Path]] = {}
-        for one in map(self._real, self._targets):
-            found.setdefault(folded(str(one)), set()).add(one)
-        return found
-
-    def _real(self, path: Path) -> Path:
-        return real_path(path) if _leads_elsewhere(path) else self._parent_of(path) / path.name
-
-    def _parent_of(self, path: Path) -> Path:
-        """Return the folder of the real path."""
-        return real_path(path).parent if _leads_elsewhere(path) else self._real_folder(path.parent)
-
-
-def _leads_elsewhere(path: Path) -> bool:
-    return path.name == ".." or os.path.islink(path)
-
-
-def _is_one_path(first: Path, second: Path, names_in: Callable[[Path], frozenset[str]]) -> bool:
-    """Whether two real paths that differ in spelling at most lead to the same file.
-
-    `names_in` lists a folder, or raises OSError.
-    """
-    if first == second:
-        return True
-    if first.name != second.name:
-        with contextlib.suppress(OSError):  # not listed, they are taken for one, to be safe
-            if {first.name, second.name} <= names_in(first.parent):
-                return False
-    return _is_one_path(first.parent, second.parent, names_in)
+def _size_and_times(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def folded(name: str) -> str:

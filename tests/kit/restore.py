@@ -66,7 +66,8 @@ def found_under(
         if isinstance(path, str | os.PathLike) and str(other) in str(path):
             status = stat(str(path).replace(str(other), str(folder)), *words, **more)
             if not same_inode:
-                return os.stat_result((status.st_mode, status.st_ino + 1_000_003, *status[2:]))
+                (mode, inode, *rest), named = status.__reduce__()[1]
+                return os.stat_result((mode, inode + 1_000_003, *rest), named)
             return status
         return stat(path, *words, **more)
 
