@@ -217,8 +217,7 @@ class _Training:
     def _events(self) -> Generator[TrainEvent, None, TrainResult]:
         started = time.monotonic()
         yield self._begun()
-        remarks = self.options.remarks(self.shards.has_lq)
-        yield from map(Notice, (*remarks, *self.board.notices))
+        yield from map(Notice, self.options.remarks(self.shards.has_lq))
         yield from self._reporting(self.fallbacks.compile)
         with graceful_stop() as request, closing(self.board):
             self.board.open(self.logged_step)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.execution.surroundings import change_until_return
 from c2fdft_cli.files import write_error
 
 if TYPE_CHECKING:
@@ -40,27 +37,26 @@ class TensorBoard:
         is_main: whether this is the process that writes.
 
     Raises:
-        UsageError: `setting` is "true", but TensorBoard is not installed or cannot write to the
+        UsageError: `setting` is "true", but TensorBoard is not installed; or it cannot write to the
             folder.
     """
 
     def __init__(self, folder: Path, setting: str, is_main: bool = True) -> None:
-        self.notices: tuple[str, ...] = ()
         installed = importlib.util.find_spec("tensorboard") is not None
         if setting == "true" and not installed:
             raise UsageError(
                 "train.tensorboard=true needs TensorBoard, which is not installed",
                 hint="pip install 'c2fdft[logs]'",
             )
-        wanted = installed and setting != "false" and is_main
-        nameable = _is_utf8(str(folder))
-        if wanted and not nameable:
-            what = "TensorBoard cannot write to a folder whose name is not UTF-8"
-            if setting == "true":
-                raise UsageError(what, where=folder, hint="name another --out")
-            self.notices = (f"no TensorBoard files: {what}",)
         self.folder = folder
-        self._on = wanted and nameable
+        self._on = installed and setting != "false" and is_main
+        if self._on:
+            try:
+                str(folder).encode()
+            except UnicodeEncodeError:
+                what = "TensorBoard cannot write to a folder whose name is not UTF-8"
+                hint = "name another --out, or use train.tensorboard=false"
+                raise UsageError(what, where=folder, hint=hint) from None
         self._writer: SummaryWriter | None = None
 
     def open(self, step: int) -> None:
@@ -69,7 +65,6 @@ class TensorBoard:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        _silence_writer_threads()
         with self._writing():
             purge = step + 1 if self.folder.is_dir() else None
             self._writer = SummaryWriter(str(self.folder), purge_step=purge)
@@ -109,33 +104,3 @@ class TensorBoard:
             yield
         except OSError as error:
             raise write_error(error, self.folder) from error
-
-
-def _silence_writer_threads() -> None:
-    """Let threads of TensorBoard end without a traceback, until a Python program's call returns.
-
-    What ends them is raised in the main thread too. At that time the thread may still be about to
-    print its traceback, so the hook is not removed earlier.
-    """
-    before = threading.excepthook
-    if getattr(before, "__module__", None) == __name__:
-        return
-
-    def hook(lost: threading.ExceptHookArgs) -> None:
-        if not type(lost.thread).__module__.startswith("tensorboard."):
-            before(lost)
-
-    def set_back() -> None:
-        if threading.excepthook is hook:
-            threading.excepthook = before
-
-    change_until_return(partial(setattr, threading, "excepthook", hook), set_back)
-
-
-def _is_utf8(text: str) -> bool:
-    """Whether a path is valid UTF-8; Python represents other bytes as lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
