@@ -39,7 +39,6 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 COMPILE: tuple[Compile, ...] = get_args(Compile)
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 PROTOCOL_NAMES: tuple[ProtocolName, ...] = get_args(ProtocolName)
-RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
 PACKAGED_TASKS: tuple[PackagedTask, ...] = get_args(PackagedTask)
 DEGRADATIONS: tuple[DegradationName, ...] = get_args(DegradationName)
 
