@@ -41,7 +41,7 @@ class OutputFormat:
 _CHUNKS: frozenset[MetadataKind] = frozenset({"colour chunks"})
 _ALL_KINDS: frozenset[MetadataKind] = frozenset(get_args(MetadataKind))
 OUTPUT_FORMATS = (
-    OutputFormat("PNG", (".png",), is_deep=True, has_alpha=True),
+    OutputFormat("PNG", (".png",), is_deep=True, has_alpha=True, max_side=1_000_000),  # libpng's
     OutputFormat("JPEG", (".jpg", ".jpeg"), dropped=_CHUNKS, max_side=65500),
     OutputFormat("TIFF", (".tif", ".tiff"), is_deep=True, has_alpha=True, dropped=_CHUNKS),
     OutputFormat("BMP", (".bmp",), dropped=_ALL_KINDS - {"density"}),

@@ -280,7 +280,7 @@ def encode_picture(path: str | Path, picture: Picture, *, quality: int = 95) -> 
     limit = output_format.max_side
     if limit and max(height, width) > limit:
         what = f"{width} x {height} px is too large for {suffix[1:]}"
-        raise UsageError(what, where=path, hint=f"at most {limit} px a side; use .png")
+        raise UsageError(what, where=path, hint=f"at most {limit} px a side; use .tif")
     samples = _samples(picture)
     samples = samples if output_format.is_deep else to_8bit(samples)
     return encode(suffix, samples, picture.metadata, quality)

@@ -112,9 +112,12 @@ def test_writing_an_unknown_suffix_is_a_usage_error(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_picture_too_large_for_webp_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="16384 x 1 px is too large for webp"):
-        save_rgb8(tmp_path / "a.webp", np.zeros((1, 16384, 3), np.uint8))
+@pytest.mark.parametrize(("suffix", "side"), [("webp", 16383), ("png", 1_000_000)])
+def test_a_picture_too_large_for_its_format_is_refused(tmp_path, suffix, side):
+    save_rgb8(tmp_path / f"a.{suffix}", np.zeros((1, side, 3), np.uint8))
+    assert read_picture(tmp_path / f"a.{suffix}").pixels.shape == (1, side, 3)
+    with pytest.raises(UsageError, match=f"{side + 1} x 1 px is too large for {suffix}"):
+        save_rgb8(tmp_path / f"b.{suffix}", np.zeros((1, side + 1, 3), np.uint8))
 
 
 def test_an_output_that_cannot_be_written_is_an_error(tmp_path):
