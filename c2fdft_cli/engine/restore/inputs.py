@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePath
 
-from c2fdft_cli.data.images.animation import FrameCache
 from c2fdft_cli.data.images.formats import HEAD_BYTES
 from c2fdft_cli.data.images.picture import (
     Picture,
@@ -77,11 +76,9 @@ class Source:
         """Number of frames: 1 for an image, for a video the header's number, but at least 1."""
         return 1 if self.video is None else max(1, self.video.frames)
 
-    def read(self, frames: FrameCache) -> Picture:
-        """Decode it, from `frames` if its file holds several; DataError if that fails."""
-        if self.frame is None:
-            return read_picture(self.data or self.path)
-        return frames.read(self.path, self.frame)
+    def read(self) -> Picture:
+        """Decode it; DataError if that fails."""
+        return read_picture(self.data or self.path, frame=self.frame or 0)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from c2fdft_cli.data.images.animation import FrameCache
 from c2fdft_cli.data.images.formats import OUTPUT_FORMAT_OF
-from c2fdft_cli.data.images.picture import Picture, encode_picture
+from c2fdft_cli.data.images.picture import (
+    Picture,
+    decodes_in_order,
+    encode_picture,
+    frame_reader,
+)
 from c2fdft_cli.data.images.pillow import too_long
 from c2fdft_cli.data.images.samples import to_8bit
 from c2fdft_cli.data.images.tensors import interleaved, to_integers
@@ -87,8 +91,6 @@ def restore_pictures(
     line = InOrder[ImageDone](writers, 2 * writer_count())
     in_work: deque[Callable[[], list[Finish]]] = deque()
     items = _by_size([item for item in plan.items if item.source.video is None])
-    parts = [(one.source.path, one.source.frame) for one in items]
-    frames = FrameCache([(path, i) for path, i in parts if i is not None], 2 * reader_count())
     loaded = in_order(
         # A device that the CPU does not wait for would wait for the CPU to sample the noise. On a
         # CPU it would only take memory.
@@ -96,11 +98,10 @@ def restore_pictures(
             _load,
             plan.manifest,
             plan.executor.start_noise if overlaps(plan.runtime.device) else None,
-            frames,
         ),
-        items,
+        _with_frames(plan.manifest, items),
         workers=reader_count(),
-        cost=lambda item: item.source.height * item.source.width * _LOADED_BYTES,
+        cost=lambda one: one[0].source.height * one[0].source.width * _LOADED_BYTES,
     )
     with suppress(StoppedError):
         for batch in _batches(loaded, plan.executor.batch_size):
@@ -136,23 +137,50 @@ def _by_size(items: Iterable[Item]) -> list[Item]:
     )
 
 
+def _with_frames(
+    manifest: Manifest, items: Iterable[Item]
+) -> Iterator[tuple[Item, Picture | C2fdftError | None]]:
+    """Yield the items, frames of animations with their picture or the error of reading it.
+
+    Each frame is decoded once, because those of a file follow each other in ascending order.
+    """
+    path: Path | None = None
+    read: Callable[[int], Picture] | None = None
+    for item in items:
+        source = item.source
+        found: Picture | C2fdftError | None = None
+        if source.frame is not None:
+            try:
+                if source.path != path:
+                    path, read = source.path, None
+                    if decodes_in_order(path):
+                        manifest.look_at(path)
+                        read = frame_reader(path)
+                found = None if read is None else read(source.frame)
+            except C2fdftError as error:
+                # Opened again for the next frame: Pillow's position in the file is undefined.
+                found, path = error, None
+        yield item, found
+
+
 def _load(
     manifest: Manifest,
     start_noise: Callable[[str, int, int], Tensor | None] | None,
-    frames: FrameCache,
-    item: Item,
+    one: tuple[Item, Picture | C2fdftError | None],
 ) -> Loaded:
+    item, found = one
     if item.source.problem is not None:
         return Loaded(item, item.source.problem)
-    if item.source.data is None:  # the state of standard input was recorded during planning
-        manifest.look_at(item.source.path)
-    try:
-        picture = item.source.read(frames)
-    except C2fdftError as error:
-        return Loaded(item, error)
-    if start_noise is None:
-        return Loaded(item, picture)
-    return Loaded(item, picture, start_noise(item.source.stem, *picture.pixels.shape[:2]))
+    if found is None:
+        if item.source.data is None:  # the state of standard input was recorded during planning
+            manifest.look_at(item.source.path)
+        try:
+            found = item.source.read()
+        except C2fdftError as error:
+            found = error
+    if start_noise is None or isinstance(found, C2fdftError):
+        return Loaded(item, found)
+    return Loaded(item, found, start_noise(item.source.stem, *found.pixels.shape[:2]))
 
 
 def _batches(loaded: Iterable[Loaded], size: Callable[[int, int], int]) -> Iterator[list[Loaded]]:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from c2fdft_cli.data.images.animation import FrameCache
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.restore.inputs import Inputs, find_inputs
 from c2fdft_cli.errors import DataError, UsageError
@@ -171,7 +170,7 @@ def test_standard_input_is_one_image(folder: Path) -> None:
     data = (folder / "2.png").read_bytes()
     inputs = find_inputs(["-"], data)
     assert inputs.single
-    assert inputs.sources[0].read(FrameCache([], 1)).pixels.shape == (4, 5, 3)
+    assert inputs.sources[0].read().pixels.shape == (4, 5, 3)
     assert inputs.sources[0].note is None
     with pytest.raises(UsageError, match="standard input is empty"):
         find_inputs(["-"], b"")
@@ -187,7 +186,7 @@ def test_frames_are_images_with_their_own_names(tmp_path: Path) -> None:
         assert [source.frame for source in sources] == [0, 1, 2]
         assert [source.stem for source in sources] == ["a-0001", "a-0002", "a-0003"]
         assert sources[2].label.endswith("[3]")
-        assert abs(int(sources[2].read(FrameCache([], 1)).pixels[0, 0, 0]) - 200) <= 8
+        assert abs(int(sources[2].read().pixels[0, 0, 0]) - 200) <= 8
     assert len(find_inputs([str(tmp_path)]).sources) == 9
 
 

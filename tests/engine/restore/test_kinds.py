@@ -11,13 +11,16 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import GifImagePlugin, Image
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.images.picture import read_picture
+from c2fdft_cli.data.images.pillow import OpenFrames
+from c2fdft_cli.engine.restore import pictures
+from c2fdft_cli.engine.restore.job import restore
 from c2fdft_cli.errors import DataError
 from tests.kit.images import SRGB_PROFILE
-from tests.kit.restore import Request, pixels, random_picture, run, save, write_checkpoint
+from tests.kit.restore import Request, pixels, plan, random_picture, run, save, write_checkpoint
 
 RANDOM = np.random.default_rng(0)
 RGB = RANDOM.integers(0, 256, (9, 13, 3), dtype=np.uint8)
@@ -196,15 +199,87 @@ def test_losses_of_a_format_are_noted(tmp_path: Path, weights: str) -> None:
     assert record.notes == ["alpha dropped: jpg has none", "16 bits rounded to 8: jpg holds 8"]
 
 
-def test_pages_and_frames_are_restored_one_by_one(tmp_path: Path, weights: str) -> None:
-    frames = [Image.fromarray(np.roll(RGB, i, axis=0)) for i in range(3)]
-    frames[0].save(tmp_path / "pages.tif", save_all=True, append_images=frames[1:])
-    out = tmp_path / "out"
-    result = run(Request(str(tmp_path / "pages.tif"), str(out), weights), identity=True)
-    assert len(result.images) == 3
-    for i in range(3):
-        made = pixels(out / f"pages-000{i + 1}.png")
-        assert np.array_equal(made, np.roll(RGB, i, axis=0))
+def moving(path: Path, count: int) -> Path:
+    """A square that moves over stripes; an animation stores only the changes of each frame."""
+    frames = []
+    for number in range(count):
+        frame = np.zeros((24, 40, 3), np.uint8)
+        frame[:, ::3] = (20, 90, 60)
+        frame[5:12, number % 30 : number % 30 + 7] = (250 - 5 * number, 30, 5 * number)
+        frames.append(Image.fromarray(frame))
+    more = {"lossless": True} if path.suffix == ".webp" else {}
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=40, **more)
+    return path
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The frames of GIFs that Pillow decodes, after the first of each file."""
+    seen: list[int] = []
+    original = GifImagePlugin.GifImageFile._seek
+
+    def seek(self: Any, frame: int, update_image: bool = True) -> Any:
+        seen.extend([frame] if update_image and frame else [])
+        return original(self, frame, update_image)
+
+    monkeypatch.setattr(GifImagePlugin.GifImageFile, "_seek", seek)
+    return seen
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".tif"])
+def test_pages_and_frames_are_restored_one_by_one(
+    tmp_path: Path, weights: str, suffix: str
+) -> None:
+    """Also if some of them have been restored before."""
+    path, out = moving(tmp_path / f"a{suffix}", 5), tmp_path / "out"
+    for count in (5, 2):
+        result = run(Request(str(path), str(out), weights), identity=True)
+        assert (len(result.images), result.failure) == (count, None)
+        for i in range(5):
+            made = out / f"a-000{i + 1}.png"
+            assert np.array_equal(pixels(made), read_picture(path, frame=i).pixels)
+            if i in (1, 3):
+                made.unlink()
+
+
+def test_each_frame_of_a_gif_is_decoded_once(
+    tmp_path: Path, weights: str, decoded: list[int]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.gif", "b.gif"):
+        moving(tmp_path / "in" / name, 40)
+    run(Request(str(tmp_path / "in"), str(tmp_path / "out"), weights), identity=True)
+    assert decoded == [*range(1, 40)] * 2
+
+
+def test_frames_are_decoded_only_a_little_ahead(
+    tmp_path: Path, weights: str, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "reader_count", lambda: 1)
+    monkeypatch.setattr(pictures, "writer_count", lambda: 1)
+    request = Request(str(moving(tmp_path / "a.gif", 40)), str(tmp_path / "out"), weights, batch=1)
+    next(iter(restore(plan(request, identity=True))))
+    assert len(decoded) < 10
+
+
+def test_a_damaged_frame_does_not_affect_the_others(
+    tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, decode = moving(tmp_path / "a.gif", 5), OpenFrames.decode
+
+    def damaged(self: OpenFrames, frame: int) -> Any:
+        if frame == 2:
+            raise OSError("broken")
+        return decode(self, frame)
+
+    monkeypatch.setattr(OpenFrames, "decode", damaged)
+    result = run(Request(str(path), str(tmp_path / "out"), weights), identity=True)
+    assert "1 of 5 images failed" in str(result.failure)
+    errors = [record.error for record in result.images]
+    assert [error is None for error in errors] == [True, True, False, True, True]
+    for i in (0, 1, 3, 4):
+        made = tmp_path / "out" / f"a-000{i + 1}.png"
+        assert np.array_equal(pixels(made), read_picture(path, frame=i).pixels)
 
 
 def test_a_still_suffix_on_an_animation_is_noted(tmp_path: Path, weights: str) -> None:
