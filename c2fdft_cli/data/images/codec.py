@@ -36,7 +36,6 @@ _SIZES: dict[str, Callable[[BinaryIO], tuple[int, int, int]]] = {
     "HEIC": boxes.heic_size,
     "JPEG2000": boxes.jpeg2000_size,
     "JPEGXL": boxes.jpegxl_size,
-    "PPM": netpbm.stored_size,
 }
 _ANIMATED = {"WEBP", "GIF", "PNG", "AVIF"}
 _WITH_PROFILES = {"JPEG", "PNG", "TIFF", "WEBP", "AVIF"}

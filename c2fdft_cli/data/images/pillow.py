@@ -52,8 +52,8 @@ _FRAMED = {"AVIF"}
 _JFIF_UNITS = {1, 2}
 _GIF_STRATEGY = GifImagePlugin.LoadingStrategy.RGB_AFTER_DIFFERENT_PALETTE_ONLY
 _TARGETS = {"1": "L", "L": "L", "LA": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RGB",
-            "RGBA": "RGBA", "RGBX": "RGB", "CMYK": "CMYK", "YCbCr": "RGB", "I;16": "I;16",
-            "I;16B": "I;16"}  # fmt: skip
+            "RGBA": "RGBA", "RGBX": "RGB", "CMYK": "CMYK", "YCbCr": "RGB", "I": "I;16",
+            "I;16": "I;16", "I;16B": "I;16"}  # fmt: skip
 """Modes of still pictures, and the modes to which they are converted for decoding."""
 
 

@@ -9,16 +9,12 @@ from c2fdft_cli.data.images.picture import image_size, read_picture
 from c2fdft_cli.errors import DataError
 from tests.kit.images import ramp
 
-WORDS = " ".join(map(str, ramp().ravel())).encode()
-
 
 @pytest.mark.parametrize(
     "data",
     [
         b"P6 9 6 65535\n" + ramp().astype(">u2").tobytes(),
         b"P6\n# a comment\n9 # another\n6\n65535\n" + ramp().astype(">u2").tobytes(),
-        b"P3\n9 6\n65535\n" + WORDS,
-        b"P3\n9 6\n65535\n# all of them\n" + WORDS + b" 1 2 3",
     ],
 )
 def test_16_bit_colours_survive(data):
@@ -59,11 +55,12 @@ def test_a_set_bit_is_black(data, tmp_path):
         (b"P5 9 6 70000\n" + bytes(108), "maximum value"),
         (b"P5 99999 99999 255\n", "over the limit"),
         (b"P2 2 2 255\n1 2 x 4", "cannot read"),
-        (b"P2 2 2 255\n1 2", "truncated"),
-        (b"P1 2 2\n1 0 1 2\n", "neither 0 nor 1"),
-        (b"P1 2 2\n1 0 / 1\n", "neither 0 nor 1"),
-        (b"P5 2 2", "header is damaged"),
-        (b"P2 2 2 255\n1 2 3 00000000004", "more than 10 digits"),
+        (b"P2 99999 99999 255\n1", "over the limit"),
+        (b"P2 2 2 255\n1 2", "not enough"),
+        (b"P1 2 2\n1 0 1 2\n", "Invalid token"),
+        (b"P5 2 2", "header"),
+        (b"P2 2 2 255\n1 2 3 00000000004", "too long"),
+        (b"P3 1 1 256\n1 2 3", "text with more than 8 bits"),
     ],
 )
 def test_damaged_files_are_refused(data, reason):
@@ -71,10 +68,15 @@ def test_damaged_files_are_refused(data, reason):
         read_picture(data)
 
 
-@pytest.mark.parametrize("length", [990, 1009, 1010, 1011, 1012, 1013, 1014, 1015])
-def test_a_comment_may_reach_the_end_of_the_first_block_read(tmp_path, length):
+def test_colours_may_be_text():
+    words = b" ".join(b"%d" % value for value in ramp(dtype=np.uint8).ravel())
+    got = read_picture(b"P3\n9 6\n255\n# all of them\n" + words + b" 1 2 3")
+    np.testing.assert_array_equal(got.pixels, ramp(dtype=np.uint8))
+
+
+def test_comments_in_the_header_may_be_long(tmp_path):
     whole = (
-        b"P5\n#" + b"c" * length + b"\n12 1234 # and " + b"d" * 2000 + b"\n255\n" + bytes(12 * 1234)
+        b"P5\n#" + b"c" * 990 + b"\n12 1234 # and " + b"d" * 2000 + b"\n255\n" + bytes(12 * 1234)
     )
     (tmp_path / "a.pgm").write_bytes(whole)
     assert image_size(tmp_path / "a.pgm") == read_picture(whole).pixels.shape[:2] == (1234, 12)
