@@ -71,7 +71,7 @@ def separate(files: Iterable[tuple[Path, bool]]) -> tuple[dict[Path, bool], list
         if place in seen:
             continue
         seen.add(place)
-        kind = _kind_or_unknown(path)
+        kind = _kind_of(path)
         if kind is not None and kind in HINTS and not is_read(kind):
             not_read[kind].append(str(path))
         elif kind is not None or named:
@@ -81,38 +81,26 @@ def separate(files: Iterable[tuple[Path, bool]]) -> tuple[dict[Path, bool], list
     ]
 
 
-def kind_of(path: Path) -> str | None:
+def _kind_of(path: Path) -> str | None:
     """Return a picture's format or kind as `recognise` does, `VIDEO`, or None for neither.
 
-    A file with the suffix of a picture counts as a picture, so that damage is reported.
-
-    Raises:
-        OSError: the file cannot be read.
+    A file with the suffix of a picture counts as a picture, so that damage is reported. A file that
+    cannot be read is judged by its name, and reading it fails later.
     """
     suffix = path.suffix.lower()
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block
-        return _UNKNOWN if suffix in INPUT_SUFFIXES else None
-    with path.open("rb", buffering=0) as file:
-        head = file.read(HEAD_BYTES)
-    kind = recognise(head, suffix)
-    if kind is not None:
-        return kind
-    if suffix in _AMBIGUOUS_SUFFIXES and head:
-        return VIDEO if _is_mpeg_stream(head) else None
-    if suffix in VIDEO_SUFFIXES:
-        return VIDEO
-    return _UNKNOWN if suffix in INPUT_SUFFIXES else None
-
-
-def _kind_or_unknown(path: Path) -> str | None:
-    """Return `kind_of`; an unreadable file is judged by its name, and reading it fails later."""
+    picture = _UNKNOWN if suffix in INPUT_SUFFIXES else None
+    by_name = VIDEO if suffix in VIDEO_SUFFIXES else picture
     try:
-        return kind_of(path)
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block
+            return picture
+        with path.open("rb", buffering=0) as file:
+            head = file.read(HEAD_BYTES)
     except OSError:
-        suffix = path.suffix.lower()
-        if suffix in VIDEO_SUFFIXES:
-            return VIDEO
-        return _UNKNOWN if suffix in INPUT_SUFFIXES else None
+        return by_name
+    kind = recognise(head, suffix)
+    if kind is None and suffix in _AMBIGUOUS_SUFFIXES and head:
+        return VIDEO if _is_mpeg_stream(head) else None
+    return kind or by_name
 
 
 def looks_like_video(head: bytes) -> bool:
