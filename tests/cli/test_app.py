@@ -449,7 +449,7 @@ def test_a_text_file_named_png_is_an_error(pairs):
 
 def test_sizes_that_differ_within_a_pair_are_an_error(pairs):
     save_rgb8(pairs / "input" / "1.png", picture(24, 40, 1))
-    says = "1.png: the sizes differ within pair 1: lq 40x24, gt 32x24"
+    says = "input/1.png: the sizes differ within a pair: 40 x 24 px, but "
     refused("prepare", pairs, "--out", pairs.parent / "s", code=3, says=says)
 
 

@@ -203,9 +203,8 @@ def check_sizes(pair: FilePair) -> tuple[int, int]:
     """
     lq, gt = image_size(pair.lq), image_size(pair.gt)
     if lq != gt:
-        what = f"the sizes differ within a pair: {_size(lq)} degraded, {_size(gt)} clean"
-        files = [f"clean: {pair.gt}"]
-        raise DataError(what, where=pair.lq, hint="crop or remove the pair", details=files)
+        what = f"the sizes differ within a pair: {_size(lq)}, but {pair.gt} is {_size(gt)}"
+        raise DataError(what, where=pair.lq, hint="crop both to one size, or remove the pair")
     return lq
 
 

@@ -10,7 +10,7 @@ from c2fdft_cli.data.images.picture import image_size, is_image_path, list_image
 from c2fdft_cli.data.layouts import search
 from c2fdft_cli.data.layouts.listing import refuse_videos, some_images
 from c2fdft_cli.data.layouts.matching import Matching, match_names
-from c2fdft_cli.data.layouts.pairs import FilePair, told_apart
+from c2fdft_cli.data.layouts.pairs import FilePair, check_sizes, told_apart
 from c2fdft_cli.data.layouts.pairs_csv import read_pairs_csv
 from c2fdft_cli.engine.sampling.scoring import refuse_small
 from c2fdft_cli.errors import DataError
@@ -178,14 +178,10 @@ def size_of_both(pair: FilePair, degraded: Path | None) -> tuple[int, int]:
 
     The size of the degraded file may be another, but its header must be readable too.
     """
-    ours, theirs = image_size(pair.lq), image_size(pair.gt)
-    if ours != theirs:
-        sizes = [f"{width} x {height}" for height, width in (ours, theirs)]
-        what = f"sizes differ, restored {sizes[0]}, target {sizes[1]}"
-        raise DataError(what, where=pair.lq)
+    size = check_sizes(pair)
     if degraded is not None:
         image_size(degraded)
-    return ours
+    return size
 
 
 def fail(problems: Sequence[str], total: int, unit: str = "pairs") -> None:

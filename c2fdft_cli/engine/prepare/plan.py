@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from c2fdft_cli.data.images.picture import image_size
-from c2fdft_cli.data.layouts.pairs import FilePair, half_width
+from c2fdft_cli.data.layouts.pairs import FilePair, check_sizes, half_width
 from c2fdft_cli.data.shards.format import (
     MAX_SHARDS,
     Entry,
@@ -78,7 +78,7 @@ def measure(
 
     def measured(pair: FilePair) -> Entry | DataError:
         try:
-            height, width = _size(pair)
+            height, width = image_size(pair.gt) if pair.lq == pair.gt else check_sizes(pair)
             width = half_width(pair.gt, width) if halves else width
             return make_entry(pair.name, height, width, pair.gt)
         except DataError as error:
@@ -95,17 +95,6 @@ def measure(
         details = [*first.details, *map(str, others)]
         raise DataError(first.what, where=first.where, hint=first.hint, details=details)
     return entries
-
-
-def _size(pair: FilePair) -> tuple[int, int]:
-    gt = image_size(pair.gt)
-    if pair.lq != pair.gt and (lq := image_size(pair.lq)) != gt:
-        raise DataError(
-            f"the sizes differ within pair {pair.name}: lq {lq[1]}x{lq[0]}, gt {gt[1]}x{gt[0]}",
-            where=pair.lq,
-            hint="crop both to the same size, or remove the pair",
-        )
-    return gt
 
 
 def make_plan(
