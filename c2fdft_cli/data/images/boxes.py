@@ -19,13 +19,7 @@ from PIL import Image
 
 from c2fdft_cli.data.images.formats import J2K_SIGNATURE, JXL_SIGNATURE, Unreadable
 from c2fdft_cli.data.images.metadata import MAX_BYTES, Metadata, iptc_of, upright_exif, upright_xmp
-from c2fdft_cli.data.images.pillow import (
-    decode_opened,
-    decode_plain,
-    metadata_of,
-    opened_frame,
-    quiet_pillow,
-)
+from c2fdft_cli.data.images.pillow import OpenFrames, decode_opened, metadata_of, quiet_pillow
 from c2fdft_cli.data.images.png import png_chunk
 from c2fdft_cli.data.images.profiles import CMYK_SPACE, colour_space
 from c2fdft_cli.data.images.samples import (
@@ -58,8 +52,10 @@ def decode_avif(data: bytes, frame: int) -> Decoded:
     at = data.find(b"av1C")
     flags = 0 if at < 0 else data[at + 6]
     # An animation by its brand, or, as its library counts, in a file with another brand.
-    with opened_frame(data, "AVIF", frame) as image:
-        is_animated = b"avis" in data[8:64] or getattr(image, "n_frames", 1) > 1
+    frames = OpenFrames(data, "AVIF")
+    is_animated = b"avis" in data[8:64] or frames.count > 1
+    with quiet_pillow():
+        image = frames.seek(frame)
         # imagecodecs writes out of bounds for animations
         is_deep = bool(flags & _DEEP) and not is_animated
         decoded = None if is_deep else decode_opened(image)
@@ -114,7 +110,7 @@ def decode_jpeg2000(data: bytes) -> Decoded:
     check_size(width, height)
     colours, orientation, metadata = _jpeg2000_metadata(data)
     if colours == _SYCC:
-        found = decode_plain(data, "JPEG2000", 0)
+        found = OpenFrames(data, "JPEG2000").decode(0)
         return Decoded(found.samples, orientation, metadata)
     if colours not in {*_PLAIN, _CMYK}:
         what = f"a JPEG 2000 file in the colour space of code {colours}"

@@ -18,7 +18,6 @@ from c2fdft_cli.data.images.formats import HEAD_BYTES, file_format
 from c2fdft_cli.data.images.metadata import Metadata
 from c2fdft_cli.data.images.samples import Array, Decoded, no_frame
 
-_BY_PILLOW = {"JPEG", "WEBP", "GIF", "BMP"}
 _WITH_FRAMES: dict[str, Callable[[bytes, int], Decoded]] = {
     "PNG": png.decode_png,
     "TIFF": tiff.decode_tiff,
@@ -62,11 +61,9 @@ def decode(data: bytes, kind: str, *, frame: int) -> Decoded:
     """
     if kind in _WITH_FRAMES:
         return _WITH_FRAMES[kind](data, frame)
-    if kind in _BY_PILLOW:
+    if kind not in _STILL:
         framed = "MPO" if kind == "JPEG" and frame else kind
         return pillow.OpenFrames(data, framed).decode(frame)
-    if kind not in _STILL:
-        return pillow.decode_plain(data, kind, frame)
     if frame:
         raise no_frame(frame, 1)
     return _STILL[kind](data)

@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from c2fdft_cli.data.images.formats import Unreadable
-from c2fdft_cli.data.images.pillow import decode_plain
+from c2fdft_cli.data.images.pillow import OpenFrames
 from c2fdft_cli.data.images.samples import Decoded, check_size
 
 _GAP = rb"(?:\s|#[^\n\r]*[\n\r])+"
@@ -20,7 +20,7 @@ def decode_netpbm(data: bytes) -> Decoded:
     found = _HEADER.match(data)
     kind, width, height, white = map(int, found.groups()) if found else (0, 0, 0, 0)
     if found is None or (kind == _COLOUR_TEXT and white < 256):
-        return decode_plain(data, "PPM", 0)
+        return OpenFrames(data, "PPM").decode(0)
     if kind == _COLOUR_TEXT:
         raise Unreadable("a PPM of text with more than 8 bits", "save it as a binary PPM")
     check_size(width, height)

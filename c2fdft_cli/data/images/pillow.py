@@ -20,6 +20,7 @@ from PIL import (
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
+    UnidentifiedImageError,
 )
 
 from c2fdft_cli.data.images.formats import JPEG_SUFFIXES, Unreadable
@@ -47,14 +48,14 @@ from c2fdft_cli.process_settings import ProcessSettings
 _MAX_SEGMENT = 65000
 """Number of bytes that certainly fit into one segment of a JPEG."""
 _WORDS = {"exif": "EXIF", "xmp": "XMP", "comment": "texts", "extra": "IPTC"}
-_FRAMED = {"AVIF"}
-"""Formats whose frames `decode_plain` reads. Not PSD, whose frames are layers."""
+_FRAMED = {"AVIF", "GIF", "MPO", "WEBP"}
+"""Formats that have frames. Not PSD, whose frames are layers."""
 _JFIF_UNITS = {1, 2}
 _GIF_STRATEGY = GifImagePlugin.LoadingStrategy.RGB_AFTER_DIFFERENT_PALETTE_ONLY
 _TARGETS = {"1": "L", "L": "L", "LA": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RGB",
             "RGBA": "RGBA", "RGBX": "RGB", "CMYK": "CMYK", "YCbCr": "RGB", "I": "I;16",
             "I;16": "I;16", "I;16B": "I;16"}  # fmt: skip
-"""Modes of still pictures, and the modes to which they are converted for decoding."""
+"""Modes of pictures, and the modes to which they are converted for decoding."""
 
 
 class _OfThread(threading.local):
@@ -133,7 +134,6 @@ def quiet_pillow() -> Iterator[None]:
 def stored_size(file: BinaryIO, kind: str) -> tuple[int, int, int]:
     """See `codec.stored_size`."""
     file.seek(0)
-    # Pillow directly: imageio takes five times as long to open a file, and planning opens them all.
     with quiet_pillow(), Image.open(file, formats=[kind]) as image:
         return image.width, image.height, upright_exif(image.info.get("exif"))[0]
 
@@ -154,93 +154,53 @@ def count_frames(file: BinaryIO, kind: str) -> int:
 
 
 class OpenFrames:
-    """Decode frames to 8-bit samples; grey stays one channel, transparency becomes alpha.
+    """Decode frames; grey stays one channel, 16-bit grey 16 bits, transparency becomes alpha.
 
     To reach a frame, Pillow decodes all frames between it and the last requested one, so in
     ascending order each is decoded once. One object must not be used by two threads at once.
 
     Args:
         data: the whole file.
-        kind: its format.
+        kind: its format; MPO for the further views of a JPEG.
     """
 
     def __init__(self, data: bytes, kind: str) -> None:
-        self._kind = kind
-        self._file: Any
+        formats = ["JPEG" if kind == "MPO" else kind]  # which finds out that it is an MPO
         with quiet_pillow():
-            self._file = _opened(data)
-            self._count = 1 if kind == "JPEG" else self._file.properties(index=...).n_images or 1
-            self._reached = -1
+            try:
+                self._image = Image.open(io.BytesIO(data), formats=formats)
+            except OSError as error:
+                raise UnidentifiedImageError(str(error)) from error
+            self.count = int(getattr(self._image, "n_frames", 1)) if kind in _FRAMED else 1
 
     def decode(self, frame: int) -> Decoded:
         """Decode a frame, counted from 0; errors as `codec.decode`."""
         with quiet_pillow():
-            if frame >= self._count:
-                raise no_frame(frame, self._count)
-            # in a GIF each frame on the way is checked, because any of them may enlarge the picture
-            first = self._reached + 1 if self._kind == "GIF" else frame
-            for number in range(min(first, frame), frame + 1):
-                self._check(number)
-            self._reached = frame
-            about = _about(self._file, frame)
-        mode = about["mode"]
-        alpha = "A" if mode[-1] in "Aa" or "transparency" in about else ""
-        target = {"1": "L", "L": "L", "LA": "L", "La": "L", "CMYK": None}.get(mode, "RGB")
-        target = f"{target}{alpha}" if target else None
-        with quiet_pillow():
-            samples = self._file.read(index=frame, mode=target, writeable_output=False)
-        return _decoded(samples, mode, about)
+            return decode_opened(self.seek(frame))
 
-    def _check(self, frame: int) -> None:
-        height, width = self._file.properties(index=frame).shape[:2]
-        check_size(width, height)
-
-
-def _opened(data: bytes) -> Any:
-    try:
-        return iio.imopen(io.BytesIO(data), "r", plugin="pillow")
-    except OSError as error:  # imageio's, whatever Pillow raised
-        if isinstance(error.__cause__, MemoryError):
-            raise error.__cause__ from None
-        raise ValueError("its header is damaged") from error
-
-
-def _about(file: Any, frame: int) -> dict[Any, Any]:
-    try:
-        return dict(file.metadata(index=frame, exclude_applied=False))
-    except Exception:  # imageio parses the EXIF block; if it is damaged, only EXIF should be lost
-        image = file._image
-        return {**image.info, "mode": image.mode}
-
-
-@contextlib.contextmanager
-def opened_frame(data: bytes, kind: str, frame: int) -> Iterator[Image.Image]:
-    """Open a frame within `quiet_pillow`, with its size checked and its pixels not decoded yet."""
-    with quiet_pillow(), Image.open(io.BytesIO(data), formats=[kind]) as image:
-        check_size(image.width, image.height)
-        frames = int(getattr(image, "n_frames", 1)) if kind in _FRAMED else 1
-        if frame >= frames:
-            raise no_frame(frame, frames)
-        if frame:
-            image.seek(frame)
-        yield image
-
-
-def decode_plain(data: bytes, kind: str, frame: int) -> Decoded:
-    """Decode a format that needs no special care; 16-bit grey keeps its 16 bits."""
-    with opened_frame(data, kind, frame) as image:
-        return decode_opened(image)
+    def seek(self, frame: int) -> Image.Image:
+        """Return a frame with its size checked and its pixels not decoded; in `quiet_pillow`."""
+        if frame >= self.count:
+            raise no_frame(frame, self.count)
+        check_size(self._image.width, self._image.height)
+        if self.count > 1:
+            # In a GIF each on the way is checked, because any of them may enlarge the picture.
+            is_gif = self._image.format == "GIF"
+            for number in range(min(self._image.tell(), frame) if is_gif else frame, frame + 1):
+                self._image.seek(number)
+                check_size(self._image.width, self._image.height)
+        return self._image
 
 
 def decode_opened(image: Image.Image) -> Decoded:
-    """Decode what `opened_frame` has opened."""
+    """Decode what `OpenFrames.seek` returns."""
     mode = image.mode
     if mode not in _TARGETS:
         what = f"a {image.format} picture in mode {mode}"
         raise Unreadable(what, "save it as RGB with 8 bits")
     target = _TARGETS[mode]
-    if mode == "P" and "transparency" in image.info:
-        target = "RGBA"
+    if target in ("L", "RGB") and "transparency" in image.info:
+        target += "A"
     samples = np.array(image if mode == target else image.convert(target))
     about = dict(image.info)
     samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)
