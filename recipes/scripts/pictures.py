@@ -23,7 +23,7 @@ import numpy as np
 import skimage
 
 from c2fdft_cli.data.images.picture import read_rgb8, save_rgb8
-from c2fdft_cli.data.synthesis.degrade import degrade, parse_model
+from c2fdft_cli.data.synthesis.degrade import parse_model
 
 PHOTOS = Path(skimage.__file__).parent / "data"
 SHOWN: dict[str, list[tuple[str, dict[str, object]]]] = {
@@ -69,7 +69,7 @@ def main() -> None:
 def _columns(name: str, folder: Path) -> list[np.ndarray]:
     """Return each degraded photograph above its restoration, uint8 `[h, w, 3]`."""
     for i, (photo, options) in enumerate(SHOWN[name]):
-        lq = degrade(_fitted(photo), parse_model(name, options), np.random.default_rng([7, i]))
+        lq = parse_model(name, options).degrade(_fitted(photo), np.random.default_rng([7, i]))
         (folder / "in").mkdir(exist_ok=True)
         save_rgb8(folder / "in" / f"{i}.png", lq)
     restore = [sys.executable, "-m", "c2fdft_cli", "restore", folder / "in", folder / "out"]

@@ -58,35 +58,13 @@ def parse_model(
     return model
 
 
-def degrade(
-    gt: Pixels, model: Model, rng: np.random.Generator, *, streaks: StreakBank | None = None
-) -> Pixels:
-    """Return a degraded copy of `gt`; the same generator state gives the same pixels.
-
-    Args:
-        gt: clean image or crop, uint8 [h, w, 3]; for blur see `Degradation.margin`.
-        model: the degradation.
-        rng: the only source of randomness.
-        streaks: rendered streak masks for rain; without them streaks are rendered by formula.
-
-    Returns:
-        uint8 [h, w, 3], C-contiguous.
-
-    Raises:
-        ValueError: `gt` is not uint8 [h, w, 3] with at least one pixel.
-    """
-    if gt.dtype != np.uint8 or gt.ndim != 3 or gt.shape[2] != 3 or gt.size == 0:
-        raise ValueError(f"gt must be uint8 [h, w, 3], not {gt.dtype} {list(gt.shape)}")
-    return model.degrade(gt, rng, streaks)
-
-
 @dataclass(frozen=True)
 class Degradation:
     """A degradation with what it needs; it can be sent to worker processes.
 
     Args:
         model: the degradation.
-        streaks: as for `degrade`.
+        streaks: as for `Model.degrade`.
     """
 
     model: Model
@@ -116,8 +94,8 @@ class Degradation:
         return np.int16 if self.model.may_be_unclipped else np.uint8
 
     def __call__(self, gt: Pixels, rng: np.random.Generator) -> Pixels:
-        """Degrade an image; arguments and result as for `degrade`."""
-        return degrade(gt, self.model, rng, streaks=self.streaks)
+        """Degrade an image; arguments and result as for `Model.degrade`."""
+        return self.model.degrade(gt, rng, self.streaks)
 
     def patch(self, gt: Pixels, rng: np.random.Generator) -> Pixels | Unclipped:
         """Degrade a training patch; unlike those of images, its values may be unclipped int16."""

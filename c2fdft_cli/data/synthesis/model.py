@@ -45,7 +45,16 @@ class Model(ABC):
     def degrade(
         self, gt: Pixels, rng: np.random.Generator, streaks: StreakBank | None = None
     ) -> Pixels:
-        """Return a degraded copy of an image; arguments and result as for `degrade.degrade`."""
+        """Return a degraded copy of `gt`; the same generator state gives the same pixels.
+
+        Args:
+            gt: clean image or crop, uint8 [h, w, 3]; see `margin`.
+            rng: the only source of randomness.
+            streaks: rendered streak masks for rain; without them streaks are rendered by formula.
+
+        Returns:
+            uint8 [h, w, 3], C-contiguous.
+        """
 
     def degrade_patch(
         self, gt: Pixels, rng: np.random.Generator, streaks: StreakBank | None = None

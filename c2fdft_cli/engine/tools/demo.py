@@ -9,7 +9,7 @@ import numpy as np
 from c2fdft_cli.data.images.picture import read_rgb8, save_rgb8
 from c2fdft_cli.data.images.tensors import as_tensor
 from c2fdft_cli.data.pixels import Pixels
-from c2fdft_cli.data.synthesis.degrade import degrade, parse_model
+from c2fdft_cli.data.synthesis.degrade import parse_model
 from c2fdft_cli.data.synthesis.model import Model
 from c2fdft_cli.errors import DataError, ResourceError
 from c2fdft_cli.files import ensure_folder
@@ -55,7 +55,7 @@ def _rain_of_usual_strength(gt: Pixels, model: Model, number: int) -> Pixels:
     rng = np.random.default_rng([SEED, number])
     target = as_tensor(gt)
     for _ in range(MOST_DRAWS):
-        rainy = degrade(gt, model, rng)
+        rainy = model.degrade(gt, rng)
         if BAND[0] <= score(as_tensor(rainy), target, PROTOCOLS["derain"])[0].psnr <= BAND[1]:
             return rainy
     raise RuntimeError(f"no rain within {BAND} dB in {MOST_DRAWS} draws")

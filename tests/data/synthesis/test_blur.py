@@ -15,7 +15,6 @@ from c2fdft_cli.data.synthesis.blur import (
     apply_kernel,
     shake_kernel,
 )
-from c2fdft_cli.data.synthesis.degrade import degrade
 from c2fdft_cli.data.synthesis.linear_light import to_linear
 
 QUIET = (0.0, 0.0)
@@ -64,13 +63,13 @@ def test_inertia_straightens_the_path():
 @pytest.mark.parametrize("level", [0, 1, 77, 200, 255])
 def test_blurring_a_constant_changes_nothing(level):
     gt = np.full((50, 40, 3), level, np.uint8)
-    lq = degrade(gt, BlurModel(size=(25.0, 25.0), noise=QUIET), np.random.default_rng(0))
+    lq = BlurModel(size=(25.0, 25.0), noise=QUIET).degrade(gt, np.random.default_rng(0))
     np.testing.assert_array_equal(lq, gt)
 
 
 def test_a_size_of_zero_does_not_blur():
     gt = photos.coffee()[:40, :40]
-    lq = degrade(gt, BlurModel(size=(0.0, 0.0), noise=QUIET), np.random.default_rng(0))
+    lq = BlurModel(size=(0.0, 0.0), noise=QUIET).degrade(gt, np.random.default_rng(0))
     np.testing.assert_array_equal(lq, gt)
 
 
@@ -97,7 +96,7 @@ def test_light_adds_up_linearly():
 
 def test_mean_light_is_kept():
     gt = photos.astronaut()[100:300, 100:300]
-    lq = degrade(gt, BlurModel(size=(9.0, 9.0), noise=QUIET), np.random.default_rng(1))
+    lq = BlurModel(size=(9.0, 9.0), noise=QUIET).degrade(gt, np.random.default_rng(1))
     assert to_linear(lq).mean() == pytest.approx(to_linear(gt).mean(), rel=1e-3)
     assert (
         np.abs(np.diff(lq.astype(int), axis=1)).mean()
@@ -111,8 +110,8 @@ def test_a_crop_with_margin_equals_the_crop_of_the_whole():
     gt = photos.coffee()[:160, :180]
     crop = gt[60 - m : 92 + m, 70 - m : 102 + m]
     for seed in range(5):
-        whole = degrade(gt, model, np.random.default_rng(seed))[60:92, 70:102]
-        part = degrade(crop, model, np.random.default_rng(seed))[m:-m, m:-m]
+        whole = model.degrade(gt, np.random.default_rng(seed))[60:92, 70:102]
+        part = model.degrade(crop, np.random.default_rng(seed))[m:-m, m:-m]
         # A Fourier filter rounds differently for each image size: by one level at most.
         assert np.abs(whole.astype(int) - part).max() <= 1
         assert (whole != part).mean() < 0.01
@@ -120,13 +119,13 @@ def test_a_crop_with_margin_equals_the_crop_of_the_whole():
 
 def test_images_may_be_smaller_than_the_kernel():
     gt = photos.coffee()[:5, :7]
-    lq = degrade(gt, BlurModel(size=(60.0, 60.0), noise=QUIET), np.random.default_rng(0))
+    lq = BlurModel(size=(60.0, 60.0), noise=QUIET).degrade(gt, np.random.default_rng(0))
     assert lq.shape == gt.shape
 
 
 def test_noise_is_added_after_the_blur():
     gt = np.full((60, 60, 3), 128, np.uint8)
-    lq = degrade(gt, BlurModel(size=(9.0, 9.0), noise=(4.0, 4.0)), np.random.default_rng(0))
+    lq = BlurModel(size=(9.0, 9.0), noise=(4.0, 4.0)).degrade(gt, np.random.default_rng(0))
     assert lq.std() == pytest.approx(4.0, rel=0.1)
 
 
@@ -141,22 +140,22 @@ def test_results_of_kernel_blur_are_reproducible() -> None:
 def test_an_exposure_without_motion_is_the_image(burst):
     gt = photos.coffee()[:40, :48]
     model = replace(STILL, burst=burst)
-    np.testing.assert_array_equal(degrade(gt, model, np.random.default_rng(0)), gt)
+    np.testing.assert_array_equal(model.degrade(gt, np.random.default_rng(0)), gt)
 
 
 @pytest.mark.parametrize("level", [0, 77, 255])
 def test_an_exposure_of_a_constant_is_the_constant(level):
     gt = np.full((60, 70, 3), level, np.uint8)
     model = replace(STILL, size=(25.0, 25.0), objects=1.0, defocus_share=1.0)
-    lq = degrade(gt, model, np.random.default_rng(0))
+    lq = model.degrade(gt, np.random.default_rng(0))
     np.testing.assert_array_equal(lq, gt)
 
 
 def test_exposure_adds_light_and_a_burst_adds_stored_values():
     gt = photos.astronaut()[100:300, 100:300]
     moving = replace(STILL, size=(20.0, 20.0))
-    light = degrade(gt, moving, np.random.default_rng(1)).mean()
-    stored = degrade(gt, replace(moving, burst=1.0), np.random.default_rng(1)).mean()
+    light = moving.degrade(gt, np.random.default_rng(1)).mean()
+    stored = replace(moving, burst=1.0).degrade(gt, np.random.default_rng(1)).mean()
     assert light > stored + 1
     assert stored == pytest.approx(gt.mean(), abs=3)
 
@@ -166,7 +165,7 @@ def test_longer_motion_blurs_more():
     rough = []
     for size in (2.0, 8.0, 24.0):
         model = replace(STILL, size=(size, size))
-        lq = [degrade(gt, model, np.random.default_rng(seed)).astype(int) for seed in range(8)]
+        lq = [model.degrade(gt, np.random.default_rng(seed)).astype(int) for seed in range(8)]
         rough.append(np.mean([np.abs(np.diff(one, axis=1)).mean() for one in lq]))
     assert rough[0] > rough[1] > rough[2]
 
@@ -174,14 +173,14 @@ def test_longer_motion_blurs_more():
 def test_sensor_noise_has_the_requested_deviation_at_mid_grey_and_grows_with_light():
     model = replace(STILL, noise=(3.0, 3.0), gamma=(2.2, 2.2))
     grey = np.full((160, 160, 3), 128, np.uint8)
-    lq = degrade(grey, model, np.random.default_rng(0))
+    lq = model.degrade(grey, np.random.default_rng(0))
     assert lq.std(axis=(0, 1)) == pytest.approx([3.0] * 3, rel=0.1)
 
 
 def test_jpeg_is_used_for_its_share():
     gt = photos.coffee()[:64, :64]
     always = replace(STILL, jpeg_share=1.0, jpeg=(60, 60))
-    assert (degrade(gt, always, np.random.default_rng(0)) != gt).any()
+    assert (always.degrade(gt, np.random.default_rng(0)) != gt).any()
 
 
 def test_a_range_of_inertia_is_sampled():
@@ -189,7 +188,7 @@ def test_a_range_of_inertia_is_sampled():
     assert a.shape != b.shape or (a != b).any()
     gt = photos.coffee()[:80, :80]
     fixed, ranged = (
-        degrade(gt, BlurModel(inertia=i, noise=QUIET), np.random.default_rng(3))
+        BlurModel(inertia=i, noise=QUIET).degrade(gt, np.random.default_rng(3))
         for i in ((0.3, 0.3), (0.05, 5.0))
     )
     assert (fixed != ranged).any()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from c2fdft_cli.data.synthesis.degrade import degrade
 from c2fdft_cli.data.synthesis.linear_light import to_linear, to_srgb
 from c2fdft_cli.data.synthesis.noise import (
     NoiseModel,
@@ -76,7 +75,7 @@ def test_read_noise_follows_the_published_fit(shot, log_read):
     black, found = np.zeros((32, 32, 3), np.uint8), []
     for seed in range(120):
         model = NoiseModel(kind="camera", shot=(shot, shot), correlated=False)
-        noisy = to_linear(degrade(black, model, np.random.default_rng(seed)))
+        noisy = to_linear(model.degrade(black, np.random.default_rng(seed)))
         found.append(np.log(2 * np.square(noisy, dtype=float).mean()))
     assert np.mean(found) == pytest.approx(log_read, abs=0.1)
     assert np.std(found) == pytest.approx(0.26, abs=0.04)
@@ -85,7 +84,7 @@ def test_read_noise_follows_the_published_fit(shot, log_read):
 def test_camera_noise_grows_with_the_shot_noise():
     gt = np.full((80, 80, 3), 120, np.uint8)
     spread = [
-        degrade(gt, NoiseModel(kind="camera", shot=(s, s)), np.random.default_rng(0)).std()
+        NoiseModel(kind="camera", shot=(s, s)).degrade(gt, np.random.default_rng(0)).std()
         for s in (1e-4, 1e-3, 1e-2)
     ]
     assert spread[0] < spread[1] < spread[2]
@@ -94,7 +93,7 @@ def test_camera_noise_grows_with_the_shot_noise():
 def test_each_image_draws_its_sigma_from_the_range():
     gt = np.full((64, 64, 3), 128, np.uint8)
     model = NoiseModel(sigma=(5.0, 30.0))
-    spread = [degrade(gt, model, np.random.default_rng(i)).std() for i in range(60)]
+    spread = [model.degrade(gt, np.random.default_rng(i)).std() for i in range(60)]
     assert 4 < min(spread) < 9
     assert 26 < max(spread) < 32
 
@@ -118,7 +117,7 @@ def test_the_kind_of_noise_is_sampled_for_each_image():
 
     def neighbours(share, seed):
         model = NoiseModel("either", sigma=(20, 20), shot=(1e-2, 1e-2), camera_share=share)
-        n = degrade(gt, model, np.random.default_rng(seed))[..., 0].astype(float)
+        n = model.degrade(gt, np.random.default_rng(seed))[..., 0].astype(float)
         n -= n.mean()
         return (n[:, 1:] * n[:, :-1]).mean() / n.var()
 
@@ -133,13 +132,13 @@ def test_a_share_of_the_camera_noise_is_made_in_raw():
 
     def made(raw_share, camera_share=1.0):
         model = NoiseModel("either", camera_share=camera_share, raw_share=raw_share)
-        return [degrade(gt, model, np.random.default_rng(seed)).tobytes() for seed in range(24)]
+        return [model.degrade(gt, np.random.default_rng(seed)).tobytes() for seed in range(24)]
 
     camera, mixed, raw = made(0.0), made(0.5), made(1.0)
     assert made(1.0, camera_share=0.0) == made(0.0, camera_share=0.0)
     rng = np.random.default_rng(0)
     rng.random(2)  # consume the choices of camera noise and of raw
-    assert raw[0] == degrade(gt, NoiseModel("raw"), rng).tobytes()
+    assert raw[0] == NoiseModel("raw").degrade(gt, rng).tobytes()
     assert not set(camera) & set(raw)
     assert 4 < sum(made == like for made, like in zip(mixed, raw, strict=True)) < 20
 
@@ -176,7 +175,7 @@ def test_noise_without_an_unclipped_share_consumes_no_further_random_number():
 def test_raw_noise_grows_with_shot_and_is_stored_as_jpeg():
     gt = np.full((120, 120, 3), 120, np.uint8)
     weak, strong = (
-        degrade(gt, NoiseModel(kind="raw", shot=(s, s)), np.random.default_rng(0)).std()
+        NoiseModel(kind="raw", shot=(s, s)).degrade(gt, np.random.default_rng(0)).std()
         for s in (1e-4, 4e-3)
     )
     assert strong > 3 * weak > 0

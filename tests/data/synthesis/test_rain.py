@@ -12,7 +12,7 @@ import pytest
 from skimage import data as photos
 
 from c2fdft_cli.data.synthesis import streaks
-from c2fdft_cli.data.synthesis.degrade import Degradation, degrade
+from c2fdft_cli.data.synthesis.degrade import Degradation
 from c2fdft_cli.data.synthesis.rain import (
     RainModel,
     add_veil,
@@ -37,7 +37,7 @@ def statistics(model: RainModel, count: int, streaks: StreakBank | None = None) 
     rows = []
     for i in range(count):
         gt = crops[i % 2]
-        lq = degrade(gt, model, np.random.default_rng((5, i)), streaks=streaks)
+        lq = model.degrade(gt, np.random.default_rng((5, i)), streaks)
         layer = (lq.astype(int) - gt).max(axis=2)
         rows.append((layer.mean(), (layer > 8).mean(), luma_psnr(lq, gt)))
     return np.mean(rows, axis=0)
@@ -49,7 +49,7 @@ def test_the_rain_layer_is_grey_additive_and_never_wraps(model, source, bank):
     gt = photos.astronaut()[:150, :170]
     streaks = bank if source == "bank" else None
     layer = rain_layer(model, np.random.default_rng(3), 150, 170, streaks)
-    lq = degrade(gt, model, np.random.default_rng(3), streaks=streaks)
+    lq = model.degrade(gt, np.random.default_rng(3), streaks)
     assert layer.dtype == np.uint8
     assert layer.any()
     np.testing.assert_array_equal(lq, np.minimum(gt.astype(int) + layer[..., None], 255))
@@ -57,12 +57,12 @@ def test_the_rain_layer_is_grey_additive_and_never_wraps(model, source, bank):
 
 def test_white_stays_white():
     white = np.full((64, 64, 3), 255, np.uint8)
-    assert (degrade(white, HEAVY, np.random.default_rng(0)) == 255).all()
+    assert (HEAVY.degrade(white, np.random.default_rng(0)) == 255).all()
 
 
 def test_a_strength_of_zero_adds_no_rain():
     gt = photos.coffee()[:50, :60]
-    dry = degrade(gt, RainModel(strength=(0.0, 0.0)), np.random.default_rng(0))
+    dry = RainModel(strength=(0.0, 0.0)).degrade(gt, np.random.default_rng(0))
     np.testing.assert_array_equal(dry, gt)
 
 
@@ -128,12 +128,9 @@ def test_rain_from_the_bank_is_reproducible(bank, model, moments):
 def test_rain_from_the_bank_scales_with_strength(bank):
     gt = np.zeros((64, 64, 3), np.uint8)
     sums = [
-        degrade(
-            gt,
-            RainModel(strength=(s, s), heavy=0.0),
-            np.random.default_rng(0),
-            streaks=bank,
-        ).sum(dtype=np.int64)
+        RainModel(strength=(s, s), heavy=0.0)
+        .degrade(gt, np.random.default_rng(0), bank)
+        .sum(dtype=np.int64)
         for s in (0.5, 1.0)
     ]
     assert sums[1] == pytest.approx(2 * sums[0], rel=0.02)
@@ -218,21 +215,21 @@ def test_camera_share_is_the_share_of_images_with_rain_as_in_photographs(share):
     """Only that rain darkens something white, unless its drops are white as well."""
     white = np.full((64, 64, 3), 255, np.uint8)
     model = RainModel(camera_share=share, heavy=0.5)
-    dark = [(degrade(white, model, np.random.default_rng(i)) < 255).any() for i in range(100)]
+    dark = [(model.degrade(white, np.random.default_rng(i)) < 255).any() for i in range(100)]
     assert np.mean(dark) == pytest.approx(share, abs=0.12 if share else 0)
 
 
 def test_rain_as_in_photographs_may_be_behind_a_veil():
     black = np.zeros((64, 64, 3), np.uint8)
     model = RainModel(camera_share=1.0, veil_share=1.0, veil=(0.3, 0.3))
-    assert degrade(black, model, np.random.default_rng(0)).min() > 20
+    assert model.degrade(black, np.random.default_rng(0)).min() > 20
 
 
 def test_without_layers_veil_and_camera_the_generator_state_is_unchanged():
     a, b = np.random.default_rng(4), np.random.default_rng(4)
     gt = photos.coffee()[:60, :60]
     np.testing.assert_array_equal(
-        degrade(gt, HEAVY, a), degrade(gt, RainModel(heavy=1.0, veil=(0.5, 0.5)), b)
+        HEAVY.degrade(gt, a), RainModel(heavy=1.0, veil=(0.5, 0.5)).degrade(gt, b)
     )
     assert a.random() == b.random()
 
