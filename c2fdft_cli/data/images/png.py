@@ -1,4 +1,4 @@
-"""PNG: imagecodecs (libpng) decodes and encodes the pixels; other chunks by hand.
+"""PNG: imagecodecs decodes (libpng) and compresses (libdeflate) the pixels; chunks by hand.
 
 OpenCV was tried: it refuses grey with alpha, and writes no file at all if it considers the colour
 profile damaged. Pillow 13 reads animations, but mixes the alpha of frames that blend, and its
@@ -12,10 +12,11 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import imagecodecs
 import numpy as np
+import numpy.typing as npt
 
 from c2fdft_cli.data.images.formats import Unreadable
 from c2fdft_cli.data.images.metadata import (
@@ -37,11 +38,19 @@ _KEPT = {b"cICP": 4, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9}  # with th
 _METADATA = {b"IHDR", b"eXIf", b"iCCP", b"acTL", b"IEND", *_KEPT}
 _TEXT_BYTES = 256  # approximate memory that a text takes besides its characters
 _METRE = 0.0254
-_HEADER_END = 33
-"""Offset of the first chunk after the header."""
+_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
+"""The header's colour type for each number of channels."""
 _GREYS = {0, 4}
 _CLEARED, _REVERTED = 1, 2
 """What an animation does with a frame's region before the next frame; otherwise it stays."""
+_SUB, _UP = 1, 2
+"""PNG's numbers of these filters."""
+_FILTERED_ROWS = 64
+_COLUMN, _COLUMN_STEP = 6, 13
+"""The first of the byte columns by which a filter is chosen, and their distance, which is not a
+multiple of a pixel's size, so that all channels are examined."""
+_IDAT_BYTES = 1 << 30
+"""Size of a chunk of pixels; PNG allows less than 2^31."""
 
 
 class Chunks(NamedTuple):
@@ -330,15 +339,52 @@ def _inflated(packed: bytes, most: int) -> bytes | None:
 
 def encode_png(samples: Array, metadata: Metadata) -> bytes:
     """Encode 8- or 16-bit samples `[h, w, c]` as a PNG file; c as in `Decoded`."""
-    # A copy, because imagecodecs refuses any other strides, even of an axis of one pixel.
-    whole = imagecodecs.png_encode(
-        (samples[..., 0] if samples.shape[2] == 1 else samples).copy(),
-        level=imagecodecs.PNG.COMPRESSION.SPEED,
-        strategy=imagecodecs.PNG.STRATEGY.RLE,
-        filter=imagecodecs.PNG.FILTER.PAETH,
-    )
-    header, rest = whole[:_HEADER_END], memoryview(whole)[_HEADER_END:]
-    return b"".join([header, metadata.png_chunks, *_chunks_of(metadata), rest])
+    height, width, channels = samples.shape
+    header = struct.pack(">IIBB3x", width, height, 8 * samples.itemsize, _COLOUR_TYPES[channels])
+    # libdeflate's level 1: files at most 9 % larger than with libpng's Paeth filter and run-length
+    # encoding, in two thirds of the time
+    rows: Any = _filtered(samples)  # its type hints name only bytes, but any buffer works
+    packed = memoryview(imagecodecs.deflate_encode(rows, level=1))
+    pixels = [
+        png_chunk(b"IDAT", packed[at : at + _IDAT_BYTES])
+        for at in range(0, len(packed), _IDAT_BYTES)
+    ]
+    chunks = [metadata.png_chunks, *_chunks_of(metadata), *pixels, png_chunk(b"IEND", b"")]
+    return b"".join([_SIGNATURE, png_chunk(b"IHDR", header), *chunks])
+
+
+def _filtered(samples: Array) -> npt.NDArray[np.uint8]:
+    """Return the rows as PNG stores them, `[h, 1 + bytes]`: a filter's number, then differences.
+
+    Each row uses the filter "up" or "sub" (the pixel to the left), whichever has the smaller sum of
+    absolute differences in a few columns. More filters or all columns would cost more time than the
+    bytes that they save are worth.
+    """
+    height, _, channels = samples.shape
+    big_endian = samples.astype(samples.dtype.newbyteorder(">"), order="C", copy=False)
+    rows = big_endian.reshape(height, -1).view(np.uint8)
+    step = channels * samples.itemsize
+    out = np.empty((height, 1 + rows.shape[1]), np.uint8)
+    # "Up" leaves the first row as it is, because PNG defines the row above it as zeros.
+    out[0, 1:] = rows[0]
+    for top in range(0, height, _FILTERED_ROWS):  # few enough to stay in the cache
+        here, filtered = (array[top : top + _FILTERED_ROWS] for array in (rows, out))
+        first = max(top, 1)
+        above = rows[first - 1 : top + len(here) - 1]
+        np.subtract(here[first - top :], above, out=filtered[first - top :, 1:])
+        some = here[:, _COLUMN + step :: _COLUMN_STEP] - here[:, _COLUMN:-step:_COLUMN_STEP]
+        sub = _size(some) < _size(filtered[:, 1 + _COLUMN + step :: _COLUMN_STEP])
+        filtered[:, 0] = np.where(sub, _SUB, _UP)
+        filtered[sub, 1 : 1 + step] = here[sub, :step]
+        filtered[sub, 1 + step :] = here[sub, step:] - here[sub, :-step]
+    return out
+
+
+def _size(differences: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """Return the sum of each row's absolute values, with bytes taken as signed."""
+    # Widened first, because -128 has no absolute value in int8 and would stay negative.
+    sizes = np.abs(differences.view(np.int8).astype(np.int16))
+    return np.asarray(sizes.sum(axis=1), np.int64)
 
 
 def _chunks_of(metadata: Metadata) -> list[bytes]:
