@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from c2fdft_cli.errors import ResourceError, UsageError
-from c2fdft_cli.execution.device import Runtime
+from c2fdft_cli.execution.device import Runtime, with_precision
 
 Item = TypeVar("Item")
 
@@ -28,6 +29,8 @@ _RESULTS_PATIENCE = timedelta(days=30)
 """How long a process that has restored its share waits for the others."""
 
 _START = "start all of them with torchrun, or unset RANK and WORLD_SIZE"
+
+_PLAINEST_FIRST = ("fp32", "tf32", "fp16", "bf16")
 
 _patient_groups: list[dist.ProcessGroup] = []
 """The group that waits for validation, if this process is in a training of several processes."""
@@ -126,27 +129,18 @@ def _refuse_unlike_devices(store: Any, rank: int, world: int, device: torch.devi
 
 
 def refuse_unlike_starts(start: str, runtime: Runtime) -> None:
-    """Raise UsageError in all processes of the training unless all start in the same way.
+    """Raise UsageError in all processes of the training unless all start from the same state.
 
     Machines without a common run folder may find a state on some of them only. The processes of the
-    others would train new weights, and the mean of both gradients would fit neither. "auto" may
-    resolve to different precisions on different GPUs. Gradients are scaled only in fp16, so a mean
-    over those of fp16 and bf16 processes would be wrong for both.
+    others would train new weights, and the mean of both gradients would fit neither.
 
     Args:
         start: describes the state that this process starts from.
         runtime: the runtime of this process.
     """
     if dist.is_initialized():
-        found: list[Any] = [None] * runtime.world
-        own = (start, runtime.precision)
-        dist.all_gather_object(found, own, group=_patient_groups[0])
-        starts, precisions = zip(*found, strict=True)
-        _refuse_unlike(
-            precisions,
-            "the processes of this training would compute in different precisions",
-            "choose one that all of their GPUs support: --precision fp16 or --precision fp32",
-        )
+        starts: list[Any] = [None] * runtime.world
+        dist.all_gather_object(starts, start, group=_patient_groups[0])
         _refuse_unlike(
             starts,
             "the processes of this training would start from different states",
@@ -155,11 +149,26 @@ def refuse_unlike_starts(start: str, runtime: Runtime) -> None:
         )
 
 
-def _refuse_unlike(values: Sequence[str], what: str, hint: str) -> None:
+def _refuse_unlike(values: list[str], what: str, hint: str) -> None:
     """Raise UsageError with the value of each process, given by rank, if they differ."""
     if len(set(values)) > 1:
         found = ", ".join(f"process {rank}: {value}" for rank, value in enumerate(values))
         raise UsageError(f"{what} ({found})", hint=hint)
+
+
+def agree_on_precision(runtime: Runtime) -> Runtime:
+    """Return the runtime in the plainest precision that any process of the training resolved.
+
+    "auto" may resolve to different precisions on different GPUs. Gradients are scaled only in fp16,
+    so a mean over those of fp16 and bf16 processes would be wrong for both.
+    """
+    own = _PLAINEST_FIRST.index(runtime.precision)
+    agreed = all_reduce_min(own, runtime.device)
+    if agreed == own:
+        return runtime
+    name = _PLAINEST_FIRST[agreed]
+    note = f"the network runs in {name}: the GPU of another process in this job has nothing better"
+    return replace(with_precision(runtime, name, "--precision"), precision_note=note)
 
 
 def barrier() -> None:

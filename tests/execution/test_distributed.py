@@ -19,10 +19,10 @@ from c2fdft_cli.errors import ResourceError, UsageError
 from c2fdft_cli.execution import distributed
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.distributed import (
+    agree_on_precision,
     any_rank,
     any_rank_after_validation,
     join_training,
-    refuse_unlike_starts,
 )
 from tests.kit.processes import start, torchrun
 
@@ -67,6 +67,8 @@ def test_a_single_process_never_waits() -> None:
     assert not dist.is_initialized()
     assert any_rank(True, torch.device("cpu"))
     assert not any_rank_after_validation(False)
+    runtime = Runtime(torch.device("cpu"), torch.bfloat16)
+    assert agree_on_precision(runtime) is runtime
 
 
 UNLIKE = """
@@ -184,23 +186,31 @@ def test_a_signal_ends_a_process_that_waits_for_the_others(
             process.communicate()
 
 
-@pytest.mark.parametrize("own", [torch.bfloat16, torch.float16])
-def test_gpus_that_would_compute_in_different_precisions_are_refused(
-    monkeypatch: pytest.MonkeyPatch, own: torch.dtype
-) -> None:
-    def gather(found: list[Any], mine: object, group: object) -> None:
-        found[:] = [mine, ("a new run", "bf16")]
+AGREE = """
+import os
+import torch
+from c2fdft_cli.execution import distributed
+from c2fdft_cli.execution.device import Runtime
 
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "all_gather_object", gather)
-    monkeypatch.setattr(distributed, "_patient_groups", [None])
-    runtime = Runtime(torch.device("cpu"), own, world=2)
-    if own == torch.bfloat16:
-        refuse_unlike_starts("a new run", runtime)
-        return
-    with pytest.raises(UsageError, match=r"\(process 0: fp16, process 1: bf16\)") as caught:
-        refuse_unlike_starts("a new run", runtime)
-    assert "--precision fp16 or --precision fp32" in str(caught.value.hint)
+rank, cpu = int(os.environ["RANK"]), torch.device("cpu")
+dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# a CPU refuses fp16, which one of these processes has
+distributed.with_precision = lambda was, name, stated_by: Runtime(cpu, dtypes[name], rank, 2)
+cases = (("bf16", "fp16", "fp16"), ("fp16", "bf16", "fp16"), ("bf16", "fp32", "fp32"),
+         ("bf16", "bf16", "bf16"))
+for *own, expected in cases:
+    runtime = Runtime(cpu, dtypes[own[rank]], rank, 2)
+    distributed.join_training(runtime)
+    agreed = distributed.agree_on_precision(runtime)
+    assert agreed.precision == expected
+    assert (agreed.precision_note is None) == (own[rank] == expected)
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.acceptance
+def test_processes_on_different_gpus_agree_on_one_precision(tmp_path: Path) -> None:
+    run_in_two_processes(AGREE, tmp_path)
 
 
 WAIT = """

@@ -24,7 +24,11 @@ from c2fdft_cli.engine.weights.build import (
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint, versions
 from c2fdft_cli.errors import CheckpointError, DataError, RecipeError, UsageError
 from c2fdft_cli.execution.device import GPU_ONLY, Runtime, make_runtime, with_precision
-from c2fdft_cli.execution.distributed import join_training, refuse_tasks_without_rank
+from c2fdft_cli.execution.distributed import (
+    agree_on_precision,
+    join_training,
+    refuse_tasks_without_rank,
+)
 from c2fdft_cli.recipe.files import dotted, load_recipe, recipe_from_dict, stated, write_recipe
 from c2fdft_cli.recipe.schema import Recipe, Stage
 
@@ -94,6 +98,7 @@ def _begun(request: TrainRequest) -> TrainOptions:
         raise RecipeError("--recipe is missing", hint="`c2fdft recipes list` shows the recipes")
     if request.precision == "auto":  # the recipe decides, even if it is the checkpoint's
         runtime = with_precision(runtime, recipe.train.precision, "train.precision")
+    runtime = agree_on_precision(runtime)
     data = _data(request, recipe, init)
     _check_shards(data)
     name = _recipe_name(request, init)
@@ -161,6 +166,7 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
     # A run in a precision that only GPUs have can resume on a CPU; the notice below reports it.
     if request.precision == "auto" and not (wanted in GPU_ONLY and runtime.device.type == "cpu"):
         runtime = with_precision(runtime, wanted, f"the precision in {path}")
+    runtime = agree_on_precision(runtime)
     _check_shards(data)
     notices += tuple(f"resuming with {change}" for change in changes)
     if state.computed_in not in (None, runtime.precision):
