@@ -11,7 +11,7 @@ from c2fdft_cli.data.images.pillow import OpenFrames
 from c2fdft_cli.data.images.samples import Decoded, check_size
 
 _GAP = rb"(?:\s|#[^\n\r]*[\n\r])+"
-_HEADER = re.compile(rb"P([356])" + (_GAP + rb"([0-9]{1,9})") * 3 + rb"\s")
+_HEADER = re.compile(rb"P([356])" + (_GAP + rb"([0-9]{1,10})") * 3 + rb"\s")
 _GREY, _COLOUR_TEXT = 5, 3
 
 

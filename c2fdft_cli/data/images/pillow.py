@@ -101,7 +101,7 @@ if hasattr(Image, "_decompression_bomb_check"):
 
 def _set_values(undo: list[Callable[[], object]]) -> None:
     for module, name, value in (
-        # The modes of a GIF's frames depend on it; imageio changes it when it first reads a GIF.
+        # The modes of a GIF's frames depend on it; a calling program's imageio may have changed it.
         (GifImagePlugin, "LOADING_STRATEGY", _GIF_STRATEGY),
         # Some libraries set it when they are imported: half a picture would be read as a whole one.
         (ImageFile, "LOAD_TRUNCATED_IMAGES", False),

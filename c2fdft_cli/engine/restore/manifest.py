@@ -76,7 +76,7 @@ class Manifest:
 
     def read_again(self) -> None:
         """Read what other processes have recorded since."""
-        self.unread = {}
+        self._known, self.unread = [], {}  # emptied first: a million records take 0.6 GiB
         files = [] if self._folder is None else _record_files(self._folder)
         self._known = [self._read(path) for path in files]
 

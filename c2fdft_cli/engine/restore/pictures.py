@@ -44,7 +44,7 @@ from c2fdft_cli.errors import C2fdftError, CheckpointError, ResourceError, Usage
 from c2fdft_cli.execution.cuda.transfer import batches_in_flight, overlaps
 from c2fdft_cli.execution.memory import peak_bytes
 from c2fdft_cli.files import TakenError, atomic_path, ensure_folder
-from c2fdft_cli.pipeline import InOrder, cores, in_order
+from c2fdft_cli.pipeline import InOrder, ahead, cores, in_order
 from c2fdft_cli.progress import Meter
 from c2fdft_cli.signals import StoppedError, StopRequest
 
@@ -99,7 +99,7 @@ def restore_pictures(
             plan.manifest,
             plan.executor.start_noise if overlaps(plan.runtime.device) else None,
         ),
-        _with_frames(plan.manifest, items),
+        ahead(_with_frames(plan.manifest, items), 1),
         workers=reader_count(),
         cost=lambda one: one[0].source.height * one[0].source.width * _LOADED_BYTES,
     )
@@ -149,7 +149,7 @@ def _with_frames(
     for item in items:
         source = item.source
         found: Picture | C2fdftError | None = None
-        if source.frame is not None:
+        if source.frame is not None and source.problem is None:
             try:
                 if source.path != path:
                     path, read = source.path, None

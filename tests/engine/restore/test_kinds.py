@@ -252,6 +252,19 @@ def test_each_frame_of_a_gif_is_decoded_once(
     assert decoded == [*range(1, 40)] * 2
 
 
+def test_frames_that_do_not_fit_in_memory_are_not_decoded(
+    tmp_path: Path, weights: str, decoded: list[int]
+) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(RGB).save(tmp_path / "in" / "small.png")
+    frames = [Image.new("L", (1200, 900), shade) for shade in (0, 100, 200)]
+    frames[0].save(tmp_path / "in" / "large.gif", save_all=True, append_images=frames[1:])
+    request = Request(str(tmp_path / "in"), str(tmp_path / "out"), weights, max_memory=4_000_000)
+    result = run(request, identity=True)
+    assert "3 of 4 images failed" in str(result.failure)
+    assert decoded == []
+
+
 def test_frames_are_decoded_only_a_little_ahead(
     tmp_path: Path, weights: str, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

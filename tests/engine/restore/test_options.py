@@ -79,7 +79,7 @@ def test_an_impossible_number_of_samples_is_refused(samples: int) -> None:
         sample_count(samples, True, True)
 
 
-def test_parse_grid() -> None:
+def test_parse_timesteps() -> None:
     assert parse_timesteps("999, 500") == (999, 500)
     for text in ("", "a", "9.5", "-1"):
         with pytest.raises(UsageError, match="--grid must be"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from c2fdft_cli.core.diffusion import time_grid
+from c2fdft_cli.core.diffusion import spaced_timesteps
 from c2fdft_cli.engine.train.step import memory
 from c2fdft_cli.engine.train.step.memory import (
     NO_KERNELS,
@@ -172,7 +172,7 @@ def test_auto_recomputes_as_much_as_the_memory_requires(monkeypatch, device, gib
 def peak(recompute: str, calls: int):
     net = make_network(SMALL)
     stage = FineStage(recompute=recompute, ssim="none")
-    objective = Objective(net, alpha_bar_of_recipe(Diffusion()), (stage, time_grid(calls)))
+    objective = Objective(net, alpha_bar_of_recipe(Diffusion()), (stage, spaced_timesteps(calls)))
     lq, gt, noise = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32), torch.randn(1, 3, 32, 32)
     for parameter in net.parameters():  # allocated in advance, so that they are not counted
         parameter.grad = torch.zeros_like(parameter)
