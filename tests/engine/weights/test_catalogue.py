@@ -166,7 +166,7 @@ def test_packaged_weights_restore(name: str, tmp_path: Path) -> None:
     assert entry.scores
     source, out = save(tmp_path / "in.png", random_picture(32, 32)), tmp_path / "out.png"
     made = plan(Request(source, out, name))
-    assert made.grid == entry.grid
+    assert made.timesteps == entry.grid
     assert restore(made).run().failure is None
     assert out.is_file()
 
