@@ -39,14 +39,12 @@ from c2fdft_cli.engine.restore.options import (
     Writing,
     parse_size,
     sample_count,
-    timesteps_warning,
 )
-from c2fdft_cli.engine.restore.plan import make_sampler, plan_restore
+from c2fdft_cli.engine.restore.plan import make_sampler, plan_restore, warning_about
 from c2fdft_cli.engine.restore.result import RestoreResult
 from c2fdft_cli.engine.sampling.ensemble import transforms_for
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.sampler import Sampler
-from c2fdft_cli.engine.sampling.subject import trained_timesteps
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.engine.weights.choose import choose_weights
 from c2fdft_cli.engine.weights.stored import refuse_missing
@@ -166,10 +164,7 @@ def load(
     path = choose_weights(sampling.weights, sampling.task, sampling.steps).path
     checkpoint = load_checkpoint(path)
     sampler = make_sampler(checkpoint, sampling)
-    warning = timesteps_warning(
-        trained_timesteps(checkpoint), sampler.timesteps, checkpoint.timesteps()
-    )
-    for note in (*runtime.notes, *filter(None, [warning])):
+    for note in filter(None, (*runtime.notes, warning_about(checkpoint, sampler))):
         warnings.warn(note, stacklevel=3)
     return Restorer(checkpoint, sampler, runtime, sampling, machine)
 

@@ -151,10 +151,7 @@ def plan_restore(
         manifest.check_writable()
     executor, notice = _executor(checkpoint, sampler, runtime, sampling, machine, samples, todo)
     todo, too_large = _all_checked(todo, executor, inputs.single)
-    warning = timesteps_warning(
-        trained_timesteps(checkpoint), sampler.timesteps, checkpoint.timesteps()
-    )
-    advice = (warning, notice, *_unread(manifest))
+    advice = (warning_about(checkpoint, sampler), notice, *_unread(manifest))
     return RestorePlan(
         sampling=sampling,
         writing=writing,
@@ -185,6 +182,13 @@ def make_sampler(checkpoint: Checkpoint, sampling: SamplingOptions) -> Sampler:
     )
     eta = checkpoint.eta() if sampling.eta is None else sampling.eta
     return Sampler(checkpoint.alpha_bar(), timesteps, eta, sampling.seed)
+
+
+def warning_about(checkpoint: Checkpoint, sampler: Sampler) -> str | None:
+    """Return a warning if fine weights are to be sampled at timesteps that are not theirs."""
+    return timesteps_warning(
+        trained_timesteps(checkpoint), sampler.timesteps, checkpoint.timesteps()
+    )
 
 
 def _manifest(
