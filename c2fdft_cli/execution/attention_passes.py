@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from c2fdft_cli.core.attention import PixelSums
+from c2fdft_cli.core.attention import SMALLEST_NORM, PixelSums, Similarity
 from c2fdft_cli.execution.cuda.products import gram_in_pieces, sums_in_pieces
 from c2fdft_cli.execution.kernels import sums_of_pixels
 
@@ -96,3 +96,28 @@ def _sums_grad(d: PixelSums, dtype: torch.dtype) -> Tensor:
     for i, squares in enumerate((d.q_square, d.k_square)):
         matrix[:, i, :, i].diagonal(dim1=1, dim2=2).copy_(2 * squares.flatten(1))
     return matrix.view(n, 2 * c, 2 * c)
+
+
+def back_through_mixing(
+    dmixing: Tensor, alike: Similarity, temperature: Tensor, project_out: Tensor
+) -> tuple[PixelSums, Tensor, Tensor]:
+    """Return the gradients of sums, temperature and projection, given that of the mixing matrix."""
+    cosine, attention, q_norm, k_norm = alike
+    out = project_out.float().view(-1, *attention.shape[1:3])
+    dmixing = dmixing.view(len(dmixing), -1, *attention.shape[1:3])
+    dproject = torch.einsum("nohj,nhij->ohi", dmixing, attention).flatten(1)
+    dattention = torch.einsum("ohi,nohj->nhij", out, dmixing)
+    dscores = torch.ops.aten._softmax_backward_data(dattention, attention, -1, torch.float32)
+    turned, tau = dscores * cosine, temperature.float()
+    d = PixelSums(
+        dscores * tau / (q_norm[..., :, None] * k_norm[..., None, :]),
+        _square_grad(turned.sum(-1) * tau[..., 0], q_norm),
+        _square_grad(turned.sum(-2) * tau[..., 0], k_norm),
+    )
+    dtemperature = turned.sum((0, 2, 3)).view_as(tau)
+    return d, dtemperature.to(temperature.dtype), dproject.to(project_out.dtype)
+
+
+def _square_grad(turned: Tensor, norm: Tensor) -> Tensor:
+    """Return `-turned / (2 norm^2)`, and zero where the norm was clamped to the smallest one."""
+    return torch.where(norm > SMALLEST_NORM, turned / (-2 * norm.square()), 0.0)

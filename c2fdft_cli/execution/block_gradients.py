@@ -51,17 +51,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from c2fdft_cli.core.attention import (
-    SMALLEST_NORM,
     Attention,
-    PixelSums,
     Similarity,
     projected,
     similarity,
 )
 from c2fdft_cli.core.block import Block
-from c2fdft_cli.core.layers import Conv1x1, Conv3x3, PixelNorm
+from c2fdft_cli.core.layers import Conv1x1, PixelNorm
 from c2fdft_cli.core.precision import full_precision
-from c2fdft_cli.execution.attention_passes import PassesInTorch, PassesOnCuda
+from c2fdft_cli.execution.attention_passes import (
+    PassesInTorch,
+    PassesOnCuda,
+    back_through_mixing,
+)
 from c2fdft_cli.execution.fused.training import feed_forward_for, norm_for
 from c2fdft_cli.execution.kernels import (
     bias_grad,
@@ -98,8 +100,6 @@ def install(net: nn.Module, device: torch.device) -> None:
             module.forward = MethodType(_block_on_cpu, module)  # type: ignore[method-assign]
         elif isinstance(module, Conv1x1) and device.type == "cpu":
             module.forward = MethodType(_conv1x1, module)  # type: ignore[method-assign]
-        elif isinstance(module, Conv3x3) and module.groups > 1 and device.type == "cpu":
-            module.forward = MethodType(_depthwise, module)  # type: ignore[method-assign]
 
 
 def use_cpu_kernels(x: Tensor) -> bool:
@@ -124,27 +124,19 @@ def _conv1x1(conv: Conv1x1, x: Tensor) -> Tensor:
     return _Project.apply(x, conv.weight.flatten(1), conv.bias)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _depthwise(conv: Conv3x3, x: Tensor) -> Tensor:
-    kernels = training_kernels(x, conv.weight, conv.bias) if use_cpu_kernels(x) else None
-    if kernels is None:
-        return Conv3x3.forward(conv, x)
-    return native.depthwise(x, conv.weight, conv.bias, kernels)
-
-
 def _block_on_cpu(block: Block, x: Tensor, time: Tensor) -> Tensor:
     """`Block.forward` with the additions to the residual stream inside the autograd functions."""
     if not use_cpu_kernels(x):
         return Block.forward(block, x, time)
-    ffn, kernels = block.ffn, training_kernels(x, *block.parameters())
-    passes = native.NativePasses(kernels) if kernels else PassesInTorch()
-    x = _attend(block.attn, _normed(block.norm1, x, time), x, passes)
-    normed = _normed(block.norm2, x, time)
+    if kernels := training_kernels(x, time, *block.parameters()):
+        x = native.attend(x, time, block.norm1, block.attn, kernels)
+        return native.feed_forward(x, time, block.norm2, block.ffn, kernels)
+    ffn = block.ffn
+    x = _attend(block.attn, _normed(block.norm1, x, time), x, PassesInTorch())
     widen, narrow = (
         (conv.weight.flatten(1), conv.bias) for conv in (ffn.project_in, ffn.project_out)
     )
-    if kernels:
-        return native.feed_forward(normed, x, widen, narrow, kernels)
-    return _FeedForward.apply(normed, x, *widen, *narrow)  # type: ignore[no-any-return, no-untyped-call]
+    return _FeedForward.apply(_normed(block.norm2, x, time), x, *widen, *narrow)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _normed(norm: PixelNorm, x: Tensor, time: Tensor) -> Tensor:
@@ -312,34 +304,9 @@ class _Attend(torch.autograd.Function):
         passes: PassesInTorch = ctx.passes
         inner = grad.to(qkv.dtype)
         with full_precision(qkv):  # the caller may run the backward pass under its autocast, too
-            d, dtemperature, dproject = _back_through_mixing(
+            d, dtemperature, dproject = back_through_mixing(
                 passes.mixing_grad(inner, qkv), Similarity(*alike), temperature, project_out
             )
         dqkv = passes.qkv_grad(inner, qkv, mixing, d)
         dbias = bias_grad(grad, ctx.needs_input_grad[4])
         return dqkv, grad, dtemperature, dproject, dbias, None
-
-
-def _back_through_mixing(
-    dmixing: Tensor, alike: Similarity, temperature: Tensor, project_out: Tensor
-) -> tuple[PixelSums, Tensor, Tensor]:
-    """Return the gradients of sums, temperature and projection, given that of the mixing matrix."""
-    cosine, attention, q_norm, k_norm = alike
-    out = project_out.float().view(-1, *attention.shape[1:3])
-    dmixing = dmixing.view(len(dmixing), -1, *attention.shape[1:3])
-    dproject = torch.einsum("nohj,nhij->ohi", dmixing, attention).flatten(1)
-    dattention = torch.einsum("ohi,nohj->nhij", out, dmixing)
-    dscores = torch.ops.aten._softmax_backward_data(dattention, attention, -1, torch.float32)
-    turned, tau = dscores * cosine, temperature.float()
-    d = PixelSums(
-        dscores * tau / (q_norm[..., :, None] * k_norm[..., None, :]),
-        _square_grad(turned.sum(-1) * tau[..., 0], q_norm),
-        _square_grad(turned.sum(-2) * tau[..., 0], k_norm),
-    )
-    dtemperature = turned.sum((0, 2, 3)).view_as(tau)
-    return d, dtemperature.to(temperature.dtype), dproject.to(project_out.dtype)
-
-
-def _square_grad(turned: Tensor, norm: Tensor) -> Tensor:
-    """Return `-turned / (2 norm^2)`, and zero where the norm was clamped to the smallest one."""
-    return torch.where(norm > SMALLEST_NORM, turned / (-2 * norm.square()), 0.0)

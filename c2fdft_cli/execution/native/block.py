@@ -11,6 +11,7 @@ from c2fdft_cli.core.attention import PixelSums, mixing_matrix
 from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.layers import NORM_EPS, PixelNorm
 from c2fdft_cli.execution.native.library import Kernels
+from c2fdft_cli.execution.native.sums import empty_sums, pixel_sums
 
 _GROUP = 48  # most channels of q that are processed together, in whole heads
 
@@ -79,7 +80,7 @@ class NativeBlock(NamedTuple):
         gain, shift, centred = _shift(self.norm1, time)
         # The norm of one image, which the next image overwrites.
         normed = v.new_empty((min(bottom + 1, h) - max(top - 1, 0), w, c))
-        sums = z.new_empty((n, c * d + 2 * c))
+        sums = empty_sums(z, n, self.heads, d)
         for i in range(n):
             self.kernels.call(
                 *("gather", h, w, c, self.heads, self.group, top, bottom, z[i].data_ptr()),
@@ -87,14 +88,12 @@ class NativeBlock(NamedTuple):
                 *(self.qkv.data_ptr(), self.depthwise.data_ptr(), normed.data_ptr()),
                 *(v[i].data_ptr(), sums[i].data_ptr()),
             )
-        gram = sums[:, : c * d].reshape(n, self.heads, d, d)
-        squares = sums[:, c * d :].reshape(n, 2, self.heads, d)
-        return PixelSums(gram, squares[:, 0], squares[:, 1])
+        return pixel_sums(sums, self.heads, d)
 
     def mixing(self, sums: PixelSums) -> Tensor:
         """Return the matrix that the second pass applies to v, packed: `[n, ..]`."""
         matrices = mixing_matrix(sums, self.temperature, self.out)
-        return torch.stack([self.kernels.pack(matrix, self.out_bias) for matrix in matrices])
+        return self.kernels.pack(matrices, self.out_bias)
 
     def apply(self, z: Tensor, v: Tensor, time: Tensor, mixing: Tensor) -> None:
         """Run the second pass over a strip `z: [n, rows, w, c]`, in place."""

@@ -45,12 +45,8 @@ _FLAGS = (
 )
 _BUILD_SECONDS = 60
 
-_BUILT = {
-    torch.float32: ("pack.c", "inference.c", "training.c"),
-    # No training: in bfloat16 torch's own products are oneDNN's.
-    torch.bfloat16: ("-DHALF", "pack.c", "inference.c"),
-}
-"""What the compiler gets for each precision: sources, and what is defined for them."""
+_DEFINED = {torch.float32: (), torch.bfloat16: ("-DHALF",)}
+"""What is defined for the compiler in each precision."""
 
 _KINDS = {"i": ctypes.c_int, "l": ctypes.c_ssize_t, "f": ctypes.c_float, "p": ctypes.c_void_p}
 # Results and arguments of the functions: p is a pointer, i an int, l a ptrdiff_t, f a float. The
@@ -63,11 +59,13 @@ _SIGNATURES = {
 }
 _TRAINING_SIGNATURES = {
     "linear": ("i", "pi iiii pl ppp"),
-    "attention_back": ("i", "pi iiii pp pppp p"),
-    "feed_forward": ("i", "pi iii pp pp ppp"),
-    "feed_forward_back": ("i", "pi iii pp pp pp"),
-    "depthwise": ("i", "pi iiii ppp"),
+    "norm_linear": ("i", "pi iiii ppp fi pp"),
+    "norm_linear_back": ("i", "pi iiii ppp fi ppp ppp"),
+    "depthwise": ("i", "pi iiiii ppp p"),
     "depthwise_back": ("i", "pi iiii ppp pp"),
+    "attention_back": ("i", "pi iiii pp pppp p"),
+    "feed_forward": ("i", "pi iiii ppp fi pppp"),
+    "feed_forward_back": ("i", "pi iiii ppp fi pppp ppppp"),
 }
 
 
@@ -105,23 +103,24 @@ class Kernels:
         """Pack a linear layer's weight `[out, in]` as panels of its transpose, each after its bias.
 
         Args:
-            weight: float32, with any strides.
-            bias: `[out]` float32; None for zeros.
+            weight: float32, with any strides; `[n, out, in]` for several layers.
+            bias: `[out]` float32, the same for all; None for zeros.
         """
-        out, width = weight.shape
-        panels = weight.new_empty(self._library.packed_floats(width, out))
+        *several, out, width = weight.shape
+        panels = weight.new_empty(*several, self._library.packed_floats(width, out))
         # Named, not passed as a temporary: its memory must last until the call returns.
         bias = None if bias is None else bias.contiguous()
-        self.call(
-            *("pack", width, out, weight.data_ptr(), weight.stride(1), weight.stride(0)),
-            *(None if bias is None else bias.data_ptr(), panels.data_ptr()),
-        )
+        for one, to in zip(weight, panels, strict=True) if several else [(weight, panels)]:
+            self.call(
+                *("pack", width, out, one.data_ptr(), one.stride(1), one.stride(0)),
+                *(None if bias is None else bias.data_ptr(), to.data_ptr()),
+            )
         return panels
 
 
 def kernels_for(device: torch.device, dtype: torch.dtype) -> Kernels | None:
     """Return the kernels, built if necessary; None if torch's own operators do the work."""
-    if device.type != "cpu" or dtype not in _BUILT or is_traced() or _are_intercepted():
+    if device.type != "cpu" or dtype not in _DEFINED or is_traced() or _are_intercepted():
         return None
     return kernels_or_reason(dtype)[0]
 
@@ -182,10 +181,10 @@ def _torch_threads() -> ctypes._FuncPointer:
     raise OSError("torch's libraries are not in their usual place")
 
 
-def _fingerprint(compiler: str, words: Sequence[str]) -> str:
+def _fingerprint(compiler: str, defined: Sequence[str]) -> str:
     """Return a hash of all sources, the compiler, its flags and the processor."""
     sources = [path.read_bytes() for path in sorted(_FOLDER.glob("*.[ch]"))]
-    flags = " ".join((*_FLAGS, *words)).encode()
+    flags = " ".join((*_FLAGS, *defined)).encode()
     parts = (*sources, _run(compiler, "--version"), flags, _processor().encode())
     return _hash(b"\0".join(parts))
 
@@ -212,15 +211,14 @@ def _find_or_build(compiler: str, dtype: torch.dtype) -> Path:
         RuntimeError: the user has no home folder.
         subprocess.SubprocessError: the compiler failed.
     """
-    folder, begin = private_cache_folder(), f"kernels-{_fingerprint(compiler, _BUILT[dtype])}-"
+    folder, begin = private_cache_folder(), f"kernels-{_fingerprint(compiler, _DEFINED[dtype])}-"
     found = next(filter(_is_intact, folder.glob(f"{begin}*.so")), None)
     if found is not None:
         return found
-    words = [str(_FOLDER / word) if word.endswith(".c") else word for word in _BUILT[dtype]]
     # Not in the cache, where the folder would stay for ever if the process were killed.
     with tempfile.TemporaryDirectory() as build:
         built = Path(build) / "kernels.so"
-        _run(compiler, *_FLAGS, *words, "-o", str(built))
+        _run(compiler, *_FLAGS, *_DEFINED[dtype], str(_FOLDER / "kernels.c"), "-o", str(built))
         content = built.read_bytes()
     path = folder / f"{begin}{_hash(content)}.so"
     with atomic_path(path) as temporary:

@@ -13,6 +13,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 /* A vector has VL floats. A register block of a product is MR rows by NV vectors, chosen so that
  * its MR * NV sums, one row of the right matrix and one value of the left one fill the registers. */
@@ -45,7 +48,6 @@ typedef uint32_t uvec __attribute__((vector_size(4 * VL), aligned(4)));
 #ifndef __AVX512BF16__
 #error "the compiler does not know AVX-512 BF16"
 #endif
-#include <immintrin.h>
 typedef uint16_t value;
 typedef int32_t word __attribute__((may_alias));
 enum { PER_WORD = 2 };
@@ -136,8 +138,16 @@ static int run(Team team, void (*item)(const void *, int, float *), const void *
 INLINE vec choose(ivec mask, vec a, vec b) { return (vec)(((ivec)a & mask) | ((ivec)b & ~mask)); }
 INLINE vec clamp(vec x, float low, float high) {
     vec l = (vec){0} + low, h = (vec){0} + high;
-    x = choose(x < l, l, x); /* comparisons with NaN are false, so NaN is kept */
+    /* Both ways keep NaN: comparisons with it are false, and the instructions return their second
+     * operand. Compilers do not find the instructions. */
+#if defined(__AVX512F__)
+    return (vec)_mm512_min_ps((__m512)h, _mm512_max_ps((__m512)l, (__m512)x));
+#elif defined(__AVX2__)
+    return (vec)_mm256_min_ps((__m256)h, _mm256_max_ps((__m256)l, (__m256)x));
+#else
+    x = choose(x < l, l, x);
     return choose(x > h, h, x);
+#endif
 }
 
 /* p / q; where the result becomes bfloat16, with a relative error of 2^-14. */
@@ -171,8 +181,8 @@ INLINE vec erf_of(vec x) {
 INLINE vec gelu_of(vec x) { return x * (0.5f + 0.5f * erf_of(x * 0.70710678f)); }
 
 /* Write GELU of x to y, which may be x itself if values are floats. */
-static void gelu_rows(int m, int n, const float *x, value *y, ptrdiff_t ld) {
-    for (int i = 0; i < m; i++, x += ld, y += ld) {
+static void gelu_rows(int m, int n, const float *x, ptrdiff_t ldx, value *y, ptrdiff_t ldy) {
+    for (int i = 0; i < m; i++, x += ldx, y += ldy) {
         int j = 0;
         for (; j + VL <= n; j += VL) put(y + j, gelu_of(*(const vec *)(x + j)));
         if (j == n) continue;
@@ -253,6 +263,14 @@ static void part(int m, int n, int k, const word *a, ptrdiff_t rs, ptrdiff_t cs,
     for (int i = 0; to == whole && i < m; i++) memcpy(c + i * ldc, whole + i * NR, sizeof(float) * (size_t)n);
 }
 
+/* `block` for whole blocks only: m rows, a multiple of MR. In a function of its own the compiler keeps
+ * all sums in registers. */
+static __attribute__((noinline)) void blocks(int m, int k, const word *a, ptrdiff_t rs, ptrdiff_t cs,
+                                             const word *b, ptrdiff_t ld, const float *head, int add,
+                                             float *c, ptrdiff_t ldc) {
+    for (int i = 0; i < m; i += MR) block(MR, NV, k, a + i * rs, rs, cs, b, ld, head, add, c + i * ldc, ldc);
+}
+
 /* The left matrix: element (i, p) is at rows[i rs + p cs]. */
 typedef struct {
     const word *rows;
@@ -262,22 +280,73 @@ typedef struct {
 INLINE Left dense(const value *rows, int ld) { return (Left){(const word *)rows, ld / PER_WORD, 1}; }
 
 /* c[m][n] = (add ? c : 0) + head + a[m][k] b[k][n] for k words. Unless `gelu` is NULL, GELU of the
- * result is written to it, block by block while the block is in cache. */
+ * result is written to it, panel by panel while its columns are in cache. */
 static void product(int m, int n, int k, Left a, Right b, int add, float *c, ptrdiff_t ldc,
-                    value *gelu) {
+                    value *gelu, ptrdiff_t ldg) {
     for (int from = 0; from < k; from += KC) {
         int deep = least(KC, k - from), last = from + deep == k;
         for (int j = 0; j < n; j += NR) {
             int wide = least(NR, n - j);
             const word *right = b.rows + j / NR * b.panel + from * b.ld;
             const float *head = b.head && !from ? b.head + j / NR * b.panel : NULL;
-            for (int i = 0; i < m; i += MR) {
-                int high = least(MR, m - i);
-                float *to = c + i * ldc + j;
-                part(high, wide, deep, a.rows + i * a.rs + from * a.cs, a.rs, a.cs, right, b.ld, head,
-                     add || from, to, ldc);
-                if (gelu && last) gelu_rows(high, wide, to, gelu + i * ldc + j, ldc);
-            }
+            const word *left = a.rows + from * a.cs;
+            int i = wide == NR ? m / MR * MR : 0;
+            blocks(i, deep, left, a.rs, a.cs, right, b.ld, head, add || from, c + j, ldc);
+            for (; i < m; i += MR)
+                part(least(MR, m - i), wide, deep, left + i * a.rs, a.rs, a.cs, right, b.ld, head,
+                     add || from, c + i * ldc + j, ldc);
+            if (gelu && last) gelu_rows(m, wide, c + j, ldc, gelu + j, ldg);
         }
     }
+}
+
+/* ---- packing ---- */
+
+enum { AT_ONCE = 16 }; /* rows that are packed at a time, an even number */
+
+/* The number of floats that `pack` writes. */
+ptrdiff_t packed_floats(int k, int n) { return panel_floats(k, n); }
+
+typedef struct {
+    int k, n;
+    const float *b;
+    ptrdiff_t rs, cs;
+    const float *bias;
+    float *out;
+} Pack;
+
+static void pack_item(const void *job, int i, float *scratch) {
+    const Pack *s = job;
+    const float *b = s->b + i * NR * s->cs;
+    float *out = s->out + i * panel_floats(s->k, NR);
+    int n = least(NR, s->n - i * NR);
+    (void)scratch;
+    for (int j = 0; j < NR; j++) out[j] = s->bias && j < n ? s->bias[i * NR + j] : 0.0f;
+    out += NR;
+    if (PER_WORD == 1 && s->cs == 1 && n == NR) {
+        for (int p = 0; p < s->k; p++, b += s->rs, out += NR) memcpy(out, b, sizeof(float) * NR);
+        return;
+    }
+    /* Column by column, but only a few rows at a time, so that what is written stays in the cache. */
+    for (int from = 0; from < s->k; from += AT_ONCE) {
+        float rows[AT_ONCE * NR] = {0};
+        int deep = least(AT_ONCE, s->k - from);
+        for (int j = 0; j < n; j++) {
+            const float *column = b + from * s->rs + j * s->cs;
+            for (int p = 0; p < deep; p++)
+                rows[(p / PER_WORD * NR + j) * PER_WORD + p % PER_WORD] = column[p * s->rs];
+        }
+        int filled = ceil_div(deep, PER_WORD) * NR;
+        put_row(filled * PER_WORD, rows, (value *)out);
+        out += filled;
+    }
+}
+
+/* Pack the right matrix b[k][n] into panels, each after its head (the bias, or zeros if NULL).
+ * Element (p, j) is at b[p rs + j cs]. Returns 0, or -1 if memory runs out. */
+int pack(Parallel parallel, int threads, int k, int n, const float *b, ptrdiff_t rs, ptrdiff_t cs,
+         const float *bias, float *out) {
+    Pack job = {k, n, b, rs, cs, bias, out};
+    Team team = {parallel, (ptrdiff_t)k * n > 8192 ? threads : 1};
+    return run(team, pack_item, &job, ceil_div(n, NR), 0);
 }

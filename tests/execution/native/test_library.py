@@ -129,8 +129,8 @@ def test_a_compiler_that_writes_no_library_is_reported(
 def test_a_library_without_the_functions_is_reported(
     cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "empty.c").touch()
-    monkeypatch.setitem(library._BUILT, torch.float32, (str(tmp_path / "empty.c"),))
+    (tmp_path / "kernels.c").touch()
+    monkeypatch.setattr(library, "_FOLDER", tmp_path)
     built, reason = kernels_or_reason(torch.float32)
     assert built is None
     assert reason.endswith(".so has no function packed_floats")

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from c2fdft_cli.core.attention import pixel_sums
-from c2fdft_cli.execution.attention_passes import PassesInTorch
+from c2fdft_cli.core.attention import Attention
+from c2fdft_cli.core.block import FeedForward
+from c2fdft_cli.core.layers import Conv1x1, PixelNorm
 from c2fdft_cli.execution.native.library import Kernels
 from c2fdft_cli.execution.native.training import (
-    NativePasses,
-    depthwise,
+    attend,
     feed_forward,
     linear,
     training_kernels,
@@ -31,7 +33,9 @@ WIDTHS = [1, 6, 16, 24, 40, 96, 400]
 SIZES = [(1, 1), (1, 9), (7, 1), (2, 2), (35, 67)]
 
 
-def agree(ours: Callable[..., Tensor], plain: Callable[..., Tensor], *inputs: Tensor) -> None:
+def agree(
+    ours: Callable[..., Tensor], plain: Callable[..., Tensor], *inputs: Tensor, within: float = 2e-6
+) -> None:
     """Compare the result and all gradients with those of torch in float64.
 
     Some gradients are sums over pixels that nearly cancel, so the error may be a few times torch's.
@@ -42,7 +46,7 @@ def agree(ours: Callable[..., Tensor], plain: Callable[..., Tensor], *inputs: Te
         results(plain, *(x.double() for x in inputs)),
     ]
     for mine, single, exact in zip(*found, strict=True):
-        assert relative(mine, exact) < 4 * relative(single, exact) + 2e-6
+        assert relative(mine, exact) < 4 * relative(single, exact) + within
 
 
 def results(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
@@ -66,67 +70,28 @@ def test_a_linear_layer(kernels: Kernels, width: int, out: int, bias: bool) -> N
     )
 
 
+NORMS = ["with_bias", "bias_free"]
+
+
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
     ("width", "factor"), [(6, 1.5), (16, 4.0), (24, 4.0), (48, 3.0), (120, 4.0)]
 )
-def test_a_feed_forward_network(kernels: Kernels, width: int, factor: float, bias: bool) -> None:
-    hidden = int(width * factor)
-    inputs = [wave([2, 9, 31, width], 0.37), wave([2, 9, 31, width], 0.23)]
-    inputs += [wave([hidden, width], 0.53) / width**0.5, wave([width, hidden], 0.43) / hidden**0.5]
-    if bias:
-        inputs += [wave([hidden], 0.9), wave([width], 0.8)]
-
-    def ours(x: Tensor, stream: Tensor, widen: Tensor, narrow: Tensor, *biases: Tensor) -> Tensor:
-        first, second = biases or (None, None)
-        return feed_forward(x, stream, (widen, first), (narrow, second), kernels)
-
-    def plain(x: Tensor, stream: Tensor, widen: Tensor, narrow: Tensor, *biases: Tensor) -> Tensor:
-        first, second = biases or (None, None)
-        return stream + F.linear(F.gelu(F.linear(x, widen, first)), narrow, second)
-
-    agree(ours, plain, *inputs)
-
-
-def test_the_slope_of_gelu_everywhere(kernels: Kernels) -> None:
-    one = (torch.ones(1, 1), None)
-    x = torch.cat([torch.linspace(-20, 20, 40001), torch.tensor([-1e30, -3e38, 1e30, 3e38])])
-    x = x.view(1, 1, -1, 1).requires_grad_()
-    exact = x.detach().double().requires_grad_()
-    feed_forward(x, torch.zeros_like(x), one, one, kernels).sum().backward()
-    F.gelu(exact).sum().backward()
-    assert float((x.grad - exact.grad).abs().max()) < 3e-7
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_not_lost(kernels: Kernels, bad: float) -> None:
-    widen, narrow = (wave([64, 16], 0.53), None), (wave([16, 64], 0.43), None)
-    x = wave([1, 4, 4, 16], 0.37)
-    x[0, 1, 2, 3] = bad
-    leaf = x.clone().requires_grad_()
-    y = feed_forward(leaf, torch.zeros_like(x), widen, narrow, kernels)
-    y.backward(torch.ones_like(y))
-    assert not torch.isfinite(y[0, 1, 2]).any()
-    assert torch.isfinite(y[0, 3]).all()
-    if bad != bad:
-        assert not torch.isfinite(leaf.grad[0, 1, 2]).any()
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("width", [1, 7, 16, 36])
-@pytest.mark.parametrize("size", SIZES)
-def test_a_depthwise_convolution(
-    kernels: Kernels, size: tuple[int, int], width: int, bias: bool
+def test_a_feed_forward_network(
+    kernels: Kernels, width: int, factor: float, bias: bool, norm: str
 ) -> None:
-    inputs = [wave([2, *size, width], 0.37), wave([width, 1, 3, 3], 0.53)]
-    if bias:
-        inputs.append(wave([width], 0.9))
+    agree_in(feed_forward, kernels, parts(norm, FeedForward(width, factor, bias)), 2, (9, 31))
 
-    def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=len(weight))
-        return y.permute(0, 2, 3, 1)
 
-    agree(lambda x, w, b=None: depthwise(x, w, b, kernels), plain, *inputs)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("heads", "d"), [(2, 3), (1, 10), (5, 25)])
+@pytest.mark.parametrize("size", SIZES)
+def test_attention(
+    kernels: Kernels, size: tuple[int, int], heads: int, d: int, bias: bool, norm: str
+) -> None:
+    agree_in(attend, kernels, parts(norm, Attention(heads * d, heads, bias)), 2, size)
 
 
 @given(
@@ -134,49 +99,160 @@ def test_a_depthwise_convolution(
     h=st.integers(1, 40),
     w=st.integers(1, 70),
     heads=st.sampled_from([1, 2, 5]),
-    width=st.sampled_from([3, 10, 25]),
+    d=st.sampled_from([3, 10, 25]),
 )
-@settings(max_examples=40, deadline=None)
-def test_the_passes_of_attention(
-    kernels: Kernels, n: int, h: int, w: int, heads: int, width: int
+@settings(max_examples=20, deadline=None)
+def test_attention_of_any_size(
+    kernels: Kernels, n: int, h: int, w: int, heads: int, d: int
 ) -> None:
-    c = width * heads
-    qkv, grad = wave([n, h, w, 3 * c], 0.37), wave([n, h, w, c], 0.71)
-    mixing, bias = wave([n, c, c], 0.53), wave([c], 0.9)
-    d = pixel_sums(wave([n, 3, c], 0.2), wave([n, 3, c], 0.6), heads)
-    ours, plain = NativePasses(kernels), PassesInTorch()
-    for b in (None, bias):
-        assert relative(ours.mixed(qkv, mixing, b, grad), plain.mixed(qkv, mixing, b, grad)) < 1e-6
-    both = [one.qkv_grad(grad, qkv, mixing, d) for one in (ours, plain)]
-    for part, expected in zip(*(one.chunk(3, dim=-1) for one in both), strict=True):
-        assert relative(part, expected) < 2e-6
+    agree_in(attend, kernels, parts("with_bias", Attention(heads * d, heads, True)), n, (h, w))
 
 
-def test_the_passes_of_attention_in_another_layout(kernels: Kernels) -> None:
-    qkv, grad, mixing = wave([2, 5, 7, 18], 0.37), wave([2, 5, 7, 6], 0.71), wave([2, 6, 6], 0.53)
-    d = pixel_sums(wave([2, 3, 6], 0.2), wave([2, 3, 6], 0.6), 2)
-    passes = NativePasses(kernels)
+@pytest.mark.parametrize("values", [1, 700, 2 * 5 * 9 * 18, 10**6])
+@pytest.mark.parametrize("times", [1, 5])
+def test_a_few_images_or_pixels_at_a_time(
+    kernels: Kernels, monkeypatch: pytest.MonkeyPatch, values: int, times: int
+) -> None:
+    monkeypatch.setattr("c2fdft_cli.execution.native.training._CACHED_VALUES", values)
+    norm = "with_bias"
+    agree_in(attend, kernels, parts(norm, Attention(6, 2, True)), 5, (5, 9), times)
+    agree_in(feed_forward, kernels, parts(norm, FeedForward(6, 4.0, True)), 5, (5, 9), times)
 
-    def other(x: Tensor) -> Tensor:
-        return x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
 
-    mixed = passes.mixed(qkv, mixing, None, grad)
-    assert torch.equal(passes.mixed(other(qkv), mixing, None, other(grad)), mixed)
-    dqkv = passes.qkv_grad(grad, qkv, mixing, d)
-    assert torch.equal(passes.qkv_grad(other(grad), other(qkv), mixing, d), dqkv)
+def parts(norm: str, part: nn.Module) -> nn.ModuleList:
+    """Return a norm and what comes after it; no weight, bias or temperature is special."""
+    width = next(module.in_channels for module in part.modules() if isinstance(module, Conv1x1))
+    made = nn.ModuleList([PixelNorm(width, norm), part])
+    with torch.no_grad():
+        for i, parameter in enumerate(made.parameters()):
+            fan_in = max(parameter[0].numel(), 1)
+            value = wave(list(parameter.shape), 0.31 + 0.07 * i) + 0.1
+            parameter.copy_(value / fan_in**0.5)
+    return made
+
+
+def agree_in(
+    ours: Callable[..., Tensor],
+    kernels: Kernels,
+    made: nn.ModuleList,
+    n: int,
+    size: tuple[int, int],
+    times: int = 1,
+) -> None:
+    """Compare with the core's modules, and the gradients of stream, time and all parameters."""
+    names = [name for name, _ in made.named_parameters()]
+    width = len(made[0].body.weight)
+
+    def plain(x: Tensor, time: Tensor, norm: PixelNorm, part: nn.Module, _: Kernels) -> Tensor:
+        return x + part(norm(x, time))  # type: ignore[no-any-return]
+
+    def run(forward: Callable[..., Tensor], x: Tensor, time: Tensor, *values: Tensor) -> Tensor:
+        given = copy.deepcopy(made).to(x.dtype)
+        for name, value in zip(names, values, strict=True):
+            owner, _, last = name.rpartition(".")
+            delattr(given.get_submodule(owner), last)
+            setattr(given.get_submodule(owner), last, value)  # the leaf, not a parameter
+        return forward(x, time, *given, kernels)
+
+    agree(
+        partial(run, ours),
+        partial(run, plain),
+        wave([n, *size, width], 0.37) + 0.5,
+        wave([times, width], 0.23),
+        *(parameter.detach() for parameter in made.parameters()),
+        within=5e-5,  # of the temperature's gradient, the difference of large sums
+    )
+
+
+def test_the_slope_of_gelu_everywhere(kernels: Kernels) -> None:
+    ffn, norm = FeedForward(1, 1.0, False), PixelNorm(1, "bias_free")
+    nn.init.ones_(ffn.project_in.weight)
+    nn.init.ones_(ffn.project_out.weight)
+    z = torch.cat([torch.linspace(-20, 20, 40001), torch.tensor([-1e30, -3e38, 1e30, 3e38])])
+    # The norm of zero is the time, so each image has one of the values.
+    time = z[:, None].requires_grad_()
+    exact = z.double().requires_grad_()
+    feed_forward(torch.zeros(len(z), 1, 1, 1), time, norm, ffn, kernels).sum().backward()
+    F.gelu(exact).sum().backward()
+    assert float((time.grad[:, 0] - exact.grad).abs().max()) < 3e-7
+
+
+@pytest.mark.parametrize("layer", [attend, feed_forward])
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_the_norm_without_bias_is_exact_far_from_zero(
+    kernels: Kernels, mean: float, layer: Callable[..., Tensor]
+) -> None:
+    part = Attention(16, 2, False) if layer is attend else FeedForward(16, 4.0, False)
+    norm, part = parts("bias_free", part)
+    x, time = wave([1, 6, 5, 16], 0.37) + mean, wave([1, 16], 0.9)
+
+    def derivative(forward: Callable[..., Tensor], dtype: torch.dtype) -> Tensor:
+        leaf = x.to(dtype).requires_grad_()
+        here = copy.deepcopy(norm).to(dtype), copy.deepcopy(part).to(dtype)
+        y = forward(leaf, time.to(dtype), *here, kernels) - leaf
+        y.backward(wave([1, 6, 5, 16], 0.71).to(dtype))
+        return leaf.grad
+
+    def plain(x: Tensor, time: Tensor, norm: PixelNorm, part: nn.Module, _: Kernels) -> Tensor:
+        return x + part(norm(x, time))  # type: ignore[no-any-return]
+
+    exact = derivative(plain, torch.float64)
+    ours, autograds = (derivative(one, torch.float32) for one in (layer, plain))
+    assert relative(ours, exact) < max(2e-6, 2 * relative(autograds, exact))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_lost(kernels: Kernels, bad: float) -> None:
+    norm, ffn = parts("with_bias", FeedForward(16, 4.0, False))
+    x = wave([1, 4, 4, 16], 0.37)
+    x[0, 1, 2, 3] = bad
+    leaf = x.clone().requires_grad_()
+    y = feed_forward(leaf, torch.zeros(1, 16), norm, ffn, kernels)
+    y.backward(torch.ones_like(y))
+    assert not torch.isfinite(y[0, 1, 2]).any()
+    assert torch.isfinite(y[0, 3]).all()
+    assert not torch.isfinite(leaf.grad[0, 1, 2]).any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_in_a_linear_layer_is_not_lost(kernels: Kernels, bad: float) -> None:
+    x = wave([1, 4, 4, 16], 0.37)
+    x[0, 1, 2, 3] = bad
+    y = linear(x, wave([64, 16], 0.53), None, kernels)
+    assert not torch.isfinite(y[0, 1, 2]).any()
+    assert torch.isfinite(y[0, 3]).all()
+
+
+@pytest.mark.parametrize("layer", [attend, feed_forward])
+def test_another_layout_gives_the_same(kernels: Kernels, layer: Callable[..., Tensor]) -> None:
+    part = Attention(6, 2, True) if layer is attend else FeedForward(6, 4.0, True)
+    norm, part = parts("with_bias", part)
+    x, time = wave([2, 5, 7, 6], 0.37), wave([1, 6], 0.9)
+    found = []
+    for order in (lambda z: z, lambda z: z.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)):
+        leaf = x.clone().requires_grad_()
+        y = layer(order(leaf), time, norm, part, kernels)
+        y.backward(order(x))
+        found.append((y, leaf.grad))
+    for plain, turned in zip(*found, strict=True):
+        assert torch.equal(plain, turned)
 
 
 def test_results_do_not_depend_on_the_number_of_threads(kernels: Kernels) -> None:
-    widen, narrow = (wave([192, 48], 0.53), wave([192], 0.9)), (wave([48, 192], 0.43), None)
-    x, taps = wave([1, 40, 40, 48], 0.37), wave([48, 1, 3, 3], 0.53)
+    norm, attn = parts("with_bias", Attention(48, 2, False))
+    ffn = parts("with_bias", FeedForward(48, 4.0, True))[1]
+    x, time = wave([1, 40, 40, 48], 0.37), wave([1, 48], 0.9)
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            leaves = [x.clone().requires_grad_(), taps.clone().requires_grad_()]
-            y = feed_forward(depthwise(*leaves, None, kernels), x, widen, narrow, kernels)
+            norm.zero_grad()
+            attn.zero_grad()
+            leaf = x.clone().requires_grad_()
+            y = feed_forward(attend(leaf, time, norm, attn, kernels), time, norm, ffn, kernels)
             y.backward(x)
-            found.append([y, *(leaf.grad for leaf in leaves)])
+            # The gradients of other weights are torch's products.
+            found.append([y, leaf.grad, attn.qkv_dwconv.weight.grad, norm.body.weight.grad])
     finally:
         torch.set_num_threads(before)
     for one, three in zip(*found, strict=True):
@@ -203,10 +279,10 @@ def test_counted_and_fake_operators_are_torchs(kernels: Kernels) -> None:
 
 
 def test_a_wrong_width_is_refused(kernels: Kernels) -> None:
-    x, one = wave([1, 3, 3, 8], 0.37), (wave([4, 6], 0.53), None)
+    x, time = wave([1, 3, 3, 8], 0.37), torch.zeros(1, 6)
     with pytest.raises(ValueError, match=r"expected 6 channels, got \[1, 3, 3, 8\]"):
-        linear(x, *one, kernels)
+        linear(x, wave([4, 6], 0.53), None, kernels)
     with pytest.raises(ValueError, match="expected 6 channels"):
-        feed_forward(x, x, one, one, kernels)
-    with pytest.raises(ValueError, match="expected 5 channels"):
-        depthwise(x, wave([5, 1, 3, 3], 0.53), None, kernels)
+        feed_forward(x, time, *parts("with_bias", FeedForward(6, 1.0, False)), kernels)
+    with pytest.raises(ValueError, match="expected 6 channels"):
+        attend(x, time, *parts("with_bias", Attention(6, 2, False)), kernels)
