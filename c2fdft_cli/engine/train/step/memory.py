@@ -16,11 +16,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from c2fdft_cli.core.block import Block
+from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.execution.block_gradients import install
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.fused.training import Kernels, assume, chosen_for
 from c2fdft_cli.execution.memory import free_bytes
+from c2fdft_cli.execution.native.library import kernels_for
 from c2fdft_cli.execution.surroundings import seeded
 from c2fdft_cli.recipe.schema import FineStage, Network, Stage
 from c2fdft_cli.vocabulary import Compile, RecomputeSetting
@@ -29,6 +31,9 @@ NO_KERNELS: Kernels = frozenset()
 
 OUTSIDE, INPUTS = "outside", "inputs"
 """Keys for the bytes that are kept outside of the levels, and for the inputs of the levels."""
+
+_SIDES = (32, 64)
+"""Sides in px of the patches that are counted with the compiled kernels."""
 
 _LEVELS = (
     "encoder_level1", "encoder_level2", "encoder_level3", "latent",
@@ -51,8 +56,9 @@ def saved_bytes(
     """Return the bytes that a forward pass on one patch keeps for the backward pass.
 
     Weights are not included. The bytes are counted on fake tensors without data, so nothing is
-    computed or allocated. If levels are recomputed, the activations of only one level at a time
-    are held, together with the inputs of all levels.
+    computed or allocated; only the compiled kernels of a CPU run, on small patches. If levels are
+    recomputed, the activations of only one level at a time are held, together with the inputs of
+    all levels.
 
     Args:
         network: the network that is trained.
@@ -80,29 +86,58 @@ def _saved_bytes(
 
     `network` is JSON text because the cache needs a hashable key.
     """
+    net = Network(**json.loads(network))
+    if device == "cpu" and dtype == torch.float32 and kernels_for(torch.device("cpu"), dtype):
+        return _of_compiled_kernels(net, patch)
     with ExitStack() as modes:
         modes.enter_context(FakeTensorMode())
         modes.enter_context(assume(kernels))
-        net = make_network(Network(**json.loads(network)))
-        if device == "cuda":  # the derivatives for a CPU keep no more than the core does
-            install(net, torch.device(device))
-        x, t = torch.zeros(1, 6, patch, patch), torch.zeros(1)
-        counter = _Counter([*net.parameters(), x, t])
-        for name, module in net.named_modules():
-            if isinstance(module, Block):
-                level, number = name.split(".")
-                module.register_forward_pre_hook(partial(counter.enter, level, number == "0"))
-                module.register_forward_hook(counter.leave)
+        made = make_network(net)
+        if device == "cuda":  # torch's derivatives for a CPU keep no more than the core does
+            install(made, torch.device(device))
         if dtype != torch.float32:
             # the fake tensors are on the CPU, whatever device is counted for
             modes.enter_context(torch.autocast("cpu", dtype))
             if device != "cpu":
                 modes.enter_context(NormsInFloat32())
-        hooks = torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda tensor: tensor)
-        modes.enter_context(hooks)
+        return tuple(_kept(made, patch).items())
+
+
+def _of_compiled_kernels(network: Network, patch: int) -> tuple[tuple[str, int], ...]:
+    """Count the same with the compiled kernels of a CPU, which need tensors with data.
+
+    What is kept grows with the area, but for a part of fixed size, so two small patches suffice.
+    """
+    with seeded(0):
+        net = make_network(network)
+    install(net, torch.device("cpu"))
+    small, large = _SIDES
+    first, second = _kept(net, small), _kept(net, large)
+    share = (patch**2 - small**2) / (large**2 - small**2)
+    return tuple(
+        (place, kept + round(share * (second[place] - kept))) for place, kept in first.items()
+    )
+
+
+def _kept(net: DFT, patch: int) -> dict[str, int]:
+    """Count the bytes that a forward pass on one patch keeps, by place."""
+    x, t = torch.zeros(1, 6, patch, patch), torch.zeros(1)
+    counter = _Counter([*net.parameters(), x, t])
+    handles = [
+        handle
+        for name, module in net.named_modules()
+        if isinstance(module, Block)
+        for handle in (
+            module.register_forward_pre_hook(partial(counter.enter, *name.split("."))),
+            module.register_forward_hook(counter.leave),
+        )
+    ]
+    with torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda tensor: tensor):
         loss = net(x, t).sum()
-        del loss
-        return tuple(counter.bytes().items())
+    del loss
+    for handle in handles:
+        handle.remove()
+    return counter.bytes()
 
 
 class NormsInFloat32(TorchFunctionMode):
@@ -125,10 +160,10 @@ class _Counter:
         self.kept: dict[str, dict[int, Tensor]] = {OUTSIDE: {}, INPUTS: {}}
 
     def enter(
-        self, level: str, first: bool, module: nn.Module, args: tuple[Tensor, Tensor]
+        self, level: str, number: str, module: nn.Module, args: tuple[Tensor, Tensor]
     ) -> None:
         self.place = level
-        if first:
+        if number == "0":
             self.kept[INPUTS][args[0].untyped_storage()._cdata] = args[0]
 
     def leave(self, module: nn.Module, args: tuple[Tensor, Tensor], out: Tensor) -> None:

@@ -26,12 +26,22 @@ from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
 from c2fdft_cli.execution.block_gradients import install
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.fused.training import FEED_FORWARD, NORM, assume
+from c2fdft_cli.execution.native.library import kernels_for
 from c2fdft_cli.recipe.schema import Diffusion, FineStage, Network, Stage
 from tests.kit.gpu import require_triton
 from tests.kit.live_bytes import LiveBytes
 
 CPU = Runtime(torch.device("cpu"))
 SMALL = Network(dim=8, blocks=[1, 1, 1, 1])
+
+
+@pytest.fixture
+def torchs_kernels(monkeypatch):
+    """Count as on a machine without a C compiler."""
+    monkeypatch.setattr(memory, "kernels_for", lambda device, dtype: None)
+    memory._saved_bytes.cache_clear()
+    yield
+    memory._saved_bytes.cache_clear()
 
 
 def test_saved_bytes_grow_with_the_area():
@@ -192,6 +202,30 @@ def test_with_recomputing_memory_does_not_grow_with_the_steps():
 
 
 @pytest.mark.parametrize(("recompute", "levels"), [("none", False), ("level", True)])
-def test_the_estimate_is_near_the_bytes_held(recompute, levels):
+def test_the_estimate_is_near_the_bytes_held(torchs_kernels, recompute, levels):
     held = peak(recompute, 1)
     assert 0.75 * held < saved_bytes(SMALL, 32, levels) < 1.15 * held
+
+
+@pytest.mark.skipif(not kernels_for(CPU.device, torch.float32), reason="no C compiler")
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_the_compiled_kernels_keep_is_counted(request, bias):
+    """For each value of the stream: 12 in a block, whose stream is counted before it."""
+    network, side = replace(SMALL, bias=bias), 96
+    net = make_network(network)
+    install(net, CPU.device)
+    counted = saved_bytes(network, side)
+    kept = memory._kept(net, side)
+    kept.pop(memory.INPUTS)
+    assert counted == sum(kept.values())
+    level = kept["encoder_level2"] / 4 / (16 * (side // 2) ** 2)
+    assert 11.9 < level < 12.5
+    request.getfixturevalue("torchs_kernels")
+    assert counted < 0.75 * saved_bytes(network, side)
+
+
+def test_counting_leaves_the_random_numbers_as_they_are():
+    memory._saved_bytes.cache_clear()
+    before = torch.get_rng_state()
+    saved_bytes(SMALL, 32)
+    assert torch.equal(torch.get_rng_state(), before)
