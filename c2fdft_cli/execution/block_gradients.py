@@ -37,7 +37,7 @@ cosines C_ij = G_ij / sqrt(Q_i K_j) and the attention A = softmax over j of tau 
     dq_i = sum_j dG_ij k_j + 2 dQ_i q_i        dk_j = sum_i dG_ij q_i + 2 dK_j k_j
 
 because dG_ij/dq_i = k_j at each pixel, and dQ_i/dq_i = 2 q_i. So q, k and v are read once more, and
-nothing else of the size of the image is kept.
+nothing else of the size of the image is kept for attention.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ static void attention_back_item(const void *job, int i, float *scratch) {
 
 /* The gradients of q, k and v, [images][pixels][3c]: v of grad and the mixing matrices (packed), and
  * q = scale q + k turned, k = scale k + q gram for each head, with gram and its transpose `turned`,
- * [images][heads][d][d], which are read up to a vector beyond their end. scale: [images][2c].
+ * [images][heads][d][d], which are read up to VL - 1 floats beyond their end. scale: [images][2c].
  * Returns 0, or -1 if memory runs out. */
 int attention_back(Parallel parallel, int threads, int images, int pixels, int c, int heads,
                    const float *grad, const float *qkv, const float *mixing, const float *gram,
@@ -223,8 +223,8 @@ static void depthwise_item(const void *job, int i, float *scratch) {
 }
 
 /* qkv = x convolved with weight, [10][c]: nine taps and the bias; both are [images][height][width][c].
- * sums: for each image those of its q and k, with heads of d channels; NR floats beyond the end of qkv
- * are read. Returns 0, or -1 if memory runs out. */
+ * sums: for each image those of its q and k, with heads of d channels; up to VL - 1 floats beyond the end
+ * of qkv are read. Returns 0, or -1 if memory runs out. */
 int depthwise(Parallel parallel, int threads, int images, int height, int width, int c, int d,
               const float *x, const float *weight, float *qkv, float *sums) {
     Depthwise job = {height, width, c, d, ceil_div(height, LINES), x, weight, NULL, qkv, NULL};

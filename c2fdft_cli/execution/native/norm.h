@@ -68,9 +68,12 @@ static void norm_rows(int m, int c, const float *x, Norm norm, value *y) {
     }
 }
 
+#ifndef HALF
 /* Backward for up to TILE pixels, from `grad`, the gradient of the norm, and `stream`, that of the
- * residual stream: x_grad = stream + derivative. Writes the norm once more, and adds to the sums over
- * the pixels, [2][c], of grad and of grad times the norm without gain and shift. */
+ * residual stream: x_grad = stream + derivative. With z = (x - mean) rate and dz = grad gain, the
+ * derivative is rate (dz - average of dz - z * average of dz z); without centring, the first average
+ * is 0, and the second one has x rate instead of z. Writes the norm once more, and adds to the sums
+ * over the pixels, [2][c], of grad and of grad times the norm without gain and shift. */
 static void norm_back_rows(int m, int c, const float *x, Norm norm, const float *grad, const float *stream,
                            float *x_grad, float *normed, float *sums) {
     float mean[TILE], rate[TILE];
@@ -97,3 +100,4 @@ static void norm_back_rows(int m, int c, const float *x, Norm norm, const float 
         }
     }
 }
+#endif

@@ -26,7 +26,8 @@ INLINE const word *pixel_words(int pixels, int n, const float *x, ptrdiff_t ld, 
 #endif
 }
 
-/* Add some pixels to the sums. Whole vectors are read, so up to NR floats beyond the last k. */
+/* Add some pixels to the sums. Whole vectors are read, so up to VL - 1 floats beyond the last k; of a
+ * pixel that another thread may be writing, but they do not count. */
 static void add_sums(int g, int d, int pixels, const float *qkv, word *pairs, float *sums) {
     int wide = 3 * g, two = 2 * g;
     const word *qk = pixel_words(pixels, two, qkv, wide, pairs);

@@ -1,10 +1,11 @@
 """Layers whose forward and backward passes are compiled kernels: training on a CPU in float32.
 
-The formulas are those of `execution.block_gradients`. The kernels work on tiles of pixels, and
-apply the norm, GELU and their derivatives to a tile while it is in the cache. Products that sum
-over the pixels, such as the gradients of weights, are torch's: its BLAS is faster there. The
-backward pass takes a few images or pixels at a time, so that what one kernel writes is still in the
-cache for the next. It computes norms and GELU again, which is faster than to keep them.
+The formulas are those of `execution.block_gradients`, for the norm those of norm.h. The kernels
+work on tiles of pixels, and apply the norm, GELU and their derivatives to a tile while it is in the
+cache. Products that sum over the pixels, such as the gradients of weights, are torch's: its BLAS is
+faster there. The backward pass takes a few images at a time, in the feed-forward network also a
+part of one, so that what one kernel writes is still in the cache for the next. It computes norms
+and GELU again, which is faster than to keep them.
 """
 
 from __future__ import annotations
@@ -62,10 +63,14 @@ def attend(
     """Return `x + attention(norm(x, time))`; x: `[n, h, w, c]`, time: `[n or 1, c]`.
 
     Raises:
-        ValueError: the widths of x and the weights differ.
+        ValueError: the widths of x and the weights differ, or are not a multiple of the heads.
     """
     qkv, taps, out = attention.qkv, attention.qkv_dwconv, attention.project_out
     _check_width(x, qkv.in_channels)
+    if qkv.in_channels % attention.heads:
+        raise ValueError(
+            f"{qkv.in_channels} channels are not a multiple of {attention.heads} heads"
+        )
     return _Attend.apply(  # type: ignore[no-any-return, no-untyped-call]
         *(x, time, norm.body.weight, norm.body.bias, qkv.weight.flatten(1), qkv.bias),
         *(taps.weight.flatten(1), taps.bias, attention.temperature),
@@ -134,7 +139,8 @@ class _Norm(NamedTuple):
     @classmethod
     def of(cls, n: int, time: Tensor, gain: Tensor, bias: Tensor | None) -> _Norm:
         shift = time if bias is None else time + bias
-        return cls(gain, shift.expand(n, -1).contiguous(), bias is not None)
+        shift = shift.expand(n, len(gain)).contiguous()
+        return cls(gain.contiguous(), shift, bias is not None)
 
     def arguments(self, image: int = 0) -> tuple[int, int, float, bool]:
         """Return a kernel's arguments for the images from this one on."""
@@ -143,9 +149,9 @@ class _Norm(NamedTuple):
     def gradients(self, sums: Tensor, times: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the gradients of time, gain and bias; sums: `[n, 2, c]`, as the kernels return."""
         shift, gain = sums.unbind(1)
-        total = shift.sum(0)
-        time = total[None] if times == 1 else shift
-        return time, gain.sum(0), total if self.centred else None
+        # Not views of one another: each may become the `grad` of a leaf, which others add to.
+        time = shift.sum(0, keepdim=True) if times == 1 else shift.clone()
+        return time, gain.sum(0), shift.sum(0) if self.centred else None
 
 
 class _Attend(torch.autograd.Function):

@@ -251,7 +251,8 @@ def test_results_do_not_depend_on_the_number_of_threads(kernels: Kernels) -> Non
             leaf = x.clone().requires_grad_()
             y = feed_forward(attend(leaf, time, norm, attn, kernels), time, norm, ffn, kernels)
             y.backward(x)
-            # The gradients of other weights are torch's products.
+            # The gradients of other weights are torch's products, and so may be what follows from
+            # them: at this size torch divides none of them.
             found.append([y, leaf.grad, attn.qkv_dwconv.weight.grad, norm.body.weight.grad])
     finally:
         torch.set_num_threads(before)
@@ -286,3 +287,25 @@ def test_a_wrong_width_is_refused(kernels: Kernels) -> None:
         feed_forward(x, time, *parts("with_bias", FeedForward(6, 1.0, False)), kernels)
     with pytest.raises(ValueError, match="expected 6 channels"):
         attend(x, time, *parts("with_bias", Attention(6, 2, False)), kernels)
+    with pytest.raises(ValueError, match="8 channels are not a multiple of 3 heads"):
+        attend(x, time, *parts("with_bias", Attention(8, 3, False)), kernels)
+    for norm in NORMS:
+        with pytest.raises(RuntimeError):
+            feed_forward(x, torch.zeros(2, 6), *parts(norm, FeedForward(8, 1.0, False)), kernels)
+
+
+@pytest.mark.parametrize("layer", [attend, feed_forward])
+@pytest.mark.parametrize("times", [1, 2])
+def test_gradients_share_no_memory(
+    kernels: Kernels, layer: Callable[..., Tensor], times: int
+) -> None:
+    part = Attention(6, 2, True) if layer is attend else FeedForward(6, 4.0, True)
+    norm, part = parts("with_bias", part)
+    time = wave([times, 6], 0.9).requires_grad_()
+    leaves = [time, *norm.parameters(), *part.parameters()]
+    once = []
+    for _ in range(2):
+        layer(wave([2, 5, 7, 6], 0.37), time, norm, part, kernels).sum().backward()
+        once = once or [leaf.grad.clone() for leaf in leaves]
+    for leaf, first in zip(leaves, once, strict=True):
+        assert torch.allclose(leaf.grad, 2 * first)
