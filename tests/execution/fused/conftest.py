@@ -22,6 +22,7 @@ def _interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return
     interpreter = importlib.import_module("triton.runtime.interpreter")
     _multiply_bfloat16(interpreter, monkeypatch)
+    _patch_once(interpreter, monkeypatch)
     memory = Memory(interpreter._interpreter)
     monkeypatch.setattr(interpreter, "_interpreter", memory)
     arguments = interpreter.GridExecutor._init_args_hst
@@ -46,6 +47,30 @@ def _multiply_bfloat16(interpreter: Any, monkeypatch: pytest.MonkeyPatch) -> Non
         return dot(self, a, b, *rest)
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+
+
+def _patch_once(interpreter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the interpreter's functions in place of Triton's once in a launch.
+
+    The interpreter would search all of Triton's language for them at each call of a function, which
+    takes up to half of its time.
+    """
+    patch, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    done: set[int] = set()
+
+    def start(self: Any, *args: Any, **kwargs: Any) -> Any:
+        done.clear()  # at the end of a launch Triton's functions are put back
+        return launch(self, *args, **kwargs)
+
+    def once(function: Any) -> Any:
+        names = id(function.__globals__)
+        if names in done:
+            return None  # nothing is to be put back; callers within a launch do not look at it
+        done.add(names)
+        return patch(function)
+
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", start)
+    monkeypatch.setattr(interpreter, "_patch_lang", once)
 
 
 class Memory:
