@@ -33,7 +33,7 @@ def test_exactly_the_documented_names_exist():
         _ = c2fdft.lode
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_a_type_checker_knows_the_names(tmp_path):
     mypy = pytest.importorskip("mypy.api")
     program = tmp_path / "program.py"
