@@ -712,7 +712,6 @@ def test_settings_of_the_program_change_no_result(restorer, weights, setting):
         ({"tile": 32}, torch.float64),
         ({"self_ensemble": True}, torch.bfloat16),
         ({"precision": "bf16"}, torch.float64),
-        ({"precision": "bf16"}, torch.float16),
         ({"compile": "off"}, torch.float64),
         ({"compile": "off"}, torch.bfloat16),
     ],

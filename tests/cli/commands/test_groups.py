@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.command import run
 from tests.kit.processes import python
 
 pytestmark = pytest.mark.slow
@@ -28,11 +29,11 @@ def test_a_copy_reports_its_path(tmp_path: Path) -> None:
     assert done.stdout.startswith(f"written: {tmp_path}/mine.yaml\nnext: c2fdft train-coarse ")
 
 
-def test_numbers_of_info_are_readable(tmp_path: Path) -> None:
+def test_numbers_of_info_are_readable() -> None:
     """Scores have only significant digits, and missing values are a dash."""
-    scored, unscored = (python("-m", "c2fdft_cli", "info", name) for name in ("derain", "denoise"))
+    scored, unscored = (run("info", name) for name in ("derain", "denoise"))
     for done in (scored, unscored):
-        assert done.returncode == 0
+        assert done.exit_code == 0
         assert "None" not in done.stdout
         assert "True" not in done.stdout
         assert "False" not in done.stdout

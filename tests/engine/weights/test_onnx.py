@@ -82,7 +82,7 @@ def test_the_file_describes_itself(pair):
     assert str(Path(convert_onnx.__file__).parent).encode() not in path.read_bytes()
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.7])
+@pytest.mark.parametrize("eta", [pytest.param(0.0, marks=pytest.mark.acceptance), 0.7])
 def test_the_documented_sampler_equals_the_programs(tmp_path, monkeypatch, eta):
     source = write(tmp_path, NETWORKS["with_bias"], eta)
     convert(source, tmp_path / "fine.onnx", ConvertOptions())
