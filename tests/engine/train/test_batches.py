@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.data.batches.loader import PatchLoader
 from c2fdft_cli.data.shards.format import Entry
 from c2fdft_cli.data.shards.reader import ShardSet
@@ -110,22 +112,46 @@ def test_training_patches_may_have_unclipped_noise_and_validation_images_not(
     assert seen == [(torch.uint8, False), (torch.int16, True), (torch.uint8, False)]
 
 
+KINDS = ["rain", "noise", "blur"]
+
+
+@pytest.fixture
+def two_pictures(tmp_path: Path) -> Path:
+    entries = [Entry("a", 50, 70), Entry("b", 40, 41)]
+    write_shard(tmp_path / "train-00000.h5", entries, pairs_of(entries), HEADER)
+    return tmp_path
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["rain", "noise", "blur"])
+@pytest.mark.parametrize(
+    "kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.acceptance) for kind in KINDS[1:])]
+)
 def test_workers_that_do_not_fork_make_the_same_batches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    two_pictures: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Processes are spawned on macOS and Windows."""
     monkeypatch.setattr("c2fdft_cli.data.batches.loader._START_METHOD", "spawn")
-    entries = [Entry("a", 50, 70), Entry("b", 40, 41)]
-    write_shard(tmp_path / "train-00000.h5", entries, pairs_of(entries), HEADER)
+    threaded, spawned = (list(synthetic(two_pictures, kind, workers)) for workers in (0, 1))
+    assert_equal(threaded, spawned)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_such_workers_receive_makes_the_same_batches(two_pictures: Path, kind: str) -> None:
+    """It is pickled, and a new process, which the test above starts, takes seconds."""
+    batches, received = (synthetic(two_pictures, kind, 0) for _ in range(2))
+    received._source = pickle.loads(pickle.dumps(received._source))
+    assert_equal(list(batches), list(received))
+
+
+def synthetic(folder: Path, kind: str, workers: int) -> PatchLoader:
+    """A loader of two batches with synthetic degradations of two pictures."""
     short = ["coarse.iterations=2", "coarse.patches=[32]", "coarse.batches=[2]"]
-    made = []
-    for workers in (0, 1):
-        options = [f"data.synthesize={kind}", f"data.workers={workers}", *short]
-        recipe = load_recipe("tiny", options)
-        shards = ShardSet.open(tmp_path)
-        made.append(list(loader(recipe, shards)))
-    for threaded, spawned in zip(*made, strict=True):
+    recipe = load_recipe("tiny", [f"data.synthesize={kind}", f"data.workers={workers}", *short])
+    return loader(recipe, ShardSet.open(folder))
+
+
+def assert_equal(some: list[Batch], others: list[Batch]) -> None:
+    assert len(some) == 2
+    for one, other in zip(some, others, strict=True):
         for name in ("lq", "gt", "noise", "times"):
-            assert torch.equal(getattr(threaded, name), getattr(spawned, name))
+            assert torch.equal(getattr(one, name), getattr(other, name))
