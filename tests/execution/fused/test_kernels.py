@@ -41,7 +41,8 @@ CASES = [(1, 8, 8, False), (2, 3, 5, True), (1, 1, 1, True), (1, 5, 27, False)]
 PASSES = [(*one, dtype) for one in CASES for dtype in DTYPES
           if dtype == torch.float32 or one in CASES[:2]]  # fmt: skip
 """Whole passes are slow in the interpreter, so half precision has only two cases."""
-EVERY_PASS = [*((*of, *one) for of in WIDTHS for one in PASSES),
+EVERY_PASS = [*((*of, *one) for of in WIDTHS for one in PASSES
+                if of != (24, 1) or one[-1] == torch.float32),  # rounded as the other narrow one
               *((*WIDE, *CASES[0], dtype) for dtype in DTYPES)]  # fmt: skip
 SECOND_PASSES = [*((width, *one) for width in (20, 48, 96) for one in PASSES),
                  *((width, *CASES[1], dtype) for width in (192, 256) for dtype in DTYPES),
