@@ -391,7 +391,7 @@ OWN_FOLDERS = """
 """
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_a_state_that_only_one_machine_has_is_not_resumed(tmp_path, shard_folder):
     """The processes of the others would train new weights; all processes report it."""
     with pytest.raises(Interrupted):

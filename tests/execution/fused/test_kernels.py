@@ -158,6 +158,12 @@ def test_sums_of_many_programs() -> None:
     _compare_gathered(block, passes.gather, stream(1, 24, 40, 24), torch.randn(1, 24), 0, 24)
 
 
+def test_more_partial_sums_than_are_added_at_a_time() -> None:
+    pieces, found = torch.randn(2, 130, 70), torch.empty(2, 70)
+    kernels.total_kernel[(3, 2)](pieces, found, 130, 70, 64, 32)
+    assert relative(found, pieces.sum(1)) < 1e-5
+
+
 def _compare_gathered(block: PreparedBlock, gather: Callable[..., Any], *args: Any) -> None:
     (sums, v), (want, want_v) = gather(block, *args), prepared.gather(block, *args)
     allowed = ALLOWED[v.dtype]
