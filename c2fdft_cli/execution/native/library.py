@@ -107,10 +107,11 @@ class Kernels:
             bias: `[out]` float32, the same for all; None for zeros.
         """
         *several, out, width = weight.shape
-        panels = weight.new_empty(*several, self._library.packed_floats(width, out))
+        size = self._library.packed_floats(width, out)
+        panels = weight.new_empty(*several, size)
         # Named, not passed as a temporary: its memory must last until the call returns.
         bias = None if bias is None else bias.contiguous()
-        for one, to in zip(weight, panels, strict=True) if several else [(weight, panels)]:
+        for one, to in zip(weight.view(-1, out, width), panels.view(-1, size), strict=True):
             self.call(
                 *("pack", width, out, one.data_ptr(), one.stride(1), one.stride(0)),
                 *(None if bias is None else bias.data_ptr(), to.data_ptr()),

@@ -131,6 +131,10 @@ def parts(norm: str, part: nn.Module) -> nn.ModuleList:
     return made
 
 
+def plain(x: Tensor, time: Tensor, norm: PixelNorm, part: nn.Module, _: Kernels) -> Tensor:
+    return x + part(norm(x, time))  # type: ignore[no-any-return]
+
+
 def agree_in(
     ours: Callable[..., Tensor],
     kernels: Kernels,
@@ -142,9 +146,6 @@ def agree_in(
     """Compare with the core's modules, and the gradients of stream, time and all parameters."""
     names = [name for name, _ in made.named_parameters()]
     width = len(made[0].body.weight)
-
-    def plain(x: Tensor, time: Tensor, norm: PixelNorm, part: nn.Module, _: Kernels) -> Tensor:
-        return x + part(norm(x, time))  # type: ignore[no-any-return]
 
     def run(forward: Callable[..., Tensor], x: Tensor, time: Tensor, *values: Tensor) -> Tensor:
         given = copy.deepcopy(made).to(x.dtype)
@@ -192,9 +193,6 @@ def test_the_norm_without_bias_is_exact_far_from_zero(
         y = forward(leaf, time.to(dtype), *here, kernels) - leaf
         y.backward(wave([1, 6, 5, 16], 0.71).to(dtype))
         return leaf.grad
-
-    def plain(x: Tensor, time: Tensor, norm: PixelNorm, part: nn.Module, _: Kernels) -> Tensor:
-        return x + part(norm(x, time))  # type: ignore[no-any-return]
 
     exact = derivative(plain, torch.float64)
     ours, autograds = (derivative(one, torch.float32) for one in (layer, plain))
@@ -290,7 +288,7 @@ def test_a_wrong_width_is_refused(kernels: Kernels) -> None:
     with pytest.raises(ValueError, match="8 channels are not a multiple of 3 heads"):
         attend(x, time, *parts("with_bias", Attention(8, 3, False)), kernels)
     for norm in NORMS:
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError, match=r"tensor a \(6\)|existing size \(6\)"):
             feed_forward(x, torch.zeros(2, 6), *parts(norm, FeedForward(8, 1.0, False)), kernels)
 
 

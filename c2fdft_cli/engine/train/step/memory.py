@@ -28,6 +28,8 @@ from c2fdft_cli.recipe.schema import FineStage, Network, Stage
 from c2fdft_cli.vocabulary import Compile, RecomputeSetting
 
 NO_KERNELS: Kernels = frozenset()
+OF_CPU: Kernels = frozenset({("compiled for this CPU", 0)})
+"""Stands for the compiled kernels of a CPU, which run the whole block."""
 
 OUTSIDE, INPUTS = "outside", "inputs"
 """Keys for the bytes that are kept outside of the levels, and for the inputs of the levels."""
@@ -66,7 +68,7 @@ def saved_bytes(
         recompute_levels: whether the backward pass recomputes levels.
         dtype: type that autocast computes in; float32 for no autocast.
         device: device type; under autocast, all but the CPU compute layer norms in float32.
-        kernels: parts that run by fused kernels, which keep less; see `training_kernels`.
+        kernels: parts that run by kernels that keep less; see `training_kernels`.
     """
     # the decoder has as many blocks in each level as the encoder; the latent level exists once
     depths = dict(zip(_LEVELS, (*network.blocks, *network.blocks[2::-1]), strict=True))
@@ -86,37 +88,42 @@ def _saved_bytes(
 
     `network` is JSON text because the cache needs a hashable key.
     """
-    net = Network(**json.loads(network))
-    if device == "cpu" and dtype == torch.float32 and kernels_for(torch.device("cpu"), dtype):
-        return _of_compiled_kernels(net, patch)
+    if kernels == OF_CPU:
+        return _of_compiled_kernels(network, patch)
     with ExitStack() as modes:
         modes.enter_context(FakeTensorMode())
         modes.enter_context(assume(kernels))
-        made = make_network(net)
+        net = make_network(Network(**json.loads(network)))
         if device == "cuda":  # torch's derivatives for a CPU keep no more than the core does
-            install(made, torch.device(device))
+            install(net, torch.device(device))
         if dtype != torch.float32:
             # the fake tensors are on the CPU, whatever device is counted for
             modes.enter_context(torch.autocast("cpu", dtype))
             if device != "cpu":
                 modes.enter_context(NormsInFloat32())
-        return tuple(_kept(made, patch).items())
+        return tuple(_kept(net, patch).items())
 
 
-def _of_compiled_kernels(network: Network, patch: int) -> tuple[tuple[str, int], ...]:
-    """Count the same with the compiled kernels of a CPU, which need tensors with data.
+def _of_compiled_kernels(network: str, patch: int) -> tuple[tuple[str, int], ...]:
+    """Count the same with the compiled kernels of a CPU.
 
     What is kept grows with the area, but for a part of fixed size, so two small patches suffice.
     """
-    with seeded(0):
-        net = make_network(network)
-    install(net, torch.device("cpu"))
     small, large = _SIDES
-    first, second = _kept(net, small), _kept(net, large)
     share = (patch**2 - small**2) / (large**2 - small**2)
+    first, second = _kept_on_cpu(network)
     return tuple(
         (place, kept + round(share * (second[place] - kept))) for place, kept in first.items()
     )
+
+
+@lru_cache(maxsize=8)
+def _kept_on_cpu(network: str) -> list[dict[str, int]]:
+    """Count it for patches of `_SIDES`: the kernels need tensors with data, so they run."""
+    with seeded(0):
+        net = make_network(Network(**json.loads(network)))
+    install(net, torch.device("cpu"))
+    return [_kept(net, side) for side in _SIDES]
 
 
 def _kept(net: DFT, patch: int) -> dict[str, int]:
@@ -193,11 +200,14 @@ def _of_weight(tensor: Tensor) -> bool:
 
 
 def training_kernels(network: Network, compiling: Compile, runtime: Runtime) -> Kernels:
-    """Return which parts of a network train with the fused Triton kernels.
+    """Return which parts of a network train with kernels that keep less than torch's operators.
 
-    Shapes of blocks that have not been tested yet are tested now. Blocks that are compiled
-    (`train.compile`) do not use these kernels, and `auto` does not compile blocks that use them.
+    Shapes of blocks that have not been tested yet with the fused Triton kernels are tested now.
+    Blocks that are compiled by torch (`train.compile`) do not use such kernels, and `auto` does not
+    compile blocks that use them.
     """
+    if compiling != "on" and runtime.device.type == "cpu" and runtime.dtype == torch.float32:
+        return OF_CPU if kernels_for(runtime.device, runtime.dtype) else NO_KERNELS
     if compiling == "on" or runtime.device.type != "cuda" or runtime.dtype != torch.bfloat16:
         return NO_KERNELS
     shape = (network.ffn_factor, network.bias, network.norm)

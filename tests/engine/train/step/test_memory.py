@@ -14,6 +14,7 @@ from c2fdft_cli.core.diffusion import spaced_timesteps
 from c2fdft_cli.engine.train.step import memory
 from c2fdft_cli.engine.train.step.memory import (
     NO_KERNELS,
+    OF_CPU,
     choose_micro_batch,
     choose_recompute,
     saved_bytes,
@@ -33,15 +34,6 @@ from tests.kit.live_bytes import LiveBytes
 
 CPU = Runtime(torch.device("cpu"))
 SMALL = Network(dim=8, blocks=[1, 1, 1, 1])
-
-
-@pytest.fixture
-def torchs_kernels(monkeypatch):
-    """Count as on a machine without a C compiler."""
-    monkeypatch.setattr(memory, "kernels_for", lambda device, dtype: None)
-    memory._saved_bytes.cache_clear()
-    yield
-    memory._saved_bytes.cache_clear()
 
 
 def test_saved_bytes_grow_with_the_area():
@@ -202,30 +194,56 @@ def test_with_recomputing_memory_does_not_grow_with_the_steps():
 
 
 @pytest.mark.parametrize(("recompute", "levels"), [("none", False), ("level", True)])
-def test_the_estimate_is_near_the_bytes_held(torchs_kernels, recompute, levels):
+def test_the_estimate_is_near_the_bytes_held(recompute, levels):
     held = peak(recompute, 1)
     assert 0.75 * held < saved_bytes(SMALL, 32, levels) < 1.15 * held
 
 
-@pytest.mark.skipif(not kernels_for(CPU.device, torch.float32), reason="no C compiler")
+needs_a_compiler = pytest.mark.skipif(
+    not kernels_for(CPU.device, torch.float32), reason="no C compiler"
+)
+
+
+@needs_a_compiler
 @pytest.mark.parametrize("bias", [False, True])
-def test_what_the_compiled_kernels_keep_is_counted(request, bias):
+def test_what_the_compiled_kernels_keep_is_counted(bias):
     """For each value of the stream: 12 in a block, whose stream is counted before it."""
     network, side = replace(SMALL, bias=bias), 96
     net = make_network(network)
     install(net, CPU.device)
-    counted = saved_bytes(network, side)
+    counted = saved_bytes(network, side, kernels=OF_CPU)
     kept = memory._kept(net, side)
     kept.pop(memory.INPUTS)
     assert counted == sum(kept.values())
     level = kept["encoder_level2"] / 4 / (16 * (side // 2) ** 2)
     assert 11.9 < level < 12.5
-    request.getfixturevalue("torchs_kernels")
     assert counted < 0.75 * saved_bytes(network, side)
 
 
+@needs_a_compiler
+@pytest.mark.parametrize(
+    ("compiling", "dtype", "expected"),
+    [
+        ("auto", torch.float32, OF_CPU),
+        ("off", torch.float32, OF_CPU),
+        ("on", torch.float32, NO_KERNELS),
+        ("auto", torch.bfloat16, NO_KERNELS),
+    ],
+)
+def test_the_compiled_kernels_are_counted_where_they_train(compiling, dtype, expected):
+    """Not in blocks that torch.compile traces."""
+    assert training_kernels(SMALL, compiling, Runtime(CPU.device, dtype)) == expected
+
+
+def test_without_a_compiler_torchs_kernels_are_counted(monkeypatch):
+    monkeypatch.setattr(memory, "kernels_for", lambda device, dtype: None)
+    assert training_kernels(SMALL, "auto", CPU) == NO_KERNELS
+
+
+@needs_a_compiler
 def test_counting_leaves_the_random_numbers_as_they_are():
+    memory._kept_on_cpu.cache_clear()
     memory._saved_bytes.cache_clear()
     before = torch.get_rng_state()
-    saved_bytes(SMALL, 32)
+    saved_bytes(SMALL, 32, kernels=OF_CPU)
     assert torch.equal(torch.get_rng_state(), before)
