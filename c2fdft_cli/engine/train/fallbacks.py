@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import torch
 
-from c2fdft_cli.core.learning_rate import learning_rate
 from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.engine.train.batches import patch_cycle, rank_share
 from c2fdft_cli.engine.train.options import TrainOptions
@@ -137,9 +136,8 @@ class Fallbacks:
 
     def step(self, batch: Batch) -> StepResult:
         """Do one optimiser step; call `fit` with a batch of this patch size first."""
-        section, k, patch = self._options.section, batch.iteration, batch.gt.shape[-1]
-        periods = [(p.length, p.floor) for p in section.periods]
-        lr = learning_rate(k - 1, section.lr, periods)
+        k, patch = batch.iteration, batch.gt.shape[-1]
+        lr = self._options.learning_rate(k)
         share = rank_share(self._runtime, self._cycle.size_at(k)[1])
         # A failed attempt can be repeated: the batch contains its random numbers, and the weights
         # change only at the very end of a step.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from c2fdft_cli.core.learning_rate import learning_rate
 from c2fdft_cli.engine.train.folder import RunFolder
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint
 from c2fdft_cli.execution.device import Runtime
@@ -52,6 +53,11 @@ class TrainOptions:
     max_seconds: float | None = None
     files: dict[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
+
+    def learning_rate(self, iteration: int) -> float:
+        """Return the learning rate of an iteration, from 1."""
+        periods = [(period.length, period.floor) for period in self.section.periods]
+        return learning_rate(iteration - 1, self.section.lr, periods)
 
     def remarks(self, has_lq: bool) -> Iterator[str]:
         """Yield what the user should know before the first step, or instead of it in a dry run.
