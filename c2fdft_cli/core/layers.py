@@ -13,7 +13,16 @@ from torch import Tensor, nn
 NORM_EPS = 1e-5
 
 
-class Conv1x1(nn.Conv2d):
+class _Conv(nn.Conv2d):
+    """A convolution that draws no initial values on the meta device, which cannot hold them."""
+
+    def reset_parameters(self) -> None:
+        """Draw initial values as torch does; on the meta device it took most of the time."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
+class Conv1x1(_Conv):
     """1x1 convolution of `x: [n, h, w, in]` to `[n, h, w, out]`."""
 
     def __init__(self, width: int, out: int, bias: bool) -> None:
@@ -24,7 +33,7 @@ class Conv1x1(nn.Conv2d):
         return F.linear(x, self.weight.flatten(1), self.bias)
 
 
-class Conv3x3(nn.Conv2d):
+class Conv3x3(_Conv):
     """3x3 convolution of `x: [n, h, w, in]` to `[n, h, w, out]`, with zero padding."""
 
     def __init__(self, width: int, out: int, bias: bool = False, groups: int = 1) -> None:

@@ -17,7 +17,7 @@ import math
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, Any, cast
+from typing import IO, Any, NoReturn, cast
 
 import torch
 
@@ -120,13 +120,12 @@ def read_pickle(file: IO[bytes], storages: dict[str, int] | None = None) -> Any:
     """
     machine = _Machine({} if storages is None else storages)
     bounded = cast("IO[bytes]", _Bounded(file))
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(bounded)):
+    for _ in range(MAX_INSTRUCTIONS):
+        opcode = _OPCODES[bounded.read(1)]  # a KeyError at the end of the file
         if opcode.name == "STOP":
             return machine.stack.pop()
-        if count >= MAX_INSTRUCTIONS:
-            raise UnusableError(f"its pickle has more than {MAX_INSTRUCTIONS} instructions")
-        machine.step(opcode.name, argument)
-    raise UnusableError("its pickle has no end")
+        machine.step(opcode.name, opcode.arg.reader(bounded) if opcode.arg else None)
+    raise UnusableError(f"its pickle has more than {MAX_INSTRUCTIONS} instructions")
 
 
 class _Bounded:
@@ -140,16 +139,17 @@ class _Bounded:
         # `read` allocates the requested size before it knows how much the file has, and 9 bytes of
         # pickle can claim any length. One more byte than is left is requested, to tell a pickle
         # that is too long from the end of the file.
-        return self._count(self._file.read(min(size, self._left + 1)))
+        data = self._file.read(size if size <= self._left else self._left + 1)
+        self._left -= len(data)
+        return data if self._left >= 0 else self._refuse()
 
     def readline(self) -> bytes:
-        return self._count(self._file.readline(self._left + 1))
+        line = self._file.readline(self._left + 1)
+        self._left -= len(line)
+        return line if self._left >= 0 else self._refuse()
 
-    def _count(self, data: bytes) -> bytes:
-        self._left -= len(data)
-        if self._left < 0:
-            raise UnusableError(f"its pickle is larger than {MAX_BYTES >> 20} MiB")
-        return data
+    def _refuse(self) -> NoReturn:
+        raise UnusableError(f"its pickle is larger than {MAX_BYTES >> 20} MiB")
 
 
 class _Machine:
@@ -298,6 +298,7 @@ class _Machine:
         self.stack.append(storage)
 
 
+_OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 _CONSTANTS = frozenset(
     opcode.name
     for opcode in pickletools.opcodes
