@@ -74,6 +74,19 @@ def tiny_net() -> Callable[..., DFT]:
     return make
 
 
+@pytest.fixture(autouse=True)
+def _no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let matplotlib seem to be missing: drawing a plot takes as long as ten training steps."""
+    if "plots" not in request.fixturenames:
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+
+
+@pytest.fixture
+def plots() -> None:
+    """Draw the plots of trainings and sweeps after all; skips the test without matplotlib."""
+    pytest.importorskip("matplotlib")
+
+
 @pytest.fixture
 def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder in place of the installed folder of packaged weights."""

@@ -19,7 +19,7 @@ def test_the_import_loads_nothing_heavy():
     assert not {*HEAVY} & {*loaded}
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_torch_is_imported_with_load():
     script = "import sys, c2fdft_cli; c2fdft_cli.load; print('torch' in sys.modules)"
     assert python("-c", script).stdout == "True\n"

@@ -744,7 +744,7 @@ def test_restoring_on_a_cpu_neither_uses_nor_changes_the_default_dtype(
         assert np.array_equal(one, other)
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_a_forked_process_can_use_a_restorer_of_its_parent(weights, tmp_path):
     """On several threads it would wait for those of the parent, which it does not have."""
     script = tmp_path / "script.py"

@@ -116,7 +116,9 @@ def test_a_command_reports_at_once_that_it_is_loading(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [("eval", "in", "in"), ("prepare", "in")])
+@pytest.mark.parametrize(
+    "words", [pytest.param(("eval", "in", "in"), marks=pytest.mark.acceptance), ("prepare", "in")]
+)
 def test_a_command_says_that_it_looks_at_the_images(tmp_path: Path, words: tuple[str, ...]) -> None:
     (tmp_path / "in").mkdir()
     code, said = in_terminal(*words, cwd=tmp_path, PYTHONPATH=str(Path(__file__).parents[2]))

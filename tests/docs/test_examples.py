@@ -49,7 +49,15 @@ def test_every_example_is_tested_and_documented() -> None:
         assert f'--8<-- "examples/{path.name}"' in page
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        # whose commands the tutorial has too
+        pytest.param(path, marks=[pytest.mark.acceptance] * (path.stem == "train_and_score"))
+        for path in EXAMPLES
+    ],
+    ids=lambda path: path.stem,
+)
 def test_an_example_runs(path, tmp_path, monkeypatch, capsys, pair_folder) -> None:
     monkeypatch.chdir(tmp_path)
     Image.fromarray(picture(40, 56, 1)).save("photo.jpg")

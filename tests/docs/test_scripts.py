@@ -250,7 +250,9 @@ def test_a_shell_script_answers_an_unknown_option_with_its_usage(script: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["soak.py", "check_training.py"])
+@pytest.mark.parametrize(
+    "script", ["soak.py", pytest.param("check_training.py", marks=pytest.mark.acceptance)]
+)
 def test_a_script_without_its_arguments_prints_its_usage(script: str) -> None:
     pytest.importorskip("matplotlib")
     done = python(FOLDER / script)

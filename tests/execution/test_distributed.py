@@ -89,7 +89,7 @@ else:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_processes_with_and_without_a_gpu_do_not_wait_for_one_another(tmp_path: Path) -> None:
     run_in_two_processes(UNLIKE, tmp_path)
 

@@ -41,10 +41,12 @@ def test_no_strip_on_a_gpu_has_more_values_than_32_bits_can_index(size: tuple[in
 
 
 @pytest.mark.usefixtures("route")
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("shape", "dtypes"),
-    [((1, 32, 48), [torch.float32, torch.bfloat16]), ((2, 24, 32), [torch.float32])],
+    ("kind", "shape", "dtypes"),
+    [
+        *((kind, (1, 32, 48), [torch.float32, torch.bfloat16]) for kind in KINDS),
+        ("with_bias", (2, 24, 32), [torch.float32]),
+    ],
 )
 def test_the_estimate_is_near_the_peak(
     kind: str, shape: tuple[int, int, int], dtypes: list[torch.dtype]

@@ -96,7 +96,7 @@ def test_free_memory_of_cuda_includes_torchs_cache(
     assert free_bytes(torch.device("cuda")) == 1200
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C library has no such call")
 def test_cached_memory_can_be_released_and_is_no_longer_cached_after_a_training() -> None:
     script = """

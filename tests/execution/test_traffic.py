@@ -28,6 +28,7 @@ def counting() -> ModuleType:
     return load_count_traffic()
 
 
+@pytest.mark.acceptance
 def test_bytes_and_launches_of_a_call_by_plain_passes(counting: ModuleType) -> None:
     """Before: 172 bytes per value in 1,524 kernels, or 162 bytes if q * q reads q once."""
     traffic = counting.count(Network(), 1, 256, 256, torch.bfloat16)
@@ -45,6 +46,7 @@ def test_bytes_and_launches_of_a_call_by_the_kernels(counting: ModuleType) -> No
     assert sum(traffic.bytes.values()) / counting.values_of(Network(), 256, 256) < 41
 
 
+@pytest.mark.acceptance
 def test_two_images_move_twice_what_one_does(counting: ModuleType) -> None:
     """Neither q and k nor weights are copied for lack of a view."""
     one, two = (
@@ -53,17 +55,31 @@ def test_two_images_move_twice_what_one_does(counting: ModuleType) -> None:
     assert two / one == pytest.approx(2, rel=0.05)
 
 
+WAYS = [
+    (torch.float32, ()),
+    (torch.bfloat16, ()),
+    (torch.bfloat16, ("gather", "mixing", "apply")),
+    (torch.bfloat16, ("gather",)),
+    (torch.bfloat16, ("apply",)),
+]
+SIZES = [(48, 88), (48, 30), (136, 30)]
+"""Channels of the network, and rows of a strip of 88."""
+QUICK = [(*SIZES[0], *WAYS[1]), (*SIZES[1], *WAYS[2])]
+"""One of each kind of passes; the others run with the acceptance tests."""
+
+
 @pytest.mark.parametrize(
-    ("dtype", "parts"),
+    ("dim", "rows", "dtype", "parts"),
     [
-        (torch.float32, ()),
-        (torch.bfloat16, ()),
-        (torch.bfloat16, ("gather", "mixing", "apply")),
-        (torch.bfloat16, ("gather",)),
-        (torch.bfloat16, ("apply",)),
+        *QUICK,
+        *(
+            pytest.param(*size, *way, marks=pytest.mark.acceptance)
+            for size in SIZES
+            for way in WAYS
+            if (*size, *way) not in QUICK
+        ),
     ],
 )
-@pytest.mark.parametrize(("dim", "rows"), [(48, 88), (48, 30), (136, 30)])
 def test_the_estimate_is_near_the_peak(
     counting: ModuleType, dim: int, rows: int, dtype: torch.dtype, parts: tuple[str, ...]
 ) -> None:
@@ -85,6 +101,7 @@ def test_the_estimate_is_near_the_peak(
     assert planned == pytest.approx(live.peak, rel=0.04)
 
 
+@pytest.mark.acceptance
 def test_a_training_step_uses_the_kernels_where_supported(counting: ModuleType) -> None:
     """With six blocks of at most 128 channels and two wider ones, under autocast."""
     require_triton()

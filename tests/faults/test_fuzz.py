@@ -14,14 +14,14 @@ from tests.kit.fuzz import targets, try_inputs
 class Share(NamedTuple):
     """The number of inputs of a target; more than `read` must be read, `refused` be refused."""
 
-    inputs: int = 200
-    read: int = 5
-    refused: int = 20
+    inputs: int = 100
+    read: int = 2
+    refused: int = 10
 
 
 SHARES = {
-    fuzz_pictures: Share(500, 10, 50),
-    fuzz_weights: Share(300, 10, 100),
+    fuzz_pictures: Share(250, 5, 25),
+    fuzz_weights: Share(150, 5, 50),
     **dict.fromkeys((fuzz_data, fuzz_settings, fuzz_state), Share()),
 }
 TARGETS = [(target, share) for area, share in SHARES.items() for target in area.TARGETS]

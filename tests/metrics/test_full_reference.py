@@ -156,7 +156,7 @@ def test_the_set_of_metrics_needs_no_download() -> None:
     assert all(hasattr(load_piq(), function) for function in ("LPIPS", "DISTS"))
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_threads_may_load_piq_at_once() -> None:
     """Runs in a new process, as piq is loaded in this one already."""
     script = """

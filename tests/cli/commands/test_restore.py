@@ -445,7 +445,7 @@ def test_names_that_are_not_utf8_are_restored(
         assert [image["error"] is None for image in images].count(False) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_a_single_output_whose_name_is_not_utf8(folder: Path, coarse: Path, tmp_path: Path) -> None:
     """Its name is printed to standard output as its bytes."""
     latin = save(folder / os.fsdecode(b"caf\xe9.png"), random_picture(8, 8))

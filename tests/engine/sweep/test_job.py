@@ -8,7 +8,6 @@ import math
 import os
 import re
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,12 +73,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = root / "shards"
     prepare(PrepareOptions(source=root / "src", out=out, val=3)).run()
     return out
-
-
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the plot, which takes most of a small sweep's time; the test of the plot undoes this."""
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
 
 
 @pytest.fixture
@@ -272,9 +265,8 @@ def stored(path: Path) -> tuple[tuple[str, ...], dict[str, torch.Tensor]]:
         return tuple(sets), file.load(next(iter(sets.values())))
 
 
-def test_a_sweep_draws_a_plot(coarse: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # of `no_picture`
-    pytest.importorskip("matplotlib")
+@pytest.mark.usefixtures("plots")
+def test_a_sweep_draws_a_plot(coarse: Path) -> None:
     result = run(coarse, spacings=("linspace", "trailing"), schedules=((400,),))
     picture = coarse.parent / "sweep.png"
     assert picture in result.files

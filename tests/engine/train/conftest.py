@@ -19,7 +19,7 @@ def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def curves(_no_curves: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def curves(_no_curves: None, plots: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw curves.png after all."""
     monkeypatch.setattr(job, "draw_curves", draw_curves)
 

@@ -14,15 +14,16 @@ from c2fdft_cli.errors import UsageError
 from tests.kit.training import request, run
 
 
-def test_drawing_curves_leaves_no_memory_behind(tmp_path, coarse_run):
+def test_drawing_curves_leaves_no_memory_behind(tmp_path, coarse_run, plots):
     """Figures are reference cycles, which Python collects too rarely in a long training."""
-    figure = pytest.importorskip("matplotlib.figure").Figure
+    from matplotlib.figure import Figure
+
     shutil.copy(coarse_run / "metrics.csv", tmp_path)
     gc.disable()
     try:
         assert draw_curves(RunFolder(tmp_path))
         assert (tmp_path / "curves.png").is_file()
-        assert not [one for one in gc.get_objects() if type(one) is figure]
+        assert not [one for one in gc.get_objects() if type(one) is Figure]
     finally:
         gc.enable()
 
@@ -33,8 +34,7 @@ if sys.platform == "linux":  # elsewhere all names are Unicode
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_curves_are_drawn_for_a_run_of_any_name(tmp_path, name):
-    pytest.importorskip("matplotlib")
+def test_curves_are_drawn_for_a_run_of_any_name(tmp_path, name, plots):
     run = RunFolder(tmp_path / name)
     run.create({})
     draw_curves(run)

@@ -373,7 +373,7 @@ def test_a_lack_of_memory_is_no_damage(saved, monkeypatch, error):
         load_tensors(saved)
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_a_limit_of_memory_is_no_damage(tmp_path):
     """Whichever of the allocations of 64 MiB fails."""
     pytest.importorskip("resource")

@@ -81,7 +81,7 @@ with watched_trial(torch.device("cuda", 0)):
 @pytest.mark.parametrize(
     ("kind", "number"),
     [
-        ("program", signal.SIGINT),
+        pytest.param("program", signal.SIGINT, marks=pytest.mark.acceptance),
         ("program", signal.SIGTERM),
         # a command handles both signals alike
         ("command", signal.SIGTERM),

@@ -136,7 +136,9 @@ def test_a_library_without_the_functions_is_reported(
     assert reason.endswith(".so has no function packed_floats")
 
 
-def test_a_full_disk_is_reported(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(
+    builds: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -197,9 +199,8 @@ def test_a_killed_build_leaves_nothing_in_the_cache(builds: list[str], cache: Pa
 
 @pytest.mark.parametrize("mode", [0o770, 0o707])
 def test_nothing_is_loaded_from_a_folder_that_others_can_write(cache: Path, mode: int) -> None:
-    kernels_or_reason(torch.float32)
+    cache.mkdir()
     cache.chmod(mode)
-    kernels_or_reason.cache_clear()
     reason = f"{cache} is not a folder that only its owner can write to"
     assert kernels_or_reason(torch.float32) == (None, reason)
 

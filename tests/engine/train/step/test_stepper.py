@@ -343,7 +343,7 @@ def move_half_way(stepper: Stepper) -> None:
     stepper.scaler.unscale_(stepper.optimizer)
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_a_stepper_is_made_without_a_folder_for_temporary_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
