@@ -216,7 +216,8 @@ def test_streaks_and_another_set_in_the_folder_are_as_by_the_command(tmp_path):
 
 def test_a_run_is_resumed_as_by_the_command(shard_folder, tmp_path):
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    short = ("coarse.iterations=4", "train.validate_every=100", "train.validation_images=1")
+    short = ("coarse.iterations=4", "train.validate_every=100", "train.validation_images=1",
+             "train.save_every=2")  # fmt: skip
     stop_after(request("coarse", shard_folder, ours, *short), 3)
     shutil.copytree(ours, theirs)
     machine = ("--device", "cpu", "--precision", "fp32")

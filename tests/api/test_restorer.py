@@ -710,7 +710,7 @@ def test_settings_of_the_program_change_no_result(restorer, weights, setting):
     ("options", "dtype"),
     [
         ({"tile": 32}, torch.float64),
-        ({"self_ensemble": True}, torch.bfloat16),
+        pytest.param({"self_ensemble": True}, torch.bfloat16, marks=pytest.mark.acceptance),
         ({"precision": "bf16"}, torch.float64),
         ({"compile": "off"}, torch.float64),
         ({"compile": "off"}, torch.bfloat16),

@@ -365,7 +365,13 @@ def test_a_reader_of_stderr_that_has_gone_ends_the_command(tmp_path, pairs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed",
+    [
+        *(pytest.param(one, marks=pytest.mark.acceptance) for one in ("<&-", ">&-", "2>&-")),
+        "<&- >&- 2>&-",
+    ],
+)
 def test_closed_standard_streams_are_harmless(tmp_path, pairs, closed):
     """Some services close them; output must neither fail nor end up in the next file opened."""
     line = f'"$0" -m c2fdft_cli prepare "$1" --out shards --json {closed}'

@@ -261,7 +261,10 @@ def test_a_script_without_its_arguments_prints_its_usage(script: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [("rain_layers.py", "out"), ("fit_noise.py",)])
+@pytest.mark.parametrize(
+    "words",
+    [("rain_layers.py", "out"), pytest.param(("fit_noise.py",), marks=pytest.mark.acceptance)],
+)
 def test_a_wrong_path_is_an_error_in_one_line(tmp_path, words: tuple[str, ...]) -> None:
     pytest.importorskip("scipy")
     script, *more = words

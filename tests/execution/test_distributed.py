@@ -162,7 +162,10 @@ join_ranks(Runtime(torch.device("cpu"), rank=1, world=2))
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "number", "code"),
-    [("command", signal.SIGTERM, 143), ("program", signal.SIGINT, -signal.SIGINT)],
+    [
+        ("command", signal.SIGTERM, 143),
+        pytest.param("program", signal.SIGINT, -signal.SIGINT, marks=pytest.mark.acceptance),
+    ],
 )
 def test_a_signal_ends_a_process_that_waits_for_the_others(
     tmp_path: Path, kind: str, number: int, code: int

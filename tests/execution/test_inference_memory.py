@@ -60,6 +60,7 @@ def test_the_estimate_is_near_the_peak(
             assert strip_bytes(strips, h, w, n, rows) == pytest.approx(peak, rel=0.15)
 
 
+@pytest.mark.acceptance
 def test_the_estimate_is_right_for_a_gpu() -> None:
     """For the official network on 720p in bf16, 2,036 MiB were counted on fake CUDA tensors."""
     with torch.device("meta"):

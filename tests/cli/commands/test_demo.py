@@ -152,8 +152,8 @@ app(["demo", "--json"])
     ("number", "sent_to_all", "times"),
     [
         (signal.SIGTERM, False, 1),
-        (signal.SIGHUP, False, 1),
-        (signal.SIGINT, False, 1),
+        pytest.param(signal.SIGHUP, False, 1, marks=pytest.mark.acceptance),
+        pytest.param(signal.SIGINT, False, 1, marks=pytest.mark.acceptance),
         (signal.SIGINT, True, 1),  # as from a terminal
         (signal.SIGINT, False, 2),
     ],

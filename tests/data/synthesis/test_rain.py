@@ -91,7 +91,9 @@ def test_heavy_sets_the_share_of_heavy_images():
     assert 0.2 < np.mean(np.array(means) > 25) < 0.4
 
 
-@pytest.mark.parametrize("model", [LIGHT, HEAVY], ids=["light", "heavy"])
+@pytest.mark.parametrize(
+    "model", [LIGHT, pytest.param(HEAVY, marks=pytest.mark.acceptance)], ids=["light", "heavy"]
+)
 def test_a_small_crop_has_the_statistics_of_a_large_image(model):
     """Streaks that start outside are drawn too: no dry border, and no bias by crop size."""
     small = [rain_layer(model, np.random.default_rng((1, i)), 32, 32).mean() for i in range(900)]

@@ -155,10 +155,16 @@ def test_the_budget_covers_what_a_run_holds(
     assert make(max_memory=int(1.6 * peak), tile=tile)._fits(h, w, n)
 
 
-@pytest.mark.parametrize("tile", [None, 32])
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"eta": 1.0}, {"samples": 3}, {"transforms": (0, 1, 2)}, {"eta": 1.0, "samples": 3}],
+    ("options", "tile"),
+    [
+        ({}, None),
+        ({}, 32),
+        ({"eta": 1.0}, None),
+        ({"samples": 3}, None),
+        ({"transforms": (0, 1, 2)}, None),
+        ({"eta": 1.0, "samples": 3}, 32),
+    ],
     ids=str,
 )
 def test_the_plan_counts_what_is_held_outside_the_network(

@@ -603,7 +603,14 @@ DAMAGES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "cut",
+        "bit",
+        *(pytest.param(kind, marks=pytest.mark.acceptance) for kind in ("empty", "zeros")),
+    ],
+)
 def test_a_damaged_state_is_noticed_and_the_one_before_it_taken(stopped, coarse_run, damage):
     state = stopped / "state.pt"
     bad = DAMAGES[damage](state.read_bytes())

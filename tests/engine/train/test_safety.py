@@ -224,7 +224,7 @@ def test_a_save_due_at_a_bad_step_is_made_later(tmp_path, shard_folder, monkeypa
         return replace(result, skipped=bad)
 
     monkeypatch.setattr(Stepper, "step", sometimes)
-    short = ("coarse.iterations=8", "train.validate_every=100")
+    short = ("coarse.iterations=8", "train.validate_every=100", "train.save_every=2")
     wish = request("coarse", shard_folder, tmp_path / "run", *short)
     for event in train(set_up(wish)):
         if isinstance(event, StepDone):  # the state on disk before the save of this step

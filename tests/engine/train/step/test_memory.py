@@ -89,7 +89,14 @@ def test_gradients_and_cast_weights_are_counted():
 DEEP = Network(dim=16, blocks=[2, 1, 1, 3], heads=[1, 2, 2, 4])
 
 
-@pytest.mark.parametrize(("device", "fused"), [("cpu", False), ("cuda", False), ("cuda", True)])
+@pytest.mark.parametrize(
+    ("device", "fused"),
+    [
+        ("cpu", False),
+        pytest.param("cuda", False, marks=pytest.mark.acceptance),
+        ("cuda", True),
+    ],
+)
 @pytest.mark.parametrize(
     ("network", "patch"), [(DEEP, 48), pytest.param(Network(), 64, marks=pytest.mark.acceptance)]
 )
