@@ -11,7 +11,6 @@ from c2fdft_cli.core.attention import PixelSums, mixing_matrix
 from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.layers import NORM_EPS, PixelNorm
 from c2fdft_cli.execution.native.library import Kernels
-from c2fdft_cli.execution.native.sums import empty_sums, pixel_sums
 
 _GROUP = 48  # most channels of q that are processed together, in whole heads
 
@@ -80,7 +79,7 @@ class NativeBlock(NamedTuple):
         gain, shift, centred = _shift(self.norm1, time)
         # The norm of one image, which the next image overwrites.
         normed = v.new_empty((min(bottom + 1, h) - max(top - 1, 0), w, c))
-        sums = empty_sums(z, n, self.heads, d)
+        sums = z.new_empty(n, c * d + 2 * c)
         for i in range(n):
             self.kernels.call(
                 *("gather", h, w, c, self.heads, self.group, top, bottom, z[i].data_ptr()),
@@ -88,7 +87,9 @@ class NativeBlock(NamedTuple):
                 *(self.qkv.data_ptr(), self.depthwise.data_ptr(), normed.data_ptr()),
                 *(v[i].data_ptr(), sums[i].data_ptr()),
             )
-        return pixel_sums(sums, self.heads, d)
+        gram, q, k = torch.split(sums, [c * d, c, c], dim=1)
+        shape = (n, self.heads, d)
+        return PixelSums(gram.reshape(*shape, d), q.reshape(shape), k.reshape(shape))
 
     def mixing(self, sums: PixelSums) -> Tensor:
         """Return the matrix that the second pass applies to v, packed: `[n, ..]`."""

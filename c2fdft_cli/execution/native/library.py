@@ -53,7 +53,7 @@ _KINDS = {"i": ctypes.c_int, "l": ctypes.c_ssize_t, "f": ctypes.c_float, "p": ct
 # first two arguments of a function that runs in parallel are "pi".
 _SIGNATURES = {
     "packed_floats": ("l", "ii"),
-    "pack": ("i", "pi iip ll pp"),
+    "pack": ("i", "pi iiip lll pp"),
     "gather": ("i", "pi iii iiii ppp fi pppp p"),
     "apply": ("i", "pi iii pp ppp fi pp"),
 }
@@ -63,6 +63,8 @@ _TRAINING_SIGNATURES = {
     "norm_linear_back": ("i", "pi iiii ppp fi ppp ppp"),
     "depthwise": ("i", "pi iiiii ppp p"),
     "depthwise_back": ("i", "pi iiii ppp pp"),
+    "mix": ("i", "pi iii ppp pp"),
+    "mix_back": ("i", "pi iii pp pp ppp pp"),
     "attention_back": ("i", "pi iiii pp pppp p"),
     "feed_forward": ("i", "pi iiii ppp fi pppp"),
     "feed_forward_back": ("i", "pi iiii ppp fi pppp ppppp"),
@@ -106,16 +108,16 @@ class Kernels:
             weight: float32, with any strides; `[n, out, in]` for several layers.
             bias: `[out]` float32, the same for all; None for zeros.
         """
-        *several, out, width = weight.shape
-        size = self._library.packed_floats(width, out)
-        panels = weight.new_empty(*several, size)
+        out, width = weight.shape[-2:]
+        matrices = weight.view(-1, out, width)
+        panels = weight.new_empty(*weight.shape[:-2], self._library.packed_floats(width, out))
         # Named, not passed as a temporary: its memory must last until the call returns.
         bias = None if bias is None else bias.contiguous()
-        for one, to in zip(weight.view(-1, out, width), panels.view(-1, size), strict=True):
-            self.call(
-                *("pack", width, out, one.data_ptr(), one.stride(1), one.stride(0)),
-                *(None if bias is None else bias.data_ptr(), to.data_ptr()),
-            )
+        size, of_out, of_in = matrices.stride()
+        self.call(
+            *("pack", len(matrices), width, out, weight.data_ptr(), of_in, of_out, size),
+            *(None if bias is None else bias.data_ptr(), panels.data_ptr()),
+        )
         return panels
 
 

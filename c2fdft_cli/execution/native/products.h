@@ -308,20 +308,20 @@ enum { AT_ONCE = 16 }; /* rows that are packed at a time, an even number */
 ptrdiff_t packed_floats(int k, int n) { return panel_floats(k, n); }
 
 typedef struct {
-    int k, n;
+    int k, n, panels; /* panels of a matrix */
     const float *b;
-    ptrdiff_t rs, cs;
+    ptrdiff_t rs, cs, size;
     const float *bias;
     float *out;
 } Pack;
 
 static void pack_item(const void *job, int i, float *scratch) {
     const Pack *s = job;
-    const float *b = s->b + i * NR * s->cs;
+    int panel = i % s->panels * NR, n = least(NR, s->n - panel);
+    const float *b = s->b + i / s->panels * s->size + panel * s->cs;
     float *out = s->out + i * panel_floats(s->k, NR);
-    int n = least(NR, s->n - i * NR);
     (void)scratch;
-    for (int j = 0; j < NR; j++) out[j] = s->bias && j < n ? s->bias[i * NR + j] : 0.0f;
+    for (int j = 0; j < NR; j++) out[j] = s->bias && j < n ? s->bias[panel + j] : 0.0f;
     out += NR;
     if (PER_WORD == 1 && s->cs == 1 && n == NR) {
         for (int p = 0; p < s->k; p++, b += s->rs, out += NR) memcpy(out, b, sizeof(float) * NR);
@@ -342,11 +342,12 @@ static void pack_item(const void *job, int i, float *scratch) {
     }
 }
 
-/* Pack the right matrix b[k][n] into panels, each after its head (the bias, or zeros if NULL).
- * Element (p, j) is at b[p rs + j cs]. Returns 0, or -1 if memory runs out. */
-int pack(Parallel parallel, int threads, int k, int n, const float *b, ptrdiff_t rs, ptrdiff_t cs,
-         const float *bias, float *out) {
-    Pack job = {k, n, b, rs, cs, bias, out};
-    Team team = {parallel, (ptrdiff_t)k * n > 8192 ? threads : 1};
-    return run(team, pack_item, &job, ceil_div(n, NR), 0);
+/* Pack right matrices b[images][k][n], `size` floats apart, into panels, each after its head (the bias,
+ * the same for all, or zeros if NULL). Element (p, j) of a matrix is at b[p rs + j cs]. Returns 0, or -1
+ * if memory runs out. */
+int pack(Parallel parallel, int threads, int images, int k, int n, const float *b, ptrdiff_t rs,
+         ptrdiff_t cs, ptrdiff_t size, const float *bias, float *out) {
+    Pack job = {k, n, ceil_div(n, NR), b, rs, cs, size, bias, out};
+    Team team = {parallel, (ptrdiff_t)images * k * n > 8192 ? threads : 1};
+    return run(team, pack_item, &job, images * job.panels, 0);
 }

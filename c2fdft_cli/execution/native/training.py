@@ -10,25 +10,22 @@ and GELU again, which is faster than to keep them.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from c2fdft_cli.core.attention import Attention, Similarity, projected, similarity
+from c2fdft_cli.core.attention import Attention
 from c2fdft_cli.core.block import FeedForward
 from c2fdft_cli.core.layers import NORM_EPS, PixelNorm
 from c2fdft_cli.core.precision import full_precision
-from c2fdft_cli.execution.attention_passes import back_through_mixing
 from c2fdft_cli.execution.kernels import bias_grad, weight_grad
 from c2fdft_cli.execution.native.library import Kernels, kernels_for
-from c2fdft_cli.execution.native.sums import empty_sums, pixel_sums
 
 _CACHED_VALUES = 4 << 20  # of each of two to four tensors: 16 MiB each
-_ROOM = (
-    16  # numbers that a kernel may read beyond the end of a tensor, since it reads whole vectors
-)
+_ROOM = 16  # the most values of a vector
 
 
 def training_kernels(x: Tensor, *others: Tensor | None) -> Kernels | None:
@@ -175,9 +172,9 @@ class _Attend(torch.autograd.Function):
         n, h, w, c = x.shape
         heads, d = len(temperature), c // len(temperature)
         norm, y = _Norm.of(n, time, gain, norm_bias), torch.empty_like(x)
-        # qkv before and after the depth-wise convolution; beyond the latter's end numbers are read.
-        before, qkv = x.new_empty(6 * x.numel() + _ROOM)[:-_ROOM].view(2, n, h, w, 3 * c).unbind()
-        sums = empty_sums(x, n, heads, d)
+        # qkv before and after the depth-wise convolution
+        before, qkv = _with_room(x, 2, n, h, w, 3 * c).unbind()
+        sums = x.new_empty(n, c * d + 2 * c)
         packed, nine = kernels.pack(weight, bias), _taps(taps, taps_bias)
         for i, images in _groups(before):
             kernels.call(
@@ -188,9 +185,13 @@ class _Attend(torch.autograd.Function):
                 *("depthwise", images, h, w, 3 * c, d, _address(before, i), nine.data_ptr()),
                 *(_address(qkv, i), _address(sums, i)),
             )
-        with full_precision(x):  # the caller's autocast also applies inside custom functions
-            alike = similarity(pixel_sums(sums, heads, d), temperature)
-            mixing = projected(alike.attention, project_out)
+        # The attention and what else the backward pass needs of it (`Channels` in mixing.h).
+        channels, mixing = x.new_empty(n, 2 * c * d + 2 * c), x.new_empty(n, c, c)
+        temperature, project_out = temperature.contiguous(), project_out.contiguous()
+        kernels.call(
+            *("mix", n, c, heads, sums.data_ptr(), temperature.data_ptr(), project_out.data_ptr()),
+            *(channels.data_ptr(), mixing.data_ptr()),
+        )
         packed = kernels.pack(mixing, out_bias)
         kernels.call(
             *("linear", n, h * w, c, c, qkv[..., 2 * c :].data_ptr(), 3 * c),
@@ -198,7 +199,7 @@ class _Attend(torch.autograd.Function):
         )
         ctx.save_for_backward(
             *(x, norm.gain, norm.shift, before, qkv, mixing),
-            *(weight, taps, temperature, project_out, *alike),
+            *(weight, taps, temperature, project_out, channels),
         )
         ctx.centred, ctx.times, ctx.kernels = norm.centred, len(time), kernels
         return y
@@ -208,28 +209,21 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # Read only once, because a recomputed level provides the saved tensors only once.
         x, gain, shift, before, qkv, mixing, *saved = ctx.saved_tensors
-        weight, taps, temperature, project_out, *alike = saved
+        weight, taps, temperature, project_out, channels = saved
         norm, kernels, needs = _Norm(gain, shift, ctx.centred), ctx.kernels, ctx.needs_input_grad
-        h, w, c = x.shape[1:]
+        n, h, w, c = x.shape
         heads = len(temperature)
         with full_precision(x):  # the caller may run the backward pass under its autocast
             grad = grad.contiguous()
-            dmixing = grad.flatten(1, 2).transpose(1, 2) @ qkv[..., 2 * c :].flatten(1, 2)
-            d, dtemperature, dproject = back_through_mixing(
-                dmixing, Similarity(*alike), temperature, project_out
-            )
-            # Beyond the ends of these matrices numbers are read, too.
-            room = grad.new_empty(2 * d.gram.numel() + _ROOM)
-            gram, turned = room[:-_ROOM].view(2, *d.gram.shape).unbind()
-            gram.copy_(d.gram)
-            turned.copy_(d.gram.transpose(-1, -2))
-            scale = torch.cat([2 * d.q_square.flatten(1), 2 * d.k_square.flatten(1)], dim=1)
+            dmixing = _with_room(x, n, c, c)
+            torch.bmm(grad.flatten(1, 2).mT, qkv[..., 2 * c :].flatten(1, 2), out=dmixing)
+            d = _through_mixing(kernels, dmixing, channels, temperature, project_out)
             nine, mixed = _taps(taps.flip(1), None), kernels.pack(mixing.transpose(1, 2))
             back, dx = kernels.pack(weight.t()), torch.empty_like(x)
             dweight: Tensor | None = None
             dbias, dtaps_bias = (x.new_zeros(3 * c) if needs[i] else None for i in (5, 7))
             dtaps, dtaps_part = x.new_zeros(2, 9, 3 * c).unbind()
-            sums = x.new_empty(len(x), 2, c)
+            sums = x.new_empty(n, 2, c)
             groups = _groups(before)
             dqkv, dbefore = x.new_empty(2, groups[0][1] * h * w, 3 * c).unbind()
             normed = x.new_empty(len(dqkv), c)
@@ -237,8 +231,8 @@ class _Attend(torch.autograd.Function):
                 dy = _address(grad, i)
                 kernels.call(
                     *("attention_back", images, h * w, c, heads, dy, _address(qkv, i)),
-                    *(_address(mixed, i), _address(gram, i), _address(turned, i)),
-                    *(_address(scale, i), dqkv.data_ptr()),
+                    *(_address(mixed, i), _address(d.gram, i), _address(d.turned, i)),
+                    *(_address(d.scale, i), dqkv.data_ptr()),
                 )
                 kernels.call(
                     *("depthwise_back", images, h, w, 3 * c, _address(before, i), dqkv.data_ptr()),
@@ -258,8 +252,39 @@ class _Attend(torch.autograd.Function):
                     dtaps_bias += dqkv[:pixels].sum(0)
             dnorm = norm.gradients(sums, ctx.times)
             dout_bias = bias_grad(grad, needs[10])
-        of_weights = dweight, dbias, dtaps.t(), dtaps_bias, dtemperature, dproject, dout_bias
+        of_weights = dweight, dbias, dtaps.t(), dtaps_bias, d.temperature, d.project, dout_bias
         return dx, *dnorm, *of_weights, None
+
+
+class _MixingGrads(NamedTuple):
+    """Gradients that follow from those of the mixing matrices."""
+
+    gram: Tensor  # [n, c, d], the heads' matrices one below the other
+    turned: Tensor  # the same with each matrix transposed
+    scale: Tensor  # [n, 2c]: twice the gradients of the squares of q and k
+    temperature: Tensor
+    project: Tensor
+
+
+def _through_mixing(
+    kernels: Kernels, dmixing: Tensor, channels: Tensor, temperature: Tensor, project: Tensor
+) -> _MixingGrads:
+    n, c = dmixing.shape[:2]
+    heads = len(temperature)
+    gram, turned = _with_room(dmixing, 2, n, c, c // heads).unbind()
+    scale, of_images = dmixing.new_empty(n, 2 * c), dmixing.new_empty(n, *temperature.shape)
+    dproject = torch.empty_like(project)
+    kernels.call(
+        *("mix_back", n, c, heads, dmixing.data_ptr(), channels.data_ptr()),
+        *(temperature.data_ptr(), project.data_ptr(), gram.data_ptr(), turned.data_ptr()),
+        *(scale.data_ptr(), of_images.data_ptr(), dproject.data_ptr()),
+    )
+    return _MixingGrads(gram, turned, scale, of_images.sum(0), dproject)
+
+
+def _with_room(like: Tensor, *shape: int) -> Tensor:
+    """Return an empty tensor beyond whose end kernels may read: they read whole vectors."""
+    return like.new_empty(math.prod(shape) + _ROOM)[:-_ROOM].view(shape)
 
 
 def _taps(weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -334,7 +359,12 @@ class _FeedForward(torch.autograd.Function):
 
 def _add_product(sums: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
     """Add the sum over the pixels of a times b, `[pixels, ..]`, to earlier ones, in place."""
-    return a.t() @ b if sums is None else sums.addmm_(a.t(), b)
+    if sums is not None:
+        return sums.addmm_(a.t(), b)
+    # The BLAS is up to a quarter faster if the result has more rows than columns. Only with many
+    # pixels does that outweigh the copy to the layout of the weight, which autograd makes.
+    turned = a.shape[1] < b.shape[1] and len(a) > 4 * b.shape[1]
+    return (b.t() @ a).t() if turned else a.t() @ b
 
 
 def _address(x: Tensor, row: int) -> int:

@@ -108,6 +108,21 @@ def test_attention_of_any_size(
     agree_in(attend, kernels, parts("with_bias", Attention(heads * d, heads, True)), n, (h, w))
 
 
+@pytest.mark.parametrize("d", [5, 16, 50])
+@pytest.mark.parametrize("temperature", [1.0, 30.0, -30.0, 1e3])
+def test_the_softmax_of_scores_of_any_size(kernels: Kernels, d: int, temperature: float) -> None:
+    gram, one = wave([d, d], 0.37), torch.ones(2 * d)  # cosines from -1 to 1
+    sums, channels = torch.cat([gram.flatten(), one]), torch.empty(2 * d * d + 2 * d)
+    tau, project, mixing = torch.tensor([temperature]), torch.eye(d), torch.empty(d, d)
+    kernels.call(
+        *("mix", 1, d, 1, sums.data_ptr(), tau.data_ptr(), project.data_ptr()),
+        *(channels.data_ptr(), mixing.data_ptr()),
+    )
+    want = (gram * temperature).double().softmax(-1)
+    error = 5e-7 + 1e-7 * abs(temperature)  # of the exponential, and of the rounded score
+    assert ((mixing - want).abs() <= error * want + 1e-30).all()
+
+
 @pytest.mark.parametrize("values", [1, 700, 2 * 5 * 9 * 18, 10**6])
 @pytest.mark.parametrize("times", [1, 5])
 def test_a_few_images_or_pixels_at_a_time(
