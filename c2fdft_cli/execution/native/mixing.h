@@ -46,12 +46,14 @@ typedef struct {
 } Mix;
 
 static void softmax_row(int d, const float *cosine, float temperature, float *row) {
-    float most = cosine[0] * temperature;
     vec all = {0};
-    for (int j = 1; j < d; j++) most = cosine[j] * temperature > most ? cosine[j] * temperature : most;
+    /* Rounded before the largest is subtracted, so that this one becomes 0 however large it is. */
+    for (int j = 0; j < d; j++) row[j] = cosine[j] * temperature;
+    float most = row[0];
+    for (int j = 1; j < d; j++) most = row[j] > most ? row[j] : most;
     for (int j = 0; j < d; j += VL) {
         int n = d - j;
-        vec part = exp_of(centred_part(cosine + j, n, 0) * temperature - most);
+        vec part = exp_of(centred_part(row + j, n, most));
         put_part(row + j, n, part);
         all += centred_part(row + j, n, 0); /* read again, for zeros in the other lanes */
     }
@@ -83,7 +85,8 @@ static void mix_item(const void *job, int i, float *norms) {
 }
 
 /* The mixing matrices [images][c][c], rows out, columns in, from the sums of `depthwise`; temperature:
- * [heads], project: [c][c]. `channels` is as `Channels` describes. Returns 0, or -1 if memory runs out. */
+ * [heads], project: [c][c]. `channels` is as `Channels` describes; up to VL - 1 floats beyond an attention
+ * are read, which another thread may be writing, but they do not count. Returns 0, or -1 if memory runs out. */
 int mix(Parallel parallel, int threads, int images, int c, int heads, const float *sums,
         const float *temperature, const float *project, float *channels, float *mixing) {
     Mix job = {c, heads, sums, temperature, project, channels_of(channels, images, c, c / heads), mixing};
@@ -164,6 +167,6 @@ int mix_back(Parallel parallel, int threads, int images, int c, int heads, const
                    gram,   turned, scale, temperature_grad, project_grad};
     Team team = {parallel, threads};
     size_t matrix = (size_t)d * (size_t)d;
-    int failed = run(team, mix_back_item, &job, images * heads, matrix + (size_t)d + VL);
+    int failed = run(team, mix_back_item, &job, images * heads, matrix + (size_t)d);
     return failed ? failed : run(team, project_back_item, &job, heads * tiles, matrix + VL);
 }

@@ -186,7 +186,7 @@ class _Attend(torch.autograd.Function):
                 *(_address(qkv, i), _address(sums, i)),
             )
         # The attention and what else the backward pass needs of it (`Channels` in mixing.h).
-        channels, mixing = x.new_empty(n, 2 * c * d + 2 * c), x.new_empty(n, c, c)
+        channels, mixing = _with_room(x, n, 2 * c * d + 2 * c), x.new_empty(n, c, c)
         temperature, project_out = temperature.contiguous(), project_out.contiguous()
         kernels.call(
             *("mix", n, c, heads, sums.data_ptr(), temperature.data_ptr(), project_out.data_ptr()),
@@ -359,12 +359,7 @@ class _FeedForward(torch.autograd.Function):
 
 def _add_product(sums: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
     """Add the sum over the pixels of a times b, `[pixels, ..]`, to earlier ones, in place."""
-    if sums is not None:
-        return sums.addmm_(a.t(), b)
-    # The BLAS is up to a quarter faster if the result has more rows than columns. Only with many
-    # pixels does that outweigh the copy to the layout of the weight, which autograd makes.
-    turned = a.shape[1] < b.shape[1] and len(a) > 4 * b.shape[1]
-    return (b.t() @ a).t() if turned else a.t() @ b
+    return a.t() @ b if sums is None else sums.addmm_(a.t(), b)
 
 
 def _address(x: Tensor, row: int) -> int:
