@@ -22,10 +22,11 @@ from c2fdft_cli.data.shards.format import Entry, ShardHeader
 from c2fdft_cli.engine.prepare.job import prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.sampling.scoring import Scored
+from c2fdft_cli.engine.sampling.subject import open_shards, open_subject
 from c2fdft_cli.engine.sweep import job as sweep_job
 from c2fdft_cli.engine.sweep import log as sweep_log
 from c2fdft_cli.engine.sweep import report
-from c2fdft_cli.engine.sweep.job import sweep
+from c2fdft_cli.engine.sweep.job import Sweep, sweep
 from c2fdft_cli.engine.sweep.log import SweepLog, Trial
 from c2fdft_cli.engine.sweep.options import (
     Rule,
@@ -48,7 +49,7 @@ from c2fdft_cli.engine.weights.convert import convert
 from c2fdft_cli.engine.weights.convert_options import ConvertOptions
 from c2fdft_cli.engine.weights.stored import open_stored
 from c2fdft_cli.errors import CheckpointError, DataError, Interrupted, ResourceError, UsageError
-from c2fdft_cli.recipe.schema import Network, Recipe
+from c2fdft_cli.recipe.schema import Diffusion, Network, Recipe
 from tests.kit.formula import photo
 from tests.kit.restore import overflow_in_half_precision
 from tests.kit.shards import pairs_of, write_shard
@@ -77,7 +78,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def coarse(shards: Path, tmp_path: Path) -> Path:
-    return write_weights(tmp_path / "coarse.pt", "coarse", shards)
+    return write_weights(tmp_path / "coarse.pt", "coarse", shards, metrics={"step": 7})
 
 
 def run(checkpoint: Path, **options: Any) -> SweepResult:
@@ -115,6 +116,7 @@ def test_other_invalid_values_are_refused() -> None:
         ("ssim", Rule("ssim")),
         ("within:0.2dB", Rule("within", 0.2)),
         ("within:1", Rule("within", 1.0)),
+        ("within:0.5 db", Rule("within", 0.5)),
     ],
 )
 def test_rules_are_parsed(text: str, rule: Rule) -> None:
@@ -154,6 +156,7 @@ def test_schedules_combine_counts_spacings_and_starts() -> None:
         ({"further": {"given": [[1000]]}}, r"timesteps must be 0 to 999, got \[1000\]"),
         ({"starts": [2], "steps": [4]}, "steps must be 1 to 3, got 4"),
         ({"steps": []}, "a sweep tries 1 to 1000 schedules, got 0"),
+        ({"steps": [1], "starts": range(1000), "further": {"given": [[1, 0]]}}, "got 1001"),
     ],
 )
 def test_impossible_schedules_are_refused(wrong: dict[str, Any], says: str) -> None:
@@ -195,6 +198,23 @@ def test_the_choice_without_a_finite_row_and_among_equals() -> None:
     assert choose(infinite, parse_rule("within:0.2dB")) is infinite[1]
 
 
+def test_a_row_has_the_median_time_and_the_deviation_of_finite_means() -> None:
+    def table(psnr: float) -> SweepRow:
+        found = {
+            Trial(name, seed, (9,)): Scored(name, 30.0 + seed, 0.9, seconds=seconds)
+            for name, seconds in (("a", 1.0), ("b", 2.0), ("c", 9.0))
+            for seed in (0, 1)
+        }
+        found[Trial("a", 1, (9,))] = Scored("a", psnr, 0.9, seconds=1.0)
+        (row,) = make_table({(9,): "a"}, found, ["a", "b", "c"], [0, 1], Rule("psnr"))
+        return row
+
+    assert table(31.0).seconds == 2.0
+    assert table(31.0).spread == pytest.approx(0.5**0.5)
+    for broken in (math.nan, math.inf):
+        assert math.isnan(table(broken).spread or 0.0)
+
+
 def test_pareto_front() -> None:
     assert pareto(ROWS) == [True, True, False, True, False]
     assert pareto([scores(2, 30.0, 0.9), scores(2, 30.0, 0.8)]) == [True, True]
@@ -219,12 +239,14 @@ def test_a_sweep_chooses_stores_the_timesteps_and_writes_files(coarse: Path, sha
 
     after = load_checkpoint(coarse)
     assert (after.meta.grid, after.meta.grid_from) == (list(result.chosen.grid), "sweep")
+    assert after.meta.metrics["step"] == 7
     assert after.meta.metrics["sweep"]["psnr"] == pytest.approx(result.chosen.psnr)
     assert (after.meta.recipe, after.meta.data) == (before.meta.recipe, str(shards))
     assert all(torch.equal(after.ema[name], tensor) for name, tensor in before.ema.items())
 
     saved = json.loads((coarse.parent / "sweep.json").read_text())
     assert saved["complete"] is True
+    assert saved["checkpoint"] == str(coarse)
     assert saved["grid"] == list(result.chosen.grid)
     assert [row["first_t"] for row in saved["rows"]] == [999, 700, 500, 300, 999, 999]
     with (coarse.parent / "sweep.csv").open() as file:
@@ -533,6 +555,13 @@ def test_clean_only_shards_are_degraded_by_the_recipe(tmp_path: Path) -> None:
     recipe.data.synthesize = "noise"
     path = write_weights(tmp_path / "c.pt", "coarse", tmp_path / "shards", recipe=recipe.to_dict())
     assert run(path, steps=(1,)).rows[0].trials == 1
+    # what the degraded images depend on, besides the masks of rain
+    for section, key, value in (("data", "synthesis", {"sigma": 9}), ("train", "seed", 7)):
+        other = recipe.to_dict()
+        other[section][key] = value
+        write_weights(path, "coarse", tmp_path / "shards", recipe=other)
+        with pytest.raises(DataError, match="this file holds a sweep with other settings"):
+            sweep(path, SweepOptions(device="cpu", precision="fp32"))
     # a recipe that states only differences, as edited by hand or written by an earlier version
     few = {"data": {"synthesize": "noise"}}
     path = write_weights(tmp_path / "few.pt", "coarse", tmp_path / "shards", recipe=few)
@@ -564,7 +593,87 @@ def test_scores_of_other_streak_masks_are_not_mixed(tmp_path: Path) -> None:
     assert error.value.details[0].startswith("degradation: ")
 
 
+def test_scores_with_other_settings_are_not_mixed(coarse: Path, tmp_path: Path) -> None:
+    run(coarse, steps=(1,), images=1, stamp=False)
+    settings = json.loads((tmp_path / "sweep.json").read_text())["settings"]
+    assert settings["device"] == "cpu"
+    entries = [Entry("0", 17, 22)]
+    header = ShardHeader("val", "{}", "input/target", "rain", "0.1")
+    write_shard(tmp_path / "val-00000.h5", entries, pairs_of(entries), header)
+    before = load_checkpoint(coarse).meta
+
+    def differs(**changed: Any) -> str:
+        with pytest.raises(DataError, match="this file holds a sweep with other settings") as error:
+            sweep(coarse, SweepOptions(**{"device": "cpu", "precision": "fp32", **changed}))
+        (line,) = error.value.details
+        return line.split(":")[0]
+
+    assert differs(data=tmp_path) == "data"
+    assert differs(precision="bf16") == "precision"
+    recipe = {**before.recipe, "sampling": {**before.recipe["sampling"], "eta": 0.5}}
+    write_weights(coarse, "coarse", Path(before.data), recipe=recipe)
+    assert differs() == "eta"
+    # of pairs, nothing is made from the training's seed
+    recipe = {**before.recipe, "train": {**before.recipe["train"], "seed": 7}}
+    write_weights(coarse, "coarse", Path(before.data), recipe=recipe)
+    sweep(coarse, SweepOptions(device="cpu", precision="fp32"))
+
+
+def test_single_steps_are_shares_of_the_diffusion(shards: Path, tmp_path: Path) -> None:
+    recipe = Recipe(network=NETWORK, diffusion=Diffusion(timesteps=100, beta_end=0.2))
+    path, few = tmp_path / "c.pt", {"recipe": recipe.to_dict(), "diffusion": recipe.diffusion}
+    write_weights(path, "coarse", shards, **few)
+    subject = open_subject(path, protocol=None, device="cpu", precision="fp32")
+    one = Sweep(SweepOptions(steps=(1,)), subject, open_shards(None, subject))
+    assert list(one.schedules) == [(99,), (30,), (50,), (70,)]
+
+
 # -- errors ------------------------------------------------------------------------
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_restoration(
+    coarse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of the file itself, also if a link to it is given."""
+    link = tmp_path / "links" / "coarse.pt"
+    link.parent.mkdir()
+    link.symlink_to(coarse)
+    monkeypatch.setattr(os, "access", lambda path, *_: path != tmp_path)
+    with pytest.raises(ResourceError, match="the checkpoint's folder is not writable") as error:
+        sweep(link, SweepOptions(device="cpu"))
+    assert error.value.where == str(link)
+
+
+def test_a_link_to_the_weights_remains_a_link(coarse: Path, tmp_path: Path) -> None:
+    link = tmp_path / "links" / "coarse.pt"
+    link.parent.mkdir()
+    link.symlink_to(coarse)
+    run(link, steps=(1,), images=1)
+    assert link.is_symlink()
+    assert load_checkpoint(coarse).meta.grid_from == "sweep"
+
+
+@pytest.mark.parametrize(("number", "shown"), [(4, "(0, 1, 2, 3)"), (5, "(0, 1, 2, 3, ...)")])
+def test_what_a_stamp_would_remove_is_named_up_to_four(
+    coarse: Path, monkeypatch: pytest.MonkeyPatch, number: int, shown: str
+) -> None:
+    monkeypatch.setattr(sweep_job, "besides_weights", lambda _: [str(i) for i in range(number)])
+    with pytest.raises(UsageError, match=re.escape(shown)):
+        sweep(coarse, SweepOptions(device="cpu"))
+
+
+def test_a_sweep_stopped_before_its_first_score_names_no_file_to_resume_from(
+    coarse: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return iter(())
+
+    monkeypatch.setattr(sweep_job, "restore_and_score", stopped)
+    with pytest.raises(Interrupted, match="the sweep was stopped") as error:
+        run(coarse)
+    assert error.value.hint is None
+    assert not (coarse.parent / "sweep.json").exists()
 
 
 def test_another_sweep_is_not_overwritten(coarse: Path) -> None:
@@ -639,6 +748,7 @@ def test_weights_that_produce_no_finite_image_are_an_error(shards: Path, tmp_pat
     with pytest.raises(CheckpointError, match="NaN or infinite values with every schedule"):
         run(path)
     assert load_checkpoint(path).meta.grid_from == "recipe"
+    assert json.loads((tmp_path / "sweep.json").read_text())["complete"] is True
 
 
 def test_missing_data_are_an_error(coarse: Path, shards: Path, tmp_path: Path) -> None:

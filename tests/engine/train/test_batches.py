@@ -155,3 +155,18 @@ def assert_equal(some: list[Batch], others: list[Batch]) -> None:
     for one, other in zip(some, others, strict=True):
         for name in ("lq", "gt", "noise", "times"):
             assert torch.equal(getattr(one, name), getattr(other, name))
+
+
+def test_batches_are_made_as_the_recipe_states(two_pictures: Path) -> None:
+    def first(*words: str) -> Batch:
+        short = ["coarse.iterations=2", "coarse.patches=[32]", "coarse.batches=[8]", *words]
+        recipe = load_recipe("tiny", ["data.synthesize=noise", *short])
+        return next(iter(loader(recipe, ShardSet.open(two_pictures))))
+
+    plain = first()
+    assert plain.lq2 is None
+    assert first("coarse.mixup_beta=1", "train.seed=5").lq2 is not None  # in every second batch
+    assert not torch.equal(first("train.seed=7").noise, plain.noise)
+    assert not torch.equal(first("data.line_patterns=1").gt, plain.gt)
+    assert plain.times.max() >= 100
+    assert first("diffusion.timesteps=100", "sampling.grid=[50]").times.max() < 100

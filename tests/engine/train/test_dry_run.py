@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from c2fdft_cli.engine.tools.bench import random_batch
+from c2fdft_cli.engine.train import dry_run
+from c2fdft_cli.engine.train import fallbacks as attempts
 from c2fdft_cli.engine.train.batches import patch_cycle
-from c2fdft_cli.engine.train.dry_run import _sizes, plan_training
+from c2fdft_cli.engine.train.dry_run import _sizes, _time_step, plan_training
 from c2fdft_cli.engine.train.events import Notice
 from c2fdft_cli.engine.train.request import TrainRequest
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.errors import Interrupted
+from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.recipe.schema import Stage
 from tests.kit.training import request, run
 
@@ -85,3 +92,52 @@ def test_planning_times_smaller_steps_if_time_is_short(tmp_path, shard_folder, s
     first, second = (stage.seconds_per_step for stage in plan.stages)
     if not timed[1]:  # the time grows with the number of pixels
         assert second == pytest.approx(first * (2 * 24**2) / (4 * 16**2))
+
+
+@pytest.mark.parametrize(
+    ("compiled", "allowed", "expected", "sizes", "found"),
+    [
+        (False, 1000.0, 0.0, [1, 1, 4, 8], (8, 8.0)),
+        (False, 7.0, 0.0, [1, 1, 4], (4, 8.0)),
+        (False, 6.0, 0.0, [1, 1], (1, 8.0)),
+        # two steps of one image are the least that is timed, if their time is known
+        (False, 4.0, 2.0, [], (0, 16.0)),
+        (False, 4.1, 2.0, [1, 1], (1, 8.0)),
+        (True, 0.0, 2.0, [8, 8, 8], (8, 8.0)),
+    ],
+)
+def test_a_step_is_timed_with_as_many_images_as_time_allows(
+    monkeypatch, compiled, allowed, expected, sizes, found
+):
+    """By a clock on which each image takes a second; the first step is not timed."""
+    now, steps = [0.0], []
+
+    def step(rows):
+        steps.append(len(rows))
+        now[0] += len(rows)
+
+    monkeypatch.setattr(dry_run, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    runner, batch = SimpleNamespace(is_compiled=compiled, step=step), random_batch(8, 16, 1000)
+    cpu = Runtime(torch.device("cpu"))
+    assert _time_step(runner, batch, allowed, expected, cpu) == found
+    assert steps == sizes
+
+
+def test_a_plan_shares_the_time_and_counts_whole_micro_batches(tmp_path, shard_folder, monkeypatch):
+    allowed, compiled = [], []
+
+    def timed(fallbacks, batch, seconds, *_):
+        allowed.append(seconds)
+        return 1, 0.5
+
+    monkeypatch.setattr(dry_run, "_time_step", timed)
+    monkeypatch.setattr(attempts, "compile_in_place", lambda net, wish, _: compiled.append(wish))
+    plans = [
+        plan_training(set_up(request("coarse", shard_folder, tmp_path / "run", *more)), 1e6).run()
+        for more in ((), ("train.micro_batch=1",))
+    ]
+    assert allowed[:2] == pytest.approx([5e5, 1e6], rel=0.01)
+    assert compiled == ["off"] * 2
+    whole, single = (plan.stages[0] for plan in plans)
+    assert (whole.micro_batch, single.micro_batch) == (4, 1)
+    assert whole.memory == 4 * single.memory > 0

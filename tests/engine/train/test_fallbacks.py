@@ -13,6 +13,7 @@ from c2fdft_cli.engine.sampling.executor import MIN_ROWS, Executor
 from c2fdft_cli.engine.sampling.sampler import Sampler
 from c2fdft_cli.engine.tools.bench import random_batch
 from c2fdft_cli.engine.train import fallbacks as attempts
+from c2fdft_cli.engine.train.job import train
 from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.train.state import load_state
@@ -21,6 +22,7 @@ from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.engine.train.validator import Validator
 from c2fdft_cli.errors import ResourceError
 from tests.kit.training import (
+    collect,
     losses,
     metrics,
     notices,
@@ -82,20 +84,121 @@ def test_out_of_memory_continues_in_smaller_micro_batches(
     assert load_state(tmp_path / "run" / "state.pt").micro == {16: 1, 24: 1}
 
 
+@pytest.fixture
+def compiled(tmp_path, shard_folder):
+    """The fallbacks of a training whose network counts as compiled, with nine images a batch."""
+    words = ("coarse.batches=[9,2]", "train.micro_batch=9")
+    made = fallbacks_of(set_up(request("coarse", shard_folder, tmp_path / "run", *words)))
+    made._stepper.net._compiled_call_impl = made._stepper.net.forward
+    made.micro[16] = 9
+    return made
+
+
+def test_a_step_that_lacks_memory_is_tried_with_half_the_images_until_it_fits(compiled):
+    """Nothing is left of the attempts that failed."""
+    tried, weight = [], next(compiled._stepper.net.parameters())
+
+    def attempt(micro):
+        assert weight.grad is None
+        tried.append(micro)
+        weight.grad = weight.detach()
+        if micro > 1:
+            raise torch.OutOfMemoryError
+        return "done"
+
+    assert compiled._until_done(16, attempt, alone=True) == "done"
+    assert tried == [9, 5, 3, 2, 1]
+    assert compiled.is_compiled
+
+
+@pytest.mark.parametrize(
+    ("error", "alone", "is_compiled"),
+    [(ResourceError("too many bad steps"), True, True), (KeyError("a bug"), False, True)],
+)
+def test_what_uncompiled_code_cannot_mend_is_raised(compiled, error, alone, is_compiled):
+    """Own errors, and those that a single process of several had: the others still wait."""
+    tried = []
+
+    def attempt(micro):
+        tried.append(micro)
+        raise error
+
+    with pytest.raises(type(error)):
+        compiled._until_done(16, attempt, alone)
+    assert (len(tried), compiled.is_compiled) == (1, is_compiled)
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected", "remains"),
+    [(1.0005, 1.0, True), (1.005, 1.0, False), (math.nan, 1.0, False), (1.0, math.nan, True)],
+)
+def test_the_loss_of_compiled_code_may_differ_by_rounding(
+    compiled, monkeypatch, loss, expected, remains
+):
+    monkeypatch.setattr(Stepper, "loss", lambda *_: expected)
+    compiled._check_compiled(random_batch(2, 16, 1000), loss)
+    assert compiled.is_compiled == remains
+
+
+def test_all_processes_run_uncompiled_if_one_has_to(compiled, monkeypatch):
+    votes = []
+    monkeypatch.setattr(Stepper, "try_out", lambda *_: 1.0)
+    monkeypatch.setattr(Stepper, "loss", lambda *_: 1.0)
+
+    def of_another_process(own, _):
+        votes.append(own)
+        return 0 if len(votes) == 1 else own
+
+    monkeypatch.setattr(attempts, "all_reduce_min", of_another_process)
+    compiled.fit(random_batch(9, 16, 1000))
+    assert votes == [1, 9]
+    assert not compiled.is_compiled
+
+
+def test_the_memory_of_a_recorded_step_is_free_where_other_work_is_measured(
+    tmp_path, shard_folder, monkeypatch
+):
+    """Before the micro-batch of another patch size is chosen, and before images are scored."""
+    step, choose, recorders, held = Stepper.step, attempts.choose_micro_batch, [], []
+
+    def recorded(self, *args):
+        result = step(self, *args)
+        self.recorder._recording = "a recording"
+        recorders.append(self.recorder)
+        return result
+
+    def chosen(*args):
+        held.extend(one._recording for one in recorders[-1:])
+        return choose(*args)
+
+    def scored(self, *_):
+        held.append(recorders[-1]._recording)
+        raise MemoryError
+
+    monkeypatch.setattr(Stepper, "step", recorded)
+    monkeypatch.setattr(attempts, "choose_micro_batch", chosen)
+    monkeypatch.setattr(Validator, "_score", scored)
+    short = ("coarse.iterations=2", "coarse.switch_every=1")
+    run(request("coarse", shard_folder, tmp_path / "run", *short, "train.micro_batch=auto"))
+    assert held == [None, None]
+
+
 def test_out_of_memory_with_one_image_is_an_error(tmp_path, shard_folder, monkeypatch):
     def hungry(*_):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Stepper, "step", hungry)
+    events = []
     with pytest.raises(ResourceError, match="out of memory at patches of 16 px") as caught:
-        run(request("coarse", shard_folder, tmp_path / "run"))
+        collect(train(set_up(request("coarse", shard_folder, tmp_path / "run"))), events)
     assert "smaller network" in caught.value.hint
+    assert [one.partition(" now ")[2] for one in notices(events)] == [
+        "run in micro-batches of 2", "run in micro-batches of 1"
+    ]  # fmt: skip
 
 
 def test_a_failed_attempt_ends_in_all_processes(tmp_path, shard_folder, monkeypatch):
     """None is left waiting; the hint names a micro-batch to resume with, which then works."""
-    from c2fdft_cli.engine.train.job import train
-
     options = set_up(request("coarse", shard_folder, tmp_path / "run"))
     with monkeypatch.context() as patch:
 
@@ -282,15 +385,18 @@ def test_a_step_has_the_learning_rate_of_its_iteration(tmp_path, shard_folder, m
 
 
 def test_the_estimated_work_grows_with_what_is_computed(tmp_path, shard_folder, coarse_run):
-    def work(*changes):
+    def work(*changes, world=1):
         words = ("sampling.grid=[500]", "fine.patches=[16]", "fine.batches=[2]", *changes)
         init = coarse_run / "coarse.pt"
         options = set_up(request("fine", shard_folder, tmp_path / "run", *words, init=init))
-        return fallbacks_of(options)._pixels()
+        return fallbacks_of(
+            replace(options, runtime=replace(options.runtime, world=world))
+        )._pixels()
 
     least = work()
     assert least > 16**2 * 2
     assert work("sampling.grid=[900,600,300]") == 3 * least
     assert work("fine.batches=[6]") == 3 * least
     assert work("fine.patches=[32]") == 4 * least
+    assert work("fine.iterations=16") == 2 * least == 4 * work(world=2)
     assert least < work("fine.patches=[16,32]", "fine.batches=[2,2]") < 4 * least

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from c2fdft_cli.engine.train.job import train
 from c2fdft_cli.engine.train.request import TrainRequest, parse_minutes
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.train.state import load_state
+from c2fdft_cli.engine.train.step.stepper import Stepper, StepResult
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.errors import Interrupted, ResourceError, UsageError
 from tests.kit import command as command_line
@@ -81,6 +83,7 @@ def test_a_checkpoint_describes_itself(coarse_run, fine_run, shard_folder):
     coarse, fine = (load_checkpoint(p) for p in (coarse_run / "coarse.pt", fine_run / "fine.pt"))
     assert (coarse.meta.stage, coarse.meta.step) == ("coarse", 12)
     assert (fine.meta.stage, fine.meta.step, fine.meta.grid) == ("fine", 8, [999, 500])
+    assert (coarse.meta.grid_from, fine.meta.grid_from) == ("recipe", "training")
     assert fine.meta.data == str(shard_folder)
     of_both = [ShardSet.open(shard_folder, split).fingerprint for split in ("train", "val")]
     assert [fine.meta.data_train, fine.meta.data_val] == of_both
@@ -204,6 +207,78 @@ def test_a_time_limit_saves_and_stops(tmp_path, shard_folder, monkeypatch, secon
     else:
         assert f"stopped after step {last} of 5, state saved" in str(ended)
         assert ended.exit_code == 143
+
+
+def test_a_time_limit_at_the_last_step_ends_nothing(tmp_path, shard_folder):
+    few = ("coarse.iterations=1", "train.validation_images=1")
+    result, events = run(request("coarse", shard_folder, tmp_path / "run", *few, max_seconds=0.0))
+    assert result.step == 1
+    assert sum(isinstance(event, Validated) for event in events) == 1
+    assert load_checkpoint(result.checkpoint).meta.step == 1
+
+
+class Clock:
+    """A clock that only the test advances."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+
+def test_rows_and_steps_state_means_and_times_since_the_last(tmp_path, shard_folder, monkeypatch):
+    """A step takes four seconds, one of which it waits for its batch; each save takes 15."""
+    clock, drawn = Clock(), []
+    monkeypatch.setattr(train_job, "time", clock)
+    monkeypatch.setattr(train_job, "draw_curves", lambda _: drawn.append(clock.now - 1000))
+    few = ("train.validate_every=100", "train.validation_images=1")
+    wish = request("coarse", shard_folder, tmp_path / "run", *few)
+    training = train_job._Training(set_up(wish))
+    loader = training.loader
+
+    class SlowLoader:
+        waited = 0.0
+
+        def __iter__(self):
+            for batch in loader:
+                self.waited += 1
+                clock.now += 4
+                yield batch
+
+    def take(self, batch, share, lr, micro_batch):
+        bad = batch.iteration == 3
+        return StepResult(math.nan if bad else 2.0 * batch.iteration, 1.0, skipped=bad)
+
+    training.loader = SlowLoader()
+    monkeypatch.setattr(Stepper, "step", take)
+    steps = []
+    for event in training.events():
+        if isinstance(event, StepDone):
+            steps.append((event.seconds, event.waited))
+        if isinstance(event, Saved):
+            clock.now += 15
+    assert steps == [(4.0, 0.25)] * 12
+    rows = metrics(tmp_path / "run")
+    assert [row["loss"] for row in rows] == ["3.0", "8.0", "11.0", "15.0", "19.0", "23.0"]
+    assert [row["skipped"] for row in rows] == ["0", "1", "0", "0", "0", "0"]
+    assert [row["images_per_second"] for row in rows] == ["1.0", "0.8", "0.5", "1.0", "0.8", "0.5"]
+    assert {row["waited"] for row in rows} == {"0.250"}
+    # with every second save, as they are 23 seconds apart, and at the end
+    assert drawn == [31.0, 77.0, 123.0, 138.0]
+
+
+@pytest.mark.parametrize("text", ["-1", "inf", "nan", "soon"])
+def test_a_time_limit_that_is_no_number_of_minutes_is_refused(text):
+    with pytest.raises(UsageError, match="--max-time must be a number of minutes"):
+        parse_minutes(text)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, math.nan])
+def test_a_time_limit_of_a_python_program_is_checked_too(seconds):
+    with pytest.raises(UsageError, match="--max-time must be at least 0"):
+        TrainRequest(max_seconds=seconds)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("0", 0), ("1.5", 90), ("600", 36000)])

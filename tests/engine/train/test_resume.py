@@ -6,7 +6,10 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +21,19 @@ from c2fdft_cli.engine.prepare.job import prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.sweep.job import sweep
 from c2fdft_cli.engine.sweep.options import Rule, SweepOptions
+from c2fdft_cli.engine.tools.bench import random_batch
+from c2fdft_cli.engine.train import setup
 from c2fdft_cli.engine.train import state as states
 from c2fdft_cli.engine.train.dry_run import plan_training
 from c2fdft_cli.engine.train.events import Validated
 from c2fdft_cli.engine.train.folder import RunFolder, find_run
-from c2fdft_cli.engine.train.job import train
+from c2fdft_cli.engine.train.job import _Training, train
 from c2fdft_cli.engine.train.request import TrainRequest
-from c2fdft_cli.engine.train.setup import set_up
+from c2fdft_cli.engine.train.setup import MAY_CHANGE, set_up
 from c2fdft_cli.engine.train.state import DamagedStateError, load_newest, load_state
 from c2fdft_cli.engine.train.step.stepper import Stepper
+from c2fdft_cli.engine.train.tensorboard import TensorBoard
+from c2fdft_cli.engine.train.validator import Validator
 from c2fdft_cli.engine.weights import stored
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.engine.weights.identify import UnreadableError
@@ -35,6 +42,7 @@ from c2fdft_cli.errors import (
     C2fdftError,
     CheckpointError,
     DataError,
+    Interrupted,
     ResourceError,
     UsageError,
 )
@@ -100,6 +108,8 @@ def test_changes_of_the_copy_in_the_run_folder_are_reported(stopped):
     path.write_text(text.replace("lr: 0.001", "lr: 0.5", 1))
     (told,) = set_up(asked(stopped)).notices
     assert "changes in it have no effect: coarse.lr 0.5 (in the run 0.001)" in told
+    path.write_text(re.sub(r"shards: .+", "shards: elsewhere", text))
+    assert set_up(asked(stopped)).notices == ()
     path.write_text("garbage")
     (told,) = set_up(asked(stopped)).notices
     assert "have no effect: " in told
@@ -115,6 +125,108 @@ def test_the_section_of_the_other_stage_may_differ(stopped):
 def test_overrides_that_change_nothing_are_allowed(stopped, shard_folder):
     options = set_up(asked(stopped, "train.seed=100", f"data.shards={shard_folder}"))
     assert not options.files
+
+
+def test_what_the_documentation_lists_may_change(stopped):
+    values = {
+        "coarse.iterations": "14", "coarse.periods": "[{length: 9, floor: 0}]",
+        "train.micro_batch": "1", "train.compile": "on", "train.precision": "bf16",
+        "train.log_every": "5", "train.save_every": "5", "train.validate_every": "5",
+        "train.keep": "7", "train.tensorboard": "false", "train.max_bad_steps": "9",
+        "data.workers": "1",
+    }  # fmt: skip
+    options = set_up(asked(stopped, *(f"{key}={value}" for key, value in values.items())))
+    assert sum(one.startswith("resuming with ") for one in options.notices) == len(values)
+    # those that are left change nothing here, or need other files
+    left = {"recompute", "data.shards", "data.streaks"}
+    assert {key.removeprefix("coarse.") for key in values} | left == set(MAY_CHANGE)
+
+
+def test_a_resumed_run_keeps_its_name_and_has_its_own_time_limit(stopped):
+    options = set_up(asked(stopped, max_seconds=5.0))
+    assert (options.recipe_name, options.max_seconds) == ("tiny", 5.0)
+    assert len(train(options)) == 6
+
+
+def test_other_timesteps_are_refused_for_the_coarse_stage_of_given_weights(stopped, coarse_run):
+    rest = [one for one in MINI if not one.startswith("sampling.")]
+    start = {"init": coarse_run / "coarse.pt", "recipe": "tiny"}
+    with pytest.raises(UsageError, match="--resume keeps the run's recipe") as caught:
+        set_up(asked(stopped, *rest, resume=False, resume_auto=True, **start))
+    assert any(one.startswith("sampling.grid: ") for one in caught.value.details)
+
+
+@pytest.mark.parametrize("key", ["recipe", "data", "grid"])
+def test_a_state_without_what_a_run_needs_is_refused(stopped, key):
+    state = load_tensors(stopped / "state.pt")
+    state["meta"] = json.dumps({**json.loads(state["meta"]), key: None})
+    save_tensors(stopped / "state.pt", state)
+    with pytest.raises(CheckpointError, match="lacks the recipe, the data or the timesteps"):
+        set_up(asked(stopped))
+
+
+def test_only_the_main_process_compares_the_validation_images(stopped):
+    """The others do not open them."""
+    options = set_up(asked(stopped))
+    train(replace(options, runtime=replace(options.runtime, rank=1, world=2)))
+
+
+@pytest.mark.parametrize(
+    ("change", "micro"), [((), {16: 2, 24: 1}), (("train.micro_batch=1",), {16: 1})]
+)
+def test_micro_batches_are_kept_unless_the_recipe_changes_them(stopped, change, micro):
+    state = load_tensors(stopped / "state.pt")
+    save_tensors(stopped / "state.pt", {**state, "micro": {16: 2, 24: 1}})
+    fallbacks = _Training(set_up(asked(stopped, *change))).fallbacks
+    fallbacks.fit(random_batch(4, 16, 1000))
+    assert fallbacks.micro == micro
+
+
+def test_saves_keep_their_distance_after_resuming(stopped):
+    stop_after(asked(stopped, precision="fp32"), 8)
+    assert load_state(stopped / "state.pt").step == 6
+
+
+def test_a_signal_while_a_due_score_is_computed_ends_no_step(stopped, monkeypatch):
+    """TensorBoard's row of that score, if there is one, is replaced."""
+    state, opened = load_tensors(stopped / "state.pt"), []
+    save_tensors(stopped / "state.pt", {**state, "unscored": True})
+
+    def signalled(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        args[-1].check()
+
+    monkeypatch.setattr(Validator, "_score", signalled)
+    monkeypatch.setattr(TensorBoard, "open", lambda _, step: opened.append(step))
+    options = set_up(asked(stopped, precision="fp32"))
+    with pytest.raises(Interrupted, match="stopped after step 6 of 12"):
+        train(options).run()
+    left = load_state(stopped / "state.pt")
+    assert (left.step, left.unscored, opened) == (6, True, [5])
+    shortened = set_up(asked(stopped, "coarse.iterations=6"))
+    assert not any("is finished" in one for one in shortened.notices)
+
+
+def test_a_state_that_is_replaced_while_it_is_read_is_noticed(stopped, monkeypatch):
+    def load(run):
+        found = load_newest(run)
+        os.utime(run.state, (1, 1))
+        return found
+
+    monkeypatch.setattr(setup, "load_newest", load)
+    with pytest.raises(ResourceError, match="another process has trained in this folder"):
+        train(set_up(asked(stopped))).run()
+
+
+def test_a_save_that_fails_removes_no_checkpoint(stopped, monkeypatch):
+    def full(*_):
+        raise ResourceError("the disk is full")
+
+    monkeypatch.setattr(states, "save_tensors", full)
+    before = set((stopped / "checkpoints").glob("step-*.pt"))
+    with pytest.raises(ResourceError, match="the disk is full"):
+        resume("coarse", stopped)
+    assert before < set((stopped / "checkpoints").glob("step-*.pt"))
 
 
 @pytest.mark.parametrize("written", ["data.shards={}", "data={{shards: {}}}"])
@@ -219,6 +331,7 @@ def test_without_validation_images_no_sweep_is_suggested(tmp_path, pair_folder):
     short = (*MINI, "coarse.iterations=1", "coarse.patches=[16]", "coarse.batches=[1]")
     cpu = ("--recipe", "tiny", "--device", "cpu", "--precision", "fp32")
     done = command("train-coarse", *cpu, "--data", data, "--out", out, "--json", *short)
+    assert load_checkpoint(out / "coarse.pt").meta.data_val is None
     assert json.loads(done.stdout)["next"] == f"c2fdft train-fine --from {out / 'coarse.pt'}"
 
 
@@ -248,7 +361,9 @@ def test_the_next_command_suits_a_schedule_that_ends_without_the_image(tmp_path,
 
 def test_resuming_a_finished_run_rewrites_a_damaged_checkpoint(finished, coarse_run):
     (finished / "coarse.pt").write_bytes(b"damaged")
-    resume("coarse", finished)
+    for _ in range(2):
+        resume("coarse", finished)
+        assert "sweep" not in load_checkpoint(finished / "coarse.pt").meta.metrics
     assert same_weights(finished / "coarse.pt", coarse_run / "coarse.pt")
 
 
@@ -439,8 +554,8 @@ def test_the_fine_stage_needs_its_checkpoint_only_to_start(tmp_path, shard_folde
 def test_a_resumed_fine_stage_keeps_the_timesteps_of_its_weights(
     tmp_path, shard_folder, coarse_run
 ):
-    """Also if the command line names a recipe with other timesteps, as it did at the start."""
-    rest = [one for one in MINI if not one.startswith("sampling.")]
+    """Also if the command line names a recipe with others, or another network, as at the start."""
+    rest = [one for one in MINI if not one.startswith(("sampling.", "network."))]
     line = request(
         "fine",
         shard_folder,
@@ -722,7 +837,7 @@ def test_a_state_exists_at_each_moment_of_setting_it_aside(stopped, monkeypatch)
         {"best_psnr": "x"}, {"best_psnr": [1.0]}, {"best_psnr": float("nan")},
         {"window": 3}, {"window": {"loss": "x"}},
         {"stepper": []}, {"stepper": {}}, {"stepper": {"params": 3}},
-        {"meta": 3}, {"fingerprint": [1]},
+        {"meta": 3}, {"fingerprint": [1]}, {"state_version": 99},
     ],
     ids=str,
 )  # fmt: skip
@@ -755,6 +870,18 @@ def test_moments_that_do_not_fit_are_refused_in_one_line(stopped, name, change):
     save_tensors(stopped / "state.pt", content)
     with pytest.raises(CheckpointError, match=r"state\.pt: a damaged training state"):
         resume("coarse", stopped)
+
+
+def test_a_state_that_is_missing_or_damaged_without_a_previous_one_is_named(stopped):
+    (stopped / "state-previous.pt").unlink()
+    (stopped / "state.pt").write_bytes(b"")
+    with pytest.raises(DamagedStateError) as caught:
+        load_newest(RunFolder(stopped))
+    assert caught.value.where == str(stopped / "state.pt")
+    (stopped / "state.pt").unlink()
+    with pytest.raises(CheckpointError) as caught:
+        load_newest(RunFolder(stopped))
+    assert (type(caught.value), caught.value.where) == (CheckpointError, str(stopped / "state.pt"))
 
 
 def test_two_damaged_states_are_an_error(stopped):
@@ -796,9 +923,9 @@ def _equal(one: object, other: object) -> bool:
 
 
 def test_a_state_of_an_earlier_version_can_be_loaded(stopped):
-    """Earlier versions did not say which validation images they scored: any are accepted."""
+    """Earlier versions did not say which images they scored and rained on: any are accepted."""
     state = load_tensors(stopped / "state.pt")
-    del state["scored_on"], state["started_from"]
+    del state["scored_on"], state["streaks"], state["started_from"]
     save_tensors(stopped / "state.pt", state)
     (stopped / "state-previous.pt").unlink()
     assert load_state(stopped / "state.pt").step == 6

@@ -67,6 +67,16 @@ def test_a_resumed_run_keeps_the_requested_precision(tmp_path, shard_folder):
     assert other.notices == ("the run resumes in fp32; it was in bf16",)
 
 
+def test_a_precision_that_was_not_requested_is_not_stored_as_if_it_were(tmp_path, shard_folder):
+    out = tmp_path / "run"
+    wish = request("coarse", shard_folder, out, "train.precision=bf16", precision="auto")
+    events = iter(train(set_up(wish)))
+    next(events)
+    events.close()
+    state = load_state(out / "state.pt")
+    assert (state.precision, state.computed_in) == ("auto", "bf16")
+
+
 def test_earlier_states_without_a_precision_can_be_resumed(tmp_path, shard_folder, coarse_run):
     out = tmp_path / "run"
     with pytest.raises(Interrupted):

@@ -160,7 +160,7 @@ def test_the_timesteps_in_use_are_those_stored_in_the_recipe(tmp_path, shard_fol
 
     kept = asked("a", "sampling.eta=0.1")
     assert kept.timesteps == kept.recipe.sampling.grid == [999, 500]
-    assert kept.recipe.sampling.eta == 0.1
+    assert (kept.recipe.sampling.steps, kept.recipe.sampling.eta) == (2, 0.1)
     assert any("sampling.grid=[999,666,333,0]" in one for one in kept.notices)
     chosen = asked("b", "sampling.steps=3")
     assert chosen.timesteps == chosen.recipe.sampling.grid == [999, 500, 0]
@@ -210,6 +210,12 @@ def test_shards_are_found_in_any_form_of_override(tmp_path, shard_folder, coarse
         assert set_up(request("coarse", None, tmp_path / f"c{name}", override)).data == shard_folder
         wish = TrainRequest("fine", [override], coarse_run / "coarse.pt", device="cpu")
         assert set_up(wish).data == shard_folder
+
+
+def test_synthesis_is_no_news_where_the_shards_hold_clean_images_only(tmp_path, shard_folder):
+    options = set_up(request("coarse", shard_folder, tmp_path / "r", "data.synthesize=noise"))
+    assert any("synthetic noise" in one for one in options.remarks(has_lq=True))
+    assert not any("synthetic noise" in one for one in options.remarks(has_lq=False))
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from c2fdft_cli.data.shards.format import Entry
+from c2fdft_cli.engine.sampling.executor import Executor
+from c2fdft_cli.engine.train import validator as module
+from c2fdft_cli.engine.train.events import Notice
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.train.tensorboard import TensorBoard
 from c2fdft_cli.engine.train.validator import Validator, scorable_validation
+from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.signals import StopRequest
+from tests.kit.shards import HEADER, pairs_of, write_shard
 from tests.kit.training import request
 
 
@@ -50,3 +58,57 @@ def test_the_best_score_is_the_highest_so_far(validator, best, is_best):
     assert scored.is_best == is_best
     assert state.best_psnr == (scored.psnr if is_best else best)
     assert state.saved == [4] * is_best
+
+
+def test_a_lack_of_memory_costs_the_score_and_a_full_disk_ends_the_training(validator, monkeypatch):
+    """Both are resource errors."""
+    scorer, state = validator
+
+    def fails(*_):
+        raise ResourceError("out of it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Executor, "__call__", fails)
+        (told,) = scorer.validate(4, StopRequest())
+    assert isinstance(told, Notice)
+    assert (state.best_psnr, state.saved) == (None, [])
+    monkeypatch.setattr(module, "save_rgb8", fails)
+    with pytest.raises(ResourceError, match="out of it"):
+        list(scorer.validate(4, StopRequest()))
+
+
+def test_samples_are_of_the_images_that_are_scored(validator, tmp_path):
+    """Those are spread over all images."""
+    scorer, _ = validator
+    entries = [Entry(str(number), 16, 16) for number in range(4)]
+    header = replace(HEADER, split="val")
+    write_shard(tmp_path / "val-00000.h5", entries, pairs_of(entries), header)
+    recipe = scorer._options.recipe
+    two = replace(recipe, train=replace(recipe.train, validation_images=2))
+    scorer._options = replace(scorer._options, recipe=two)
+    scorer._pairs = scorable_validation(tmp_path, two)
+    assert scorer.images == 2
+    validate(scorer, 4)
+    samples = scorer._options.run.samples.iterdir()
+    assert {path.name for path in samples} == {"0-000000004.png", "2-000000004.png"}
+
+
+def test_images_are_scored_in_the_precision_of_the_training_and_not_kept(validator, monkeypatch):
+    scorer, _ = validator
+    strips, mean, seen = module.StripNetwork, module.mean_scores, []
+
+    def network(net, dtype):
+        seen.append(dtype)
+        return strips(net, dtype=dtype)
+
+    def means(scored):
+        seen.extend(one.pictures for one in scored)
+        return mean(scored)
+
+    monkeypatch.setattr(module, "StripNetwork", network)
+    monkeypatch.setattr(module, "mean_scores", means)
+    options = scorer._options
+    runtime = replace(options.runtime, dtype=torch.bfloat16)
+    scorer._options = replace(options, runtime=runtime)
+    validate(scorer, 4)
+    assert seen == [torch.bfloat16, None]

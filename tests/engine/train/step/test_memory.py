@@ -178,6 +178,32 @@ def test_auto_recomputes_as_much_as_the_memory_requires(monkeypatch, device, gib
     assert choose_recompute(Network(), asked, 4, "auto", runtime) == "level"
 
 
+@pytest.mark.parametrize(
+    ("free", "world", "way"),
+    [
+        (768, 1, "none"),
+        (767, 1, "call"),
+        (384, 2, "none"),
+        (383, 2, "call"),
+        (32, 1, "call"),
+        (31, 1, "level"),
+    ],
+)
+def test_whole_batches_of_each_process_have_to_fit_or_single_images(monkeypatch, free, world, way):
+    """Half of the memory may be used, and an image holds a byte for each pixel of a side."""
+
+    def counted(network, stage, calls, patch, *_):
+        return patch * (1 if stage.recompute == "none" else 0.5)
+
+    monkeypatch.setattr(memory, "free_bytes", lambda _: free)
+    monkeypatch.setattr(memory, "MARGIN", 0.5)
+    monkeypatch.setattr(memory, "training_kernels", lambda *_: NO_KERNELS)
+    monkeypatch.setattr(memory, "step_bytes", counted)
+    stage = FineStage(recompute="auto", patches=[24, 32], batches=[16, 8])
+    runtime = Runtime(torch.device("cuda"), world=world)
+    assert choose_recompute(SMALL, stage, 4, "auto", runtime) == way
+
+
 def peak(recompute: str, calls: int):
     net = make_network(SMALL)
     stage = FineStage(recompute=recompute, ssim="none")

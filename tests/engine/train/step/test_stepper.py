@@ -19,6 +19,7 @@ from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.engine.train.step import stepper as stepper_module
 from c2fdft_cli.engine.train.step.objective import Objective
 from c2fdft_cli.engine.train.step.stepper import Stepper, StepResult
+from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.recipe.schema import FineStage, Train
 from c2fdft_cli.vocabulary import Recompute
@@ -272,9 +273,11 @@ def test_micro_batches_large_steps_and_several_processes_are_not_recorded(
     if reason == "several processes":
         monkeypatch.setattr(stepper_module.dist, "is_initialized", lambda: True)
         monkeypatch.setattr(stepper_module.dist, "all_reduce", lambda loss: None)
+    stepper.recorder._recording = "of a smaller batch"  # type: ignore[assignment]
     for k in range(1, 4):
         take(stepper, make_batch(k), 1 if reason == "micro-batches" else 2)
     assert recording.replays == 0
+    assert stepper.recorder._recording is None  # its memory is free for these steps
     assert stepper.updates == 3
 
 
@@ -341,6 +344,33 @@ def move_half_way(stepper: Stepper) -> None:
     for parameter in stepper.net.parameters():
         parameter.grad = torch.ones_like(parameter)
     stepper.scaler.unscale_(stepper.optimizer)
+
+
+def test_a_gradient_that_overflows_lowers_the_loss_scale() -> None:
+    stepper = make_stepper(dtype=torch.float16)
+    stepper.scaler.scale(torch.ones(()))
+    before = stepper.scaler.get_scale()
+    for parameter in stepper.net.parameters():
+        parameter.grad = torch.full_like(parameter, torch.inf)
+    assert stepper._apply(torch.tensor(1.0), 1e-2).skipped
+    assert stepper.scaler.get_scale() == before / 2
+
+
+def test_weights_that_are_not_finite_are_an_error_in_both_sets() -> None:
+    for name in ("net", "ema"):
+        stepper = make_stepper()
+        stepper.check_weights()
+        with torch.no_grad():
+            next(getattr(stepper, name).parameters()).view(-1)[0] = torch.nan
+        with pytest.raises(ResourceError, match="its weights are NaN or infinite"):
+            stepper.check_weights()
+
+
+def test_bad_steps_in_a_row_are_counted_beyond_a_resumption() -> None:
+    one, other = make_stepper(), make_stepper()
+    one.bad_steps = 4
+    other.load(one.state())
+    assert other.bad_steps == 4
 
 
 @pytest.mark.acceptance
