@@ -112,10 +112,9 @@ def test_a_step_that_lacks_memory_is_tried_with_half_the_images_until_it_fits(co
 
 
 @pytest.mark.parametrize(
-    ("error", "alone", "is_compiled"),
-    [(ResourceError("too many bad steps"), True, True), (KeyError("a bug"), False, True)],
+    ("error", "alone"), [(ResourceError("too many bad steps"), True), (KeyError("a bug"), False)]
 )
-def test_what_uncompiled_code_cannot_mend_is_raised(compiled, error, alone, is_compiled):
+def test_what_uncompiled_code_cannot_mend_is_raised(compiled, error, alone):
     """Own errors, and those that a single process of several had: the others still wait."""
     tried = []
 
@@ -125,7 +124,8 @@ def test_what_uncompiled_code_cannot_mend_is_raised(compiled, error, alone, is_c
 
     with pytest.raises(type(error)):
         compiled._until_done(16, attempt, alone)
-    assert (len(tried), compiled.is_compiled) == (1, is_compiled)
+    assert len(tried) == 1
+    assert compiled.is_compiled
 
 
 @pytest.mark.parametrize(

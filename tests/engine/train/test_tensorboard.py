@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from c2fdft_cli.engine.train import state as states
 from c2fdft_cli.engine.train.events import StepDone
 from c2fdft_cli.engine.train.folder import RunFolder
 from c2fdft_cli.engine.train.job import train
@@ -72,6 +73,22 @@ def test_events_are_on_disk_when_the_state_is_saved(tmp_path, shard_folder):
     shutil.copytree(tmp_path / "run" / "tensorboard", tmp_path / "copy" / "tensorboard")
     events.close()
     assert [e.step for e in read(tmp_path / "copy").Scalars("train/loss")] == [2, 4]
+
+
+def test_events_are_flushed_before_each_save(tmp_path, shard_folder, monkeypatch):
+    """TensorBoard writes in a thread, which only seldom lags behind."""
+    calls, save = [], states.save_tensors
+
+    def saved(path, content):
+        calls.append("save")
+        save(path, content)
+
+    monkeypatch.setattr(TensorBoard, "flush", lambda _: calls.append("flush"))
+    monkeypatch.setattr(states, "save_tensors", saved)
+    events = iter(train(set_up(request("coarse", shard_folder, tmp_path / "run"))))
+    next(events)
+    events.close()
+    assert calls == ["flush", "save"]
 
 
 def test_off_writes_nothing(tmp_path, shard_folder):

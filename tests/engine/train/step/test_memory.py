@@ -62,6 +62,8 @@ def test_the_inputs_of_all_levels_are_counted():
     # channels and side of the three levels on the way down, the latent one, and those on the way up
     inputs = [(8, 32), (16, 16), (32, 8), (64, 4), (32, 8), (16, 16), (16, 32)]
     assert kept[memory.INPUTS] == 4 * sum(channels * side**2 for channels, side in inputs)
+    always = kept.pop(memory.OUTSIDE) + kept.pop(memory.INPUTS)
+    assert saved_bytes(SMALL, 32, recompute_levels=True) == always + max(kept.values())
 
 
 @pytest.mark.parametrize(
