@@ -9,6 +9,7 @@ tests also compare these lists with the keys of tables elsewhere (`PRECISIONS` o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar, get_args
 
 from c2fdft_cli.errors import UsageError
@@ -41,6 +42,29 @@ SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 PROTOCOL_NAMES: tuple[ProtocolName, ...] = get_args(ProtocolName)
 PACKAGED_TASKS: tuple[PackagedTask, ...] = get_args(PackagedTask)
 DEGRADATIONS: tuple[DegradationName, ...] = get_args(DegradationName)
+
+
+@dataclass(frozen=True)
+class TaskTraits:
+    """What the program knows of a task, whose recipe has its name.
+
+    Args:
+        words: beginnings of words in a data set's name that indicate it.
+        results: the word that names of restored files may have ("rain-001_derained.png").
+        is_upright: whether its degradation looks different after a quarter turn, as rain does.
+    """
+
+    words: tuple[str, ...]
+    results: str
+    is_upright: bool = False
+
+
+TASKS: dict[str, TaskTraits] = {
+    "derain": TaskTraits(("rain",), "derained", is_upright=True),
+    "deblur": TaskTraits(("blur", "gopro", "realblur", "reds"), "deblurred"),
+    "denoise": TaskTraits(("nois", "sidd", "polyu"), "denoised"),
+}
+"""Every `Task` but `restore`, which stands for all others and has no recipe."""
 
 
 def check_choice(option: str, value: str, choices: Sequence[Choice]) -> Choice:

@@ -15,10 +15,12 @@ from c2fdft_cli.engine.weights.convert_options import HALVES
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution import device
 from c2fdft_cli.metrics.protocols import PROTOCOLS
+from c2fdft_cli.recipe.files import load_recipe, recipe_names
 from c2fdft_cli.vocabulary import (
     DEGRADATIONS,
     PRECISIONS,
     SPACINGS,
+    TASKS,
     NormName,
     PackagedTask,
     ProtocolName,
@@ -69,7 +71,14 @@ def test_the_keys_of_tables_are_the_choices() -> None:
     assert set(HALVES) < set(PRECISIONS)
     assert set(PROTOCOLS) == set(get_args(ProtocolName))
     assert tuple(MODELS) == DEGRADATIONS
-    assert set(get_args(PackagedTask)) <= set(get_args(Task)) - {"restore"}
+    assert set(get_args(PackagedTask)) <= set(TASKS)
+    assert {*TASKS, "restore"} == set(get_args(Task)), "a `Task` has a row in `vocabulary.TASKS`"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_a_recipe_of_its_name(task: str) -> None:
+    assert task in recipe_names(), f"add recipes/{task}.yaml: CONTRIBUTING.md, A new recipe"
+    assert load_recipe(task).task == task, f"recipes/{task}.yaml must have task: {task}"
 
 
 def test_an_invalid_choice_is_refused_with_all_choices() -> None:

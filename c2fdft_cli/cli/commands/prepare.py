@@ -15,7 +15,7 @@ from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import require_existing
 from c2fdft_cli.settings import option_name, setting
-from c2fdft_cli.vocabulary import DEGRADATIONS
+from c2fdft_cli.vocabulary import DEGRADATIONS, TASKS
 from c2fdft_cli.words import binary_size, one_of
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def prepare(
     result = console.draw(job, lambda event: event.name)
     if preview is not None:
         _write_preview(options, preview)
-    following = None if check or result.task is None else _next_command(options, result.task)
+    following = None if check or result.task not in TASKS else _next_command(options, result.task)
     if json:
         console.emit(_document(result, options, following))
     else:
@@ -121,7 +121,7 @@ def prepare(
         elif not check:
             words = ("train-coarse", "--recipe", "RECIPE", "--data", options.folder)
             console.say_next(console.command(*words))
-            console.stdout().print("RECIPE is the recipe of your task: derain, deblur or denoise")
+            console.stdout().print(f"RECIPE is the recipe of your task: {one_of(list(TASKS))}")
     if (failure := result.failure) is not None:
         raise failure
 

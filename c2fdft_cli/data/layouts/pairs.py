@@ -34,15 +34,8 @@ from c2fdft_cli.data.layouts.search import (
     split_and_side,
 )
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.vocabulary import DEGRADATIONS
+from c2fdft_cli.vocabulary import DEGRADATIONS, TASKS
 from c2fdft_cli.words import many
-
-_TASK_WORDS = {
-    "derain": ("rain",),
-    "deblur": ("blur", "gopro", "realblur", "reds"),
-    "denoise": ("nois", "sidd", "polyu"),
-}
-"""Beginnings of words in a data set's name that indicate its task."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +75,7 @@ class PairSet:
 
     Args:
         layout: where the two sides of the pairs are, as text for the user.
-        task: "derain", "deblur" or "denoise" if the layout or the folder's name shows it.
+        task: one of `TASKS` if the layout or the folder's name shows it.
         root: the folder that was searched.
         pairs: all pairs, in natural order of their names.
         unpaired: the images that belong to no pair.
@@ -241,8 +234,8 @@ def _task(name: str) -> str | None:
     words = name_words(name)
     tasks = [
         task
-        for task, starts in _TASK_WORDS.items()
-        if any(word.startswith(starts) for word in words)
+        for task, traits in TASKS.items()
+        if any(word.startswith(traits.words) for word in words)
     ]
     return tasks[0] if len(tasks) == 1 else None
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from c2fdft_cli.data.layouts.matching import composed, match_names, name_words
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.files import real_path
+from c2fdft_cli.vocabulary import Task
 from c2fdft_cli.words import many
 
 _GAMMA = "blurgamma"
@@ -34,14 +35,14 @@ class Layout:
     Args:
         published: the published data sets with this layout.
         lq, gt: names of the degraded and of the clean side.
-        task: "derain", "deblur" or "denoise" if the names show it.
+        task: one of `TASKS` if the names show it.
         as_words: whether the names also count as words in file names, instead of folders.
     """
 
     published: str
     lq: tuple[str, ...]
     gt: tuple[str, ...]
-    task: str | None = None
+    task: Task | None = None
     as_words: bool = True
 
 

@@ -23,7 +23,7 @@ class Model(ABC):
     """A degradation; subclasses are frozen dataclasses, whose attributes are its options.
 
     Attributes:
-        task: the task, and recipe, that its pairs are for.
+        task: the task that its pairs are for.
         uses_streaks: whether it can use rendered streak masks.
     """
 

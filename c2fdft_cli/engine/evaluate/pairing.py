@@ -15,8 +15,10 @@ from c2fdft_cli.data.layouts.pairs_csv import read_pairs_csv
 from c2fdft_cli.engine.sampling.scoring import refuse_small
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.files import real_path, require_existing
+from c2fdft_cli.vocabulary import TASKS
 
-KINDS = search.KINDS | {"restored", "derained", "deblurred", "denoised", "output", "result"}
+KINDS = search.KINDS | {one.results for one in TASKS.values()} | {"restored", "output", "result"}
+"""Words in a file name that state the kind of an image, also of one that was restored."""
 
 LISTED = 20
 

@@ -67,7 +67,7 @@ class PrepareResult:
 
     Args:
         layout: where the two sides of the pairs are, as text for the user.
-        task: "derain", "deblur" or "denoise" if the layout or the degradation shows it.
+        task: what the pairs are for, such as "derain", if the layout or the degradation shows it.
         pairs: number of pairs, train and val together.
         train, val: number of pairs of each.
         unpaired: images that belong to no pair, with the reason.

@@ -50,7 +50,7 @@ class FoundPairs:
 
     Args:
         layout: where the two sides of the pairs are, as text for the user.
-        task: "derain", "deblur" or "denoise" if it is known.
+        task: the task that the pairs are for if it is known.
         splits: the pairs of "val" and "train".
         unpaired: images that belong to no pair.
         notices: what the user should know.

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from c2fdft_cli.data.symmetries import SYMMETRIES, TURNS, inverse
+from c2fdft_cli.vocabulary import TASKS
 
 TRANSFORMS = (0, 1, 2, 3, 4, 5, 6, 7)
 UPRIGHT_TRANSFORMS = (0, 2, 4, 6)
-"""The transforms that keep rain upright: rain rotated by 90 degrees no longer looks like rain."""
+"""The transforms without a quarter turn."""
 
 
 def transforms_for(task: str | None, self_ensemble: bool) -> tuple[int, ...]:
@@ -21,7 +22,8 @@ def transforms_for(task: str | None, self_ensemble: bool) -> tuple[int, ...]:
     """
     if not self_ensemble:
         return (0,)
-    return UPRIGHT_TRANSFORMS if task == "derain" else TRANSFORMS
+    is_upright = task in TASKS and TASKS[task].is_upright
+    return UPRIGHT_TRANSFORMS if is_upright else TRANSFORMS
 
 
 def mean_and_deviation(

@@ -335,7 +335,7 @@ def test_a_test_split_is_skipped(tmp_path, others, test):
         ("set", "noisy", "clean", "denoise"),
         ("set", "real", "mean", "denoise"),
         ("set", "rainy", "clean", "derain"),
-        ("set", "hazy", "clear", None),
+        ("set", "degraded", "clean", None),
         ("set", "input", "target", None),
         ("train", "input", "target", None),
         ("Rain13K", "input", "target", "derain"),

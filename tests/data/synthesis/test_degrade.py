@@ -121,7 +121,7 @@ def test_values_are_parsed():
     ("kind", "options", "says"),
     [
         ("rian", {}, "there is no degradation 'rian' - did you mean rain?"),
-        ("haze", {}, "use one of: rain, noise, blur"),
+        ("xyz", {}, "use one of: rain, noise, blur"),
         ("rain", {"strenght": 1}, "rain: unknown key strenght; did you mean strength?"),
         ("rain", {"zzz": 1}, "known: strength, heavy, heavy_fields, turn, across, along"),
         ("rain", {"heavy": 1.5}, "rain: heavy must be from 0 to 1, got 1.5"),

@@ -28,6 +28,7 @@ from c2fdft_cli.engine.train.batches import (
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.recipe.files import load_recipe
 from c2fdft_cli.recipe.schema import Data, Recipe
+from c2fdft_cli.vocabulary import DEGRADATIONS
 from tests.kit.shards import HEADER, pairs_of, write_shard
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -112,9 +113,6 @@ def test_training_patches_may_have_unclipped_noise_and_validation_images_not(
     assert seen == [(torch.uint8, False), (torch.int16, True), (torch.uint8, False)]
 
 
-KINDS = ["rain", "noise", "blur"]
-
-
 @pytest.fixture
 def two_pictures(tmp_path: Path) -> Path:
     entries = [Entry("a", 50, 70), Entry("b", 40, 41)]
@@ -124,7 +122,11 @@ def two_pictures(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.acceptance) for kind in KINDS[1:])]
+    "kind",
+    [
+        DEGRADATIONS[0],
+        *(pytest.param(kind, marks=pytest.mark.acceptance) for kind in DEGRADATIONS[1:]),
+    ],
 )
 def test_workers_that_do_not_fork_make_the_same_batches(
     two_pictures: Path, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -135,7 +137,7 @@ def test_workers_that_do_not_fork_make_the_same_batches(
     assert_equal(threaded, spawned)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DEGRADATIONS)
 def test_what_such_workers_receive_makes_the_same_batches(two_pictures: Path, kind: str) -> None:
     """It is pickled, and a new process, which the test above starts, takes seconds."""
     batches, received = (synthetic(two_pictures, kind, 0) for _ in range(2))

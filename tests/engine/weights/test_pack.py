@@ -108,7 +108,7 @@ def test_files_that_are_too_large_are_refused(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"task": "dehaze"}, "task must be .*, got .dehaze."),
+        ({"task": "paint"}, "task must be .*, got .paint."),
         (
             {"scores": [{**FACTS["scores"][0], "psnr": "high"}]},
             "psnr must be a valid number, got .high.",
