@@ -23,7 +23,12 @@ from PIL import (
     UnidentifiedImageError,
 )
 
-from c2fdft_cli.data.images.formats import JPEG_SUFFIXES, Unreadable
+from c2fdft_cli.data.images.formats import (
+    JPEG_SUFFIXES,
+    OUTPUT_FORMAT_OF,
+    MetadataKind,
+    Unreadable,
+)
 from c2fdft_cli.data.images.metadata import (
     COMMENT,
     IPTC_RESOURCE,
@@ -248,21 +253,26 @@ def _decoded(samples: Array, mode: str, about: Mapping[Any, Any]) -> Decoded:
 
 
 def encode_pillow(suffix: str, samples: Array, metadata: Metadata, quality: int) -> bytes:
-    """Encode 8-bit samples as a WebP, JPEG or BMP file."""
-    options: dict[str, Any] = {"icc_profile": metadata.icc, "exif": metadata.exif}
+    """Encode 8-bit samples in a format of `OUTPUT_FORMATS`, with the metadata that it can hold."""
+    output_format = OUTPUT_FORMAT_OF[suffix]
+    if not output_format.has_alpha:
+        channels = samples.shape[2]
+        samples = samples[..., : channels - (channels + 1) % 2]
+    values_of: dict[MetadataKind, tuple[str, Any]] = {
+        "colour profile": ("icc_profile", metadata.icc),
+        "EXIF": ("exif", metadata.exif),
+        "XMP": ("xmp", metadata.xmp),
+        "density": ("dpi", metadata.density),
+    }
+    options = dict(pair for kind, pair in values_of.items() if kind not in output_format.dropped)
     if suffix == ".webp":
         # "Exact" keeps the colours of fully transparent pixels. In lossless WebP, quality is the
         # effort of compression.
         options |= {"lossless": True, "exact": True, "quality": 60, "method": 4}
-        options["xmp"] = metadata.xmp
-    else:
-        channels = samples.shape[2]
-        samples = samples[..., : channels - (channels + 1) % 2]  # neither JPEG nor BMP has alpha
-        options["dpi"] = metadata.density
     if suffix in JPEG_SUFFIXES:
-        options |= {"exif": None, "quality": quality, "subsampling": 0}
+        options |= {"quality": quality, "subsampling": 0}
         blocks = _jpeg_blocks(metadata).items()
-        options |= {name: block for name, block in blocks if len(block) < _MAX_SEGMENT}
+        options |= {name: block if len(block) < _MAX_SEGMENT else b"" for name, block in blocks}
     mode = ("L", "LA", "RGB", "RGBA")[samples.shape[2] - 1]
     values = np.ascontiguousarray(samples[..., 0] if mode == "L" else samples)
     given = {name: value for name, value in options.items() if value not in (None, b"")}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import get_args
+
 import cv2
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from c2fdft_cli.data.images.formats import (
     OUTPUT_FORMAT_OF,
     OUTPUT_FORMATS,
     WRITE_SUFFIXES,
+    MetadataKind,
+    OutputFormat,
 )
 from c2fdft_cli.data.images.metadata import Metadata
 from c2fdft_cli.data.images.picture import Picture, read_picture, save_rgb8, write_picture
@@ -103,6 +108,26 @@ def test_16_bits_are_rounded_for_8_bit_formats_and_alpha_dropped(tmp_path, suffi
     assert (after.alpha is not None) == OUTPUT_FORMAT_OF[suffix].has_alpha
     if suffix != ".jpg":
         assert after.pixels[0].tolist() == [[0, 0, 1], [255, 255, 254]]
+
+
+def test_a_row_is_enough_to_write_another_format_of_pillow(tmp_path, monkeypatch):
+    row = OutputFormat("TGA", (".tga",), has_alpha=True, dropped=frozenset(get_args(MetadataKind)))
+    monkeypatch.setitem(OUTPUT_FORMAT_OF, ".tga", row)
+    before = drawn_picture(alpha=True, metadata=Metadata(icc=SRGB_PROFILE, exif=painters_exif()))
+    write_picture(tmp_path / "a.tga", before)
+    after = read_picture(tmp_path / "a.tga")
+    assert_same(after, before)
+    assert after.alpha is not None
+
+
+def test_what_the_row_of_a_format_does_not_allow_is_not_written(tmp_path, monkeypatch):
+    before = drawn_picture(alpha=True, metadata=Metadata(icc=SRGB_PROFILE, exif=painters_exif()))
+    row = replace(OUTPUT_FORMAT_OF[".webp"], has_alpha=False, dropped={"colour profile"})
+    monkeypatch.setitem(OUTPUT_FORMAT_OF, ".webp", row)
+    write_picture(tmp_path / "a.webp", before)
+    after = read_picture(tmp_path / "a.webp")
+    assert after.alpha is None
+    assert (after.metadata.icc, after.metadata.exif) == (None, before.metadata.exif)
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a", "a.png.txt"])
