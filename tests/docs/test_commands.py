@@ -6,11 +6,13 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
 
 from c2fdft_cli.cli.app import app
+from c2fdft_cli.cli.command_list import COMMANDS, load_command
 from c2fdft_cli.recipe.files import load_recipe, recipe_names
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +21,18 @@ LINES = [
     re.compile(r"`(c2fdft [^`\n]* -[^`\n]*)`"),  # with an option, in a sentence or a table
     re.compile(r"-m (c2fdft_cli [^`\n]*)"),
 ]
+
+OPTION = r"(?<![\w-])--[a-z][\w-]*"
+OTHER_COMMANDS = re.compile(
+    r"(?:\b(?:pip|docker|torchrun|srun) |#SBATCH).*?(?=\bc2fdft|`|$)", re.MULTILINE
+)
+"""Command lines of other programs, up to the name of this one."""
+OTHERS = {
+    "docs/howto/docker.md": {"--user", "--ipc"},
+    "docs/troubleshooting.md": {"--gpus"},
+    "docs/numerics.md": {"--stage", "--calls", "--recompute"},  # of version 0.1.0
+}
+"""Options that sentences of a page name and that no command of this version has."""
 
 
 def command_lines() -> Iterator[tuple[str, str]]:
@@ -69,6 +83,33 @@ def values(line: str) -> tuple[str, list[str]]:
 )
 def test_a_documented_training_has_values_that_the_recipe_accepts(document: str, line: str) -> None:
     load_recipe(*values(line))
+
+
+def options_of(command: Any) -> set[str]:
+    """Return the options of a command, or of a group and its commands."""
+    own = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+    return own.union(*(options_of(one) for one in getattr(command, "commands", {}).values()))
+
+
+def test_the_options_that_documents_name_exist() -> None:
+    """Those of a command, or of a script in recipes/scripts/; see `OTHERS` for other programs."""
+    known = options_of(get_command(app)) | {"--help"}
+    known = known.union(*(options_of(load_command(one.name)) for one in COMMANDS))
+    for script in (ROOT / "recipes" / "scripts").glob("*.py"):
+        code = script.read_text(encoding="utf-8")
+        known |= set(re.findall(r"add_argument\(\s*\"(--[\w-]+)\"", code))
+    unknown = []
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        text = re.sub(r"\\\n\s*", " ", file.read_text(encoding="utf-8"))
+        text = OTHER_COMMANDS.sub("", text)
+        found = dict.fromkeys(re.findall(OPTION, text))
+        page = file.relative_to(ROOT).as_posix()
+        allowed = known | OTHERS.get(page, set())
+        unknown += [f"{page}: {name}" for name in found if name not in allowed]
+    assert unknown == [], (
+        "no command has these options: correct the document or, if they belong to another program, "
+        "add it to OTHER_COMMANDS or them to OTHERS in tests/docs/test_commands.py"
+    )
 
 
 @pytest.mark.parametrize("line", ["c2fdft restor in out", "c2fdft restore in out --stepz 4"])
