@@ -16,7 +16,7 @@ def test_links_lead_to_files(page):
     text = page.read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
-    assert missing == []
+    assert missing == [], f"{page.relative_to(ROOT)}: these links lead nowhere"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -29,4 +29,5 @@ def test_files_of_the_repository_that_are_named_exist(page):
         re.findall(r"\b((?:recipes|c2fdft_cli|tests|docs)/[\w/.-]+\.(?:py|sh|yaml|md))", text)
     )
     named -= {"recipes/dehaze.yaml"}  # an example in CONTRIBUTING.md
-    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+    missing = [path for path in sorted(named) if not (ROOT / path).exists()]
+    assert missing == [], f"{page.relative_to(ROOT)}: these files do not exist"

@@ -19,6 +19,7 @@ from c2fdft_cli.engine.evaluate import pairing
 from c2fdft_cli.engine.restore.options import SAME_FORMAT
 from c2fdft_cli.engine.sweep.report import COLUMNS as SWEEP_COLUMNS
 from c2fdft_cli.engine.train.folder import COLUMNS as RUN_COLUMNS
+from c2fdft_cli.engine.train.setup import MAY_CHANGE
 from c2fdft_cli.engine.weights.checkpoint import Meta
 from c2fdft_cli.metrics import full_reference, no_reference, protocols
 from c2fdft_cli.recipe import schema
@@ -52,16 +53,16 @@ def test_a_generated_page_is_up_to_date(kit):
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda one: one.__name__)
 def test_exactly_the_keys_of_recipes_have_a_meaning(section):
     meanings = recipe_reference.meanings_of(section)
-    assert sorted(meanings) == sorted(field.name for field in fields(section))
-    assert all(meanings.values())
+    what = f"recipe/schema.py: the docstring of {section.__name__} explains each key"
+    assert sorted(meanings) == sorted(field.name for field in fields(section)), what
+    assert all(meanings.values()), what
 
 
 def test_every_function_of_the_package_is_on_its_page():
     page = python_reference.FILE.read_text(encoding="utf-8")
-    for name in c2fdft.__all__:
-        is_error = isinstance(getattr(c2fdft, name), type) and name in vars(errors)
-        if not is_error and name != "__version__":
-            assert f"## {name}\n" in page
+    names = {name for name in c2fdft.__all__ if name not in vars(errors)} - {"__version__"}
+    missing = [name for name in names if f"## {name}\n" not in page]
+    assert missing == [], "docs/reference/python.md: list them in tests/kit/python_reference.py"
 
 
 def test_the_exit_codes_are_those_of_the_errors():
@@ -71,7 +72,7 @@ def test_the_exit_codes_are_those_of_the_errors():
     kinds = [one for one in kinds if issubclass(one, errors.C2fdftError)]
     known = {(str(one.exit_code), one.__name__) for one in kinds if one.exit_code > 1}
     known |= {(str(128 + number), "Interrupted") for number in (2, 15)}
-    assert rows == known
+    assert rows == known, "docs/reference/exit-codes.md: a row for each class in errors.py"
 
 
 def test_every_variable_that_is_read_is_documented():
@@ -80,15 +81,16 @@ def test_every_variable_that_is_read_is_documented():
     read = set(re.findall(r"environ(?:\.get\(|\[|ment\()\"(\w+)\"", code))
     read |= set(re.findall(r"^SWITCH = \"(\w+)\"", code, re.MULTILINE))
     assert read >= {"RANK", "WORLD_SIZE", "LOCAL_RANK", "C2FDFT_KERNELS", "C2FDFT_NATIVE"}
-    assert [name for name in read if f"`{name}`" not in page] == []
+    undocumented = [name for name in read if f"`{name}`" not in page]
+    assert undocumented == [], "docs/reference/environment.md: describe these variables"
 
 
 def test_columns_and_keys_of_files_are_documented():
     page = (REFERENCE / "files.md").read_text(encoding="utf-8")
-    for columns in (RUN_COLUMNS, SWEEP_COLUMNS):
-        assert f"`{', '.join(columns)}`" in page
-    for field in fields(Meta):
-        assert f"`{field.name}`" in page
+    names = [", ".join(columns) for columns in (RUN_COLUMNS, SWEEP_COLUMNS)]
+    names += [field.name for field in fields(Meta)]
+    missing = [name for name in names if f"`{name}`" not in page]
+    assert missing == [], "docs/reference/files.md: describe these columns and keys"
 
 
 def test_the_names_of_sides_and_splits_are_those_that_are_recognised():
@@ -107,45 +109,62 @@ def test_the_names_of_sides_and_splits_are_those_that_are_recognised():
         search.Layout(published, names(lq), names(gt), task or None, as_words == "yes")
         for lq, gt, published, task, as_words in sides
     ]
-    assert sorted(said, key=repr) == sorted((*search.LAYOUTS, search.PIX2PIX), key=repr)
+    rows = "docs/reference/pairs.md: the rows of data/layouts/search.py, with the same names"
+    assert sorted(said, key=repr) == sorted((*search.LAYOUTS, search.PIX2PIX), key=repr), rows
     known = {
         (side, getattr(one, key), one.task or "")
         for one in search.SUFFIXES
         for side, key in (("degraded", "lq"), ("clean", "gt"))
         if getattr(one, key)
     }
-    assert {(side, names(words), task) for side, words, task in endings} == known
+    assert {(side, names(words), task) for side, words, task in endings} == known, rows
     kinds = {"training": "train", "validation": "val", "skipped; score them with `eval`": "test"}
-    assert {name: kinds[use] for cell, use in splits for name in names(cell)} == search.SPLITS
-    assert all(f"`{name}`" in page for name in search.MASKS)
+    used = {name: kinds[use] for cell, use in splits for name in names(cell)}
+    assert used == search.SPLITS, rows
+    assert [name for name in search.MASKS if f"`{name}`" not in page] == [], rows
+
+
+def test_the_keys_that_a_resumed_run_may_change_are_documented():
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    table = page.partition("\n| key | purpose |\n")[2].partition("\n\n")[0]
+    keys = re.findall(r"`([a-z]+\.[a-z_]+)`", table)
+    documented = {re.sub(r"^(coarse|fine)\.", "", key) for key in keys}
+    assert documented == set(MAY_CHANGE), "docs/training.md, Changing a run: its table of keys"
 
 
 def test_the_words_in_the_names_of_results_are_documented():
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     said = page.partition("their folders the words ")[2].partition(" do not matter")[0]
-    assert set(re.findall(r"`(\w+)`", said)) == pairing.KINDS - search.KINDS
+    words = set(re.findall(r"`(\w+)`", said))
+    assert words == pairing.KINDS - search.KINDS, "docs/metrics.md, Pairs: these words"
 
 
 def test_the_example_of_a_protocol_for_contributors_is_one():
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     (line,) = re.findall(r"^    (Protocol\(.*\)),$", page, re.MULTILINE)
     example = eval(line, {"Protocol": protocols.Protocol})
-    assert example == protocols.PROTOCOLS[example.name]
+    assert example == protocols.PROTOCOLS[example.name], "CONTRIBUTING.md, A new protocol"
 
 
 def test_smallest_sides_and_ranges_of_metrics_are_documented():
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    for one in full_reference.METRICS.values():
-        better = one.direction.removesuffix(" is better")
-        assert f"| `{one.name}` | {better} | {one.range} | {one.min_size} |" in page
+    rows = [
+        f"| `{one.name}` | {one.direction.removesuffix(' is better')} | {one.range} "
+        f"| {one.min_size} |"
+        for one in full_reference.METRICS.values()
+    ]
+    missing = [row for row in rows if row not in page]
+    assert missing == [], "docs/metrics.md: the table of metrics needs these rows"
     for one in no_reference.NO_REFERENCE.values():
-        assert re.search(rf"\| `{one.name}` \|.*\| {one.min_size} \|", page)
+        row = rf"\| `{one.name}` \|.*\| {one.min_size} \|"
+        assert re.search(row, page) is not None, f"docs/metrics.md, No-reference metrics: {row}"
 
 
 @pytest.mark.parametrize("kind", DEGRADATIONS)
 def test_a_degradation_and_its_options_are_documented(kind):
     page = (ROOT / "docs" / "synthesis.md").read_text(encoding="utf-8")
-    assert f"--synthesize {'|'.join(DEGRADATIONS)}" in page
+    usage = f"--synthesize {'|'.join(DEGRADATIONS)}"
+    assert page.count(usage) == 1, f"docs/synthesis.md begins with {usage}"
     section = page.partition(f"\n## {kind.capitalize()}\n")[2].partition("\n## ")[0]
     table = section.partition("\n| option |")[2].partition("\n\n")[0]
     rows = [line for line in table.splitlines() if line.startswith("| `")]
@@ -155,7 +174,8 @@ def test_a_degradation_and_its_options_are_documented(kind):
         told |= zip(re.findall(r"`(\w+)`", names), json.loads(f"[{values}]"), strict=True)
     assert set(told) == {one.name for one in fields(MODELS[kind])}, "docs/synthesis.md"
     assert parse_model(kind, told) == MODELS[kind](), "docs/synthesis.md: a default"
-    assert f'"{kind}"' in c2fdft.prepare.__doc__
+    named = re.search(r"degrade clean images with (.*)\.", c2fdft.prepare.__doc__)[1]
+    assert f'"{kind}"' in named, "api/jobs.py, prepare: synthesize names each degradation"
 
 
 def test_the_formats_that_restore_writes_are_documented():
@@ -183,4 +203,4 @@ def test_the_questions_list_all_dependencies_but_torch():
     needed = [re.split(r"[>=<]", one)[0] for one in project["dependencies"]]
     questions = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
     (line,) = re.findall(r"^    pip install (numpy .*)$", questions, re.MULTILINE)
-    assert sorted(line.split()) == sorted(set(needed) - {"torch"})
+    assert sorted(line.split()) == sorted(set(needed) - {"torch"}), "docs/faq.md: pip install ..."

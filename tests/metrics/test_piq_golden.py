@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,40 @@ def test_metrics_equal_those_of_another_program(
     assert got == pytest.approx(golden["values"][name], abs=golden["tolerance"])
 
 
+def gmsd(lq: Pixels, gt: Pixels) -> float:
+    """Xue et al. 2014: the deviation of the similarity of gradients, on Y of means of 2 x 2 px."""
+    gradients = []
+    for image in (lq, gt):
+        y = image @ [0.299, 0.587, 0.114]
+        y = y.reshape(y.shape[0] // 2, 2, y.shape[1] // 2, 2).mean((1, 3))
+        windows = np.lib.stride_tricks.sliding_window_view(np.pad(y, 1), (3, 3))
+        prewitt = np.array([[1, 0, -1]] * 3) / 3
+        across, along = (np.einsum("hwij,ij", windows, one) for one in (prewitt, prewitt.T))
+        gradients.append(np.hypot(across, along))
+    a, b = gradients
+    c = 170 / 255**2
+    return float(((2 * a * b + c) / (a**2 + b**2 + c)).std(ddof=1))
+
+
+FORMULAS: dict[str, tuple[Callable[[Pixels, Pixels], float], float]] = {"gmsd": (gmsd, 3e-6)}
+"""Metrics computed by their formula in float64, from RGB [h, w, 3] in [0, 1], with tolerances.
+
+For a metric that no second program computes this is the second program (`gmsd` has both).
+"""
+
+
+@pytest.mark.parametrize("metric", FORMULAS)
+def test_metrics_equal_their_formula(
+    metric: str, pair: tuple[str, torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    formula, tolerance = FORMULAS[metric]
+    assert 0 < tolerance < 1e-3
+    got = METRICS[metric](*(one / 255 for one in pair[1:]))
+    arrays = [one[0].permute(1, 2, 0).double().numpy() / 255 for one in pair[1:]]
+    monkeypatch.setitem(sys.modules, "piq", None)  # a formula that calls the metric itself fails
+    assert got == pytest.approx(formula(*arrays), abs=tolerance)
+
+
 def test_the_blur_effect_equals_that_of_another_program(
     pair: tuple[str, torch.Tensor, torch.Tensor],
 ) -> None:
@@ -85,13 +121,37 @@ def test_the_noise_sigma_equals_that_of_another_program(name: str) -> None:
 
 
 def test_every_metric_has_golden_values_of_a_program() -> None:
-    what = "tests/numbers/piq_golden.json needs numbers of another program: see CONTRIBUTING.md"
-    assert set(GOLDEN["metrics"]) == set(without_download(METRICS)), what
-    for one in GOLDEN["metrics"].values():
-        assert set(one["values"]) == set(GOLDEN["images"])
-        assert one["largest_difference"] < one["tolerance"] < 1e-3
-        assert "piq " not in one["program"]
+    missing = set(without_download(METRICS)) - set(GOLDEN["metrics"]) - set(FORMULAS)
+    assert missing == set(), (
+        "they need numbers of another program in tests/numbers/piq_golden.json, or their formula "
+        "in FORMULAS: CONTRIBUTING.md, A new metric"
+    )
+    for name, one in GOLDEN["metrics"].items():
+        what = f"tests/numbers/piq_golden.json: {name}"
+        assert set(one["values"]) == set(GOLDEN["images"]), what
+        assert one["largest_difference"] < one["tolerance"] < 1e-3, what
+        assert "piq " not in one["program"], what
     assert set(GOLDEN["alone"]) < set(NO_REFERENCE)
+
+
+def test_the_comparison_with_other_programs_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    table = page.partition("\n| name | the other program |")[2].partition("\n\n")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.MULTILINE))
+    where = "docs/metrics.md, Comparison with other programs"
+    assert set(rows) == set(without_download(METRICS)), f"{where}: a row for each metric"
+    for name, row in rows.items():
+        program, largest, allowed = (cell.strip() for cell in row.split("|"))
+        if name not in GOLDEN["metrics"]:
+            assert program == "its formula in float64", f"{where}: {name}"
+            assert float(largest) < float(allowed) == FORMULAS[name][1], f"{where}: {name}"
+            continue
+        golden = GOLDEN["metrics"][name]
+        told = float(largest), float(allowed)
+        assert told == (golden["largest_difference"], golden["tolerance"]), f"{where}: {name}"
+        named = re.findall(r"[\w.]+\.(?:m|py)\b|\w+ \d[\d.]*", program)
+        assert named != [], f"{where}: {name}"
+        assert [one for one in named if one not in golden["program"]] == [], f"{where}: {name}"
 
 
 # -- learned metrics: with replaced weights, their input is checked -----------------------------
