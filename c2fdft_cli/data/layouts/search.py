@@ -175,7 +175,7 @@ def split_and_side(folder: Path) -> tuple[str, str]:
     return split, name.removeprefix(split)
 
 
-def search(tree: Tree, *, gamma: bool) -> tuple[list[Candidate], list[str]]:
+def search(tree: Tree, *, gamma: bool = False) -> tuple[list[Candidate], list[str]]:
     """Find the only way to pair the images of a tree, place by place, and notices about it.
 
     Sides named A and B, and pairs whose files differ by a word at the end of one name, count only
@@ -226,33 +226,37 @@ def _search(
     open_folders = [tree.root]
     while open_folders:
         folder = open_folders.pop()
-        found = _choose([way for way in ways_at(tree, folder) if way.pairs], tree, gamma)
+        ways = [way for way in ways_at(tree, folder) if way.pairs]
+        found = _choose(_without_other_blur(ways, gamma), tree)
         chosen += found
         closed = {one for way in found for one in (*way.folders, *way.ignored)}
         open_folders += [one for one in reversed(tree.folders[folder]) if one not in closed]
     return chosen
 
 
-def _choose(ways: list[Candidate], tree: Tree, gamma: bool) -> list[Candidate]:
+def _without_other_blur(ways: list[Candidate], gamma: bool) -> list[Candidate]:
+    """Where GoPro's blur/ and blur_gamma/ are beside each other, keep the requested one."""
+    kept = []
+    for way in ways:
+        beside = [one for one in ways if one.split == way.split and one.is_gamma != way.is_gamma]
+        if not beside:
+            kept.append(way)
+        elif way.is_gamma == gamma:
+            kept.append(replace(way, ignored=tuple(one.lq_folder for one in beside)))
+    return kept
+
+
+def _choose(ways: list[Candidate], tree: Tree) -> list[Candidate]:
     """Return the only way to pair the images at one place, or one way for each of its splits."""
-    splits = dict.fromkeys(way.split for way in ways)
-    chosen = [
-        one
-        for split in splits
-        for one in _choose_one([way for way in ways if way.split == split], tree, gamma)
-    ]
-    return chosen if len(splits) > 1 else [replace(way, split="") for way in chosen]
-
-
-def _choose_one(ways: list[Candidate], tree: Tree, gamma: bool) -> list[Candidate]:
-    """Return the only way; of GoPro's blur/ and blur_gamma/ the one that `gamma` selects."""
-    if {way.is_gamma for way in ways} == {True, False}:
-        others = tuple(way.lq_folder for way in ways if way.is_gamma != gamma)
-        ways = [replace(way, ignored=others) for way in ways if way.is_gamma == gamma]
-    distinct = {frozenset((real_path(lq), real_path(gt)) for lq, gt in way.pairs) for way in ways}
-    if len(distinct) > 1:
-        raise _ambiguous(ways, tree)
-    return ways[:1]
+    by_split: dict[str, list[Candidate]] = defaultdict(list)
+    for way in ways:
+        by_split[way.split].append(way)
+    for some in by_split.values():
+        distinct = {frozenset((real_path(a), real_path(b)) for a, b in way.pairs) for way in some}
+        if len(distinct) > 1:
+            raise _ambiguous(some, tree)
+    chosen = [some[0] for some in by_split.values()]
+    return chosen if len(chosen) > 1 else [replace(way, split="") for way in chosen]
 
 
 def _ambiguous(ways: Sequence[Candidate], tree: Tree) -> DataError:

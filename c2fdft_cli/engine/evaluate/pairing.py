@@ -110,9 +110,7 @@ def _images(path: Path, other: Path) -> list[Path]:
 def _by_layout(names: Sequence[PurePath], ours: Sequence[Path], target: Path) -> Matched | None:
     """Pair by the names of the degraded images, if the target folder contains a whole set."""
     try:
-        chosen, _ = search.search(
-            search.Tree(target, list_images(target, recursive=True)), gamma=False
-        )
+        chosen, _ = search.search(search.Tree(target, list_images(target, recursive=True)))
     except DataError:  # several layouts fit: match the names of the files instead
         return None
     lqs = [lq for one in chosen for lq, _ in one.pairs]

@@ -207,7 +207,7 @@ def test_the_time_grows_linearly_with_the_number_of_files(monkeypatch, kind):
     images = [root / one for one in ("synthetic/0.png", "gt/0.png", *map(name.format, many))]
     start = time.process_time()
     if kind == "folders":
-        (found,), _ = search(Tree(root, images), gamma=False)
+        (found,), _ = search(Tree(root, images))
         assert len(found.pairs) == 1
     else:
         monkeypatch.setattr(pairs, "some_images", lambda *_, **__: images)
