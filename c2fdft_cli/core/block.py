@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -40,12 +42,18 @@ class Block(nn.Module):
 
 
 class Level(nn.ModuleList):
-    """The blocks of one level, in sequence, at one width and one resolution."""
+    """The blocks of one level, in sequence, at one width and one resolution.
 
-    def __init__(
-        self, depth: int, width: int, heads: int, factor: float, bias: bool, norm: str
-    ) -> None:
-        super().__init__(Block(width, heads, factor, bias, norm) for _ in range(depth))
+    `halvings` is how often the image's height and width are halved there.
+    """
+
+    def __init__(self, blocks: Iterable[Block], width: int, halvings: int) -> None:
+        super().__init__(blocks)
+        self.width, self.halvings = width, halvings
+
+    def values(self, height: int, width: int) -> int:
+        """Return pixels x channels of the level, for an image of this height and width."""
+        return (height >> self.halvings) * (width >> self.halvings) * self.width
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """Apply the blocks in order; arguments and result as for `Block.forward`."""

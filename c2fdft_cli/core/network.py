@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from c2fdft_cli.core.block import Level
+from c2fdft_cli.core.block import Block, Level
 from c2fdft_cli.core.layers import Conv1x1, Conv3x3
 from c2fdft_cli.core.precision import full_precision
 
@@ -149,7 +149,8 @@ class DFT(nn.Module):
         self.dim = dim
 
         def level(width: int, i: int) -> Level:
-            return Level(blocks[i], width, heads[i], ffn_factor, bias, norm)
+            shape = (width, heads[i], ffn_factor, bias, norm)
+            return Level((Block(*shape) for _ in range(blocks[i])), width, i)
 
         self.patch_embed = PatchEmbed(self.in_channels, dim)
         self.encoder_level1 = level(dim, 0)
@@ -169,6 +170,10 @@ class DFT(nn.Module):
         self.decoder_level1 = level(2 * dim, 0)
         self.skip_conv = Conv1x1(dim, 2 * dim, bias) if dual_pixel else None
         self.output = Conv3x3(2 * dim, self.out_channels, bias)
+
+    def levels(self) -> dict[str, Level]:
+        """Return the levels by name, in the order of the forward pass."""
+        return {name: each for name, each in self.named_children() if isinstance(each, Level)}
 
     def time_embeddings(self, t: Tensor) -> list[Tensor]:
         """Embed t, followed by SiLU, for the widths C, 2C, 4C, 8C: `[n or 1, width]` float32.

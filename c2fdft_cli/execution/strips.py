@@ -108,11 +108,8 @@ class StripNetwork:
         # A recording would keep reading the old weights at their old addresses.
         self.forget()
         net = self.net
-        encoders = (net.encoder_level1, net.encoder_level2, net.encoder_level3)
-        self._encoders = [self._level(level) for level in encoders]
-        self._latent = self._level(net.latent)
-        decoders = (net.decoder_level3, net.decoder_level2, net.decoder_level1)
-        self._decoders = [self._level(level) for level in decoders]
+        levels = [self._level(level) for level in net.levels().values()]
+        self._encoders, self._latent, self._decoders = levels[:3], levels[3], levels[4:]
         downs, ups = (net.down1_2, net.down2_3, net.down3_4), (net.up4_3, net.up3_2, net.up2_1)
         self._downs = [Conv.of(down.conv, self.dtype) for down in downs]
         self._ups = [Conv.of(up.conv, self.dtype) for up in ups]
@@ -143,14 +140,9 @@ class StripNetwork:
 
     def work(self, n: int, height: int, width: int) -> int:
         """Return the total work of a call with `n` images, in the arbitrary unit of `watch`."""
-        levels = [*self._encoders, self._latent, *self._decoders]
-        halvings = (0, 1, 2, 3, 2, 1, 0)
-        # The last level, decoder level 1, is back at full resolution but twice as wide as encoder
-        # level 1.
-        widths = [self.net.dim << k for k in halvings[:-1]] + [2 * self.net.dim]
         return n * sum(
-            len(level) * (_GATHER + _APPLY) * (height >> k) * (width >> k) * c * c
-            for level, k, c in zip(levels, halvings, widths, strict=True)
+            len(level) * (_GATHER + _APPLY) * level.values(height, width) * level.width
+            for level in self.net.levels().values()
         )
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:

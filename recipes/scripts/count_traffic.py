@@ -216,9 +216,9 @@ def fake_network(network: Network, mode: FakeTensorMode) -> DFT:
 
 def values_of(network: Network, height: int, width: int) -> int:
     """Return channels x pixels, summed over the blocks."""
-    blocks, dim = network.blocks, network.dim
-    levels = [(blocks[i], dim << i, i) for i in (0, 1, 2, 3, 2, 1)] + [(blocks[0], 2 * dim, 0)]
-    return sum(n * c * (height >> i) * (width >> i) for n, c, i in levels)
+    with torch.device("meta"):
+        levels = make_network(network).levels().values()
+    return sum(len(level) * level.values(height, width) for level in levels)
 
 
 def count(

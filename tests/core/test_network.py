@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 import torch
 
 from c2fdft_cli.core.network import DFT, pad_to_multiple, padded_side, time_embedding
 from tests.kit.formula import fill, relative, wave
+from tests.kit.networks import NETWORKS
 from tests.kit.textbook import Textbook
 
 
@@ -21,19 +24,10 @@ def test_outputs_equal_the_released_ones(ramp, case):
     assert relative(output, numbers["output"]) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"norm": "bias_free", "heads": (1, 1, 2, 4), "blocks": (2, 1, 1, 2)},
-        {"bias": True, "ffn_factor": 2.66},
-        {"dual_pixel": True, "dim": 12},
-    ],
-    ids=str,
-)
-def test_outputs_and_gradients_equal_those_of_the_network_written_down_plainly(tiny_net, changes):
-    net = tiny_net(**changes)
-    plain = Textbook(**{"dim": 8, "blocks": (1, 1, 1, 1), **changes})
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_outputs_and_gradients_equal_those_of_the_network_written_down_plainly(kind):
+    options = asdict(NETWORKS[kind])
+    net, plain = fill(DFT(**options)), Textbook(**options)
     plain.load_state_dict(net.state_dict(), strict=True)
     x, t = wave([2, 6, 24, 16], 0.21), torch.tensor([5.0, 700.0])
     found, expected = net(x, t), plain(x, t)
@@ -61,11 +55,9 @@ def test_the_time_embedding_equals_the_released_one(misc):
         assert relative(time_embedding(times, width), expected) < 1e-6
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"norm": "bias_free"}, {"bias": True}, {"dual_pixel": True}]
-)
-def test_a_shared_time_equals_one_time_per_image(tiny_net, changes):
-    net, x = tiny_net(**changes), wave([3, 6, 16, 24], 0.21)
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_shared_time_equals_one_time_per_image(kind):
+    net, x = fill(DFT(**asdict(NETWORKS[kind]))), wave([3, 6, 16, 24], 0.21)
     with torch.inference_mode():
         shared = net(x, torch.tensor([333.0]).expand(3))
         filled = net(x, torch.full((3,), 333.0))

@@ -14,7 +14,7 @@ from c2fdft_cli.execution.inference_memory import rows_that_fit, strip_bytes
 from c2fdft_cli.execution.native.library import kernels_for
 from c2fdft_cli.execution.strips import MAX_STRIP_VALUES, StripNetwork, default_rows
 from tests.kit.live_bytes import LiveBytes
-from tests.kit.strips import KINDS, NETS, image
+from tests.kit.strips import NETS, image
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def test_no_strip_on_a_gpu_has_more_values_than_32_bits_can_index(size: tuple[in
 @pytest.mark.parametrize(
     ("kind", "shape", "dtypes"),
     [
-        *((kind, (1, 32, 48), [torch.float32, torch.bfloat16]) for kind in KINDS),
+        *((kind, (1, 32, 48), [torch.float32, torch.bfloat16]) for kind in NETS),
         ("with_bias", (2, 24, 32), [torch.float32]),
     ],
 )

@@ -28,7 +28,8 @@ from c2fdft_cli.recipe.files import (
     stated,
     write_recipe,
 )
-from c2fdft_cli.recipe.schema import Period, Recipe, Sampling, schema
+from c2fdft_cli.recipe.schema import Network, Period, Recipe, Sampling, schema
+from tests.kit.networks import NETWORKS, SECTION, SMALL
 
 RELEASED = {
     # iterations in thousands, patches, batch per GPU, switch, cycles, lr, periods, mixup
@@ -535,6 +536,17 @@ def test_every_key_is_read_by_the_program():
         for section, key in sorted(keys)
         if not read & {(name, key) for name in {section} | other.get(section, set())}
     ] == []
+
+
+def test_every_option_of_the_network_is_in_the_table_of_tested_networks():
+    """The tests of checkpoints, ONNX files, strips and planned memory run these networks."""
+    tested = {
+        key.name
+        for key in fields(Network)
+        if any(getattr(each, key.name) != getattr(SMALL, key.name) for each in NETWORKS.values())
+    }
+    untested = {key.name for key in fields(Network)} - tested
+    assert not untested, f"add a network with another value to tests/kit/networks.py: {SECTION}"
 
 
 @pytest.mark.slow

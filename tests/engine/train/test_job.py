@@ -233,7 +233,7 @@ def test_rows_and_steps_state_means_and_times_since_the_last(tmp_path, shard_fol
     clock, drawn = Clock(), []
     monkeypatch.setattr(train_job, "time", clock)
     monkeypatch.setattr(train_job, "draw_curves", lambda _: drawn.append(clock.now - 1000))
-    few = ("train.validate_every=100", "train.validation_images=1")
+    few = ("train.save_every=2", "train.validate_every=100", "train.validation_images=1")
     wish = request("coarse", shard_folder, tmp_path / "run", *few)
     training = train_job._Training(set_up(wish))
     loader = training.loader

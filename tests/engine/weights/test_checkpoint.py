@@ -7,6 +7,7 @@ import math
 import os
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,8 @@ from c2fdft_cli.recipe.files import load_recipe
 from c2fdft_cli.recipe.schema import Network
 from tests.kit.documents import odd_documents
 from tests.kit.formula import relative, wave
+from tests.kit.networks import NETWORKS, SECTION, SMALL
 
-SMALL = Network(dim=8, blocks=[1, 1, 1, 1])
 STAGES = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
 
 
@@ -86,21 +87,13 @@ def test_a_checkpoint_has_the_keys_of_an_official_one(saved):
     assert json.loads(content["meta"])["format_version"] == 1
 
 
-@pytest.mark.parametrize(
-    "network",
-    [
-        SMALL,
-        Network(dim=16, blocks=[1, 2, 2, 3], heads=[2, 2, 4, 8], norm="bias_free"),
-        Network(dim=8, blocks=[1, 1, 1, 1], bias=True, dual_pixel=True),
-        Network(dim=12, blocks=[1, 1, 1, 1], heads=[1, 1, 1, 1], ffn_factor=2.66),
-    ],
-)
-def test_the_network_is_inferred_from_names_and_shapes(network, tmp_path):
-    state = make_network(network).state_dict()
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_the_network_is_inferred_from_names_and_shapes(kind, tmp_path):
+    network, state = NETWORKS[kind], make_network(NETWORKS[kind]).state_dict()
     inferred = infer_network(state, tmp_path)
+    exact = replace(inferred, ffn_factor=network.ffn_factor)
+    assert exact == network, f"infer_network must find each option in the weights: {SECTION}"
     assert make_network(inferred, state) is not None
-    inferred.ffn_factor = network.ffn_factor
-    assert inferred == network
 
 
 @given(dim=st.sampled_from(range(4, 97, 2)), factor=st.floats(0.25, 8))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +21,14 @@ from c2fdft_cli.engine.weights.checkpoint import Meta, load_checkpoint, save_che
 from c2fdft_cli.engine.weights.convert import convert
 from c2fdft_cli.engine.weights.convert_options import ConvertOptions
 from c2fdft_cli.errors import ResourceError, UsageError
-from c2fdft_cli.recipe.schema import Network, Recipe, Sampling
+from c2fdft_cli.recipe.schema import Recipe, Sampling
 from tests.kit.formula import fill, picture, relative, wave
+from tests.kit.networks import NETWORKS, SMALL
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 DOC = Path(__file__).parents[3] / "docs" / "convert.md"
-NETWORKS = {
-    "with_bias": Network(dim=8, blocks=[1, 1, 1, 1]),
-    "bias_free": Network(dim=8, blocks=[1, 1, 1, 1], heads=[1, 1, 2, 4], norm="bias_free"),
-    "dual_pixel": Network(dim=8, blocks=[1, 1, 1, 1], bias=True, dual_pixel=True),
-}
 
 
 def write(folder, network, eta=0.0):
@@ -75,7 +72,7 @@ def test_the_file_describes_itself(pair):
     assert json.loads(about["eta"]) == 0
     assert json.loads(about["schedule"])["timesteps"] == 1000
     assert (about["task"], about["size_multiple"], about["weights"]) == ("deblur", "8", "ema")
-    assert json.loads(about["c2fdft"])["network"]["dim"] == 8
+    assert json.loads(about["c2fdft"])["network"] == asdict(checkpoint.meta.network)
     assert "multiples of 8" in model.doc_string
     sizes = [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
     assert sizes == ["n", 6, "h", "w"]
@@ -84,7 +81,7 @@ def test_the_file_describes_itself(pair):
 
 @pytest.mark.parametrize("eta", [pytest.param(0.0, marks=pytest.mark.acceptance), 0.7])
 def test_the_documented_sampler_equals_the_programs(tmp_path, monkeypatch, eta):
-    source = write(tmp_path, NETWORKS["with_bias"], eta)
+    source = write(tmp_path, SMALL, eta)
     convert(source, tmp_path / "fine.onnx", ConvertOptions())
     image = picture(21, 30, 3)
     save_rgb8(tmp_path / "in.png", image)
@@ -109,7 +106,7 @@ def test_the_documented_sampler_equals_the_programs(tmp_path, monkeypatch, eta):
 
 
 def test_raw_weights_can_be_exported(tmp_path):
-    source = write(tmp_path, NETWORKS["with_bias"])
+    source = write(tmp_path, SMALL)
     path = convert(source, tmp_path / "raw.onnx", ConvertOptions(raw=True)).out
     x, t = wave([1, 6, 16, 8], 0.2), torch.tensor([40.0])
     with torch.inference_mode():
@@ -118,7 +115,8 @@ def test_raw_weights_can_be_exported(tmp_path):
 
 @pytest.mark.parametrize("error", [2e-4, float("nan")])
 def test_a_file_with_wrong_results_is_removed(tmp_path, monkeypatch, error):
-    source = write(tmp_path, NETWORKS["with_bias"])
+    source = write(tmp_path, SMALL)
+    monkeypatch.setattr(convert_onnx, "onnx_model", lambda *_: onnx.ModelProto())
     monkeypatch.setattr(convert_onnx, "largest_error", lambda *_: error)
     with pytest.raises(ResourceError, match="differs from torch by"):
         convert(source, tmp_path / "a.onnx", ConvertOptions())
@@ -126,7 +124,7 @@ def test_a_file_with_wrong_results_is_removed(tmp_path, monkeypatch, error):
 
 
 def test_weights_too_large_for_one_file_are_refused(tmp_path, monkeypatch):
-    source = write(tmp_path, NETWORKS["with_bias"])
+    source = write(tmp_path, SMALL)
     monkeypatch.setattr(convert_onnx, "MAX_BYTES", 1000)
     with pytest.raises(UsageError, match="too large for one ONNX file"):
         convert(source, tmp_path / "a.onnx", ConvertOptions())

@@ -37,11 +37,6 @@ OUTSIDE, INPUTS = "outside", "inputs"
 _SIDES = (32, 64)
 """Sides in px of the patches that are counted with the compiled kernels."""
 
-_LEVELS = (
-    "encoder_level1", "encoder_level2", "encoder_level3", "latent",
-    "decoder_level3", "decoder_level2", "decoder_level1",
-)  # fmt: skip
-
 MARGIN = 0.7
 """Share of the free memory that a step may use; the rest is for the optimiser's moments,
 temporary tensors of the backward pass, and fragmentation."""
@@ -70,21 +65,16 @@ def saved_bytes(
         device: device type; under autocast, all but the CPU compute layer norms in float32.
         kernels: parts that run by kernels that keep less; see `training_kernels`.
     """
-    # the decoder has as many blocks in each level as the encoder; the latent level exists once
-    depths = dict(zip(_LEVELS, (*network.blocks, *network.blocks[2::-1]), strict=True))
-    # all blocks of a level keep equally many bytes, so one block is counted and multiplied
-    single = json.dumps(asdict(replace(network, blocks=[1, 1, 1, 1])))
-    kept = dict(_saved_bytes(single, patch, dtype, device, kernels))
+    kept = dict(_saved_bytes(json.dumps(asdict(network)), patch, dtype, device, kernels))
     outside, inputs = kept.pop(OUTSIDE), kept.pop(INPUTS)
-    levels = [depths[level] * each for level, each in kept.items()]
-    return outside + (inputs + max(levels) if recompute_levels else sum(levels))
+    return outside + (inputs + max(kept.values()) if recompute_levels else sum(kept.values()))
 
 
 @lru_cache(maxsize=64)
 def _saved_bytes(
     network: str, patch: int, dtype: torch.dtype, device: str, kernels: Kernels
 ) -> tuple[tuple[str, int], ...]:
-    """Return the bytes kept by a block of each level, outside of the levels, and as their inputs.
+    """Return the bytes kept by each level, outside of the levels, and as their inputs.
 
     `network` is JSON text because the cache needs a hashable key.
     """
@@ -93,7 +83,7 @@ def _saved_bytes(
     with ExitStack() as modes:
         modes.enter_context(FakeTensorMode())
         modes.enter_context(assume(kernels))
-        net = make_network(Network(**json.loads(network)))
+        net, depths = _one_block_each(network)
         if device == "cuda":  # torch's derivatives for a CPU keep no more than the core does
             install(net, torch.device(device))
         if dtype != torch.float32:
@@ -101,7 +91,22 @@ def _saved_bytes(
             modes.enter_context(torch.autocast("cpu", dtype))
             if device != "cpu":
                 modes.enter_context(NormsInFloat32())
-        return tuple(_kept(net, patch).items())
+        return tuple(_kept(net, patch, depths).items())
+
+
+def _one_block_each(network: str) -> tuple[DFT, dict[str, int]]:
+    """Make the network without all but the first block of each level, and return their numbers.
+
+    All blocks of a level keep equally many bytes, so one is counted and multiplied.
+    """
+    with torch.device("meta"):
+        net = make_network(Network(**json.loads(network)))
+    depths = {name: len(level) for name, level in net.levels().items()}
+    for level in net.levels().values():
+        del level[1:]
+    weights = {name: torch.zeros(weight.shape) for name, weight in net.named_parameters()}
+    net.load_state_dict(weights, assign=True)
+    return net, depths
 
 
 def _of_compiled_kernels(network: str, patch: int) -> tuple[tuple[str, int], ...]:
@@ -120,14 +125,13 @@ def _of_compiled_kernels(network: str, patch: int) -> tuple[tuple[str, int], ...
 @lru_cache(maxsize=8)
 def _kept_on_cpu(network: str) -> list[dict[str, int]]:
     """Count it for patches of `_SIDES`: the kernels need tensors with data, so they run."""
-    with seeded(0):
-        net = make_network(Network(**json.loads(network)))
+    net, depths = _one_block_each(network)
     install(net, torch.device("cpu"))
-    return [_kept(net, side) for side in _SIDES]
+    return [_kept(net, side, depths) for side in _SIDES]
 
 
-def _kept(net: DFT, patch: int) -> dict[str, int]:
-    """Count the bytes that a forward pass on one patch keeps, by place."""
+def _kept(net: DFT, patch: int, depths: dict[str, int]) -> dict[str, int]:
+    """Count the bytes that a forward pass on one patch keeps, by place, times the blocks there."""
     x, t = torch.zeros(1, 6, patch, patch), torch.zeros(1)
     counter = _Counter([*net.parameters(), x, t])
     handles = [
@@ -144,7 +148,7 @@ def _kept(net: DFT, patch: int) -> dict[str, int]:
     del loss
     for handle in handles:
         handle.remove()
-    return counter.bytes()
+    return {place: depths.get(place, 1) * kept for place, kept in counter.bytes().items()}
 
 
 class NormsInFloat32(TorchFunctionMode):

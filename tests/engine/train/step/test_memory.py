@@ -31,9 +31,9 @@ from c2fdft_cli.execution.native.library import kernels_for
 from c2fdft_cli.recipe.schema import Diffusion, FineStage, Network, Stage
 from tests.kit.gpu import require_triton
 from tests.kit.live_bytes import LiveBytes
+from tests.kit.networks import NETWORKS, SECTION, SMALL
 
 CPU = Runtime(torch.device("cpu"))
-SMALL = Network(dim=8, blocks=[1, 1, 1, 1])
 
 
 def test_saved_bytes_grow_with_the_area():
@@ -88,9 +88,6 @@ def test_gradients_and_cast_weights_are_counted():
     assert weight_bytes(100, torch.bfloat16) == 600
 
 
-DEEP = Network(dim=16, blocks=[2, 1, 1, 3], heads=[1, 2, 2, 4])
-
-
 @pytest.mark.parametrize(
     ("device", "fused"),
     [
@@ -100,7 +97,8 @@ DEEP = Network(dim=16, blocks=[2, 1, 1, 3], heads=[1, 2, 2, 4])
     ],
 )
 @pytest.mark.parametrize(
-    ("network", "patch"), [(DEEP, 48), pytest.param(Network(), 64, marks=pytest.mark.acceptance)]
+    ("network", "patch"),
+    [(NETWORKS["narrow"], 48), pytest.param(Network(), 64, marks=pytest.mark.acceptance)],
 )
 def test_the_count_is_right_in_half_precision(network, patch, device, fused):
     """Compare with the bytes alive after a forward pass of one and of two images under autocast.
@@ -206,8 +204,8 @@ def test_whole_batches_of_each_process_have_to_fit_or_single_images(monkeypatch,
     assert choose_recompute(SMALL, stage, 4, "auto", runtime) == way
 
 
-def peak(recompute: str, calls: int):
-    net = make_network(SMALL)
+def peak(recompute: str, calls: int, network: Network = SMALL):
+    net = make_network(network)
     stage = FineStage(recompute=recompute, ssim="none")
     objective = Objective(net, alpha_bar_of_recipe(Diffusion()), (stage, spaced_timesteps(calls)))
     lq, gt, noise = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32), torch.randn(1, 3, 32, 32)
@@ -228,10 +226,12 @@ def test_with_recomputing_memory_does_not_grow_with_the_steps():
     assert peak("level", 8) < 1.05 * level
 
 
-@pytest.mark.parametrize(("recompute", "levels"), [("none", False), ("level", True)])
-def test_the_estimate_is_near_the_bytes_held(recompute, levels):
-    held = peak(recompute, 1)
-    assert 0.75 * held < saved_bytes(SMALL, 32, levels) < 1.15 * held
+@pytest.mark.parametrize("recompute", ["none", "level"])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_the_estimate_is_near_the_bytes_held(kind, recompute):
+    held, network = peak(recompute, 1, NETWORKS[kind]), NETWORKS[kind]
+    counted = saved_bytes(network, 32, recompute == "level")
+    assert 0.75 * held < counted < 1.15 * held, f"see {SECTION}"
 
 
 needs_a_compiler = pytest.mark.skipif(
@@ -247,7 +247,7 @@ def test_what_the_compiled_kernels_keep_is_counted(bias):
     net = make_network(network)
     install(net, CPU.device)
     counted = saved_bytes(network, side, kernels=OF_CPU)
-    kept = memory._kept(net, side)
+    kept = memory._kept(net, side, {})
     kept.pop(memory.INPUTS)
     assert counted == sum(kept.values())
     level = kept["encoder_level2"] / 4 / (16 * (side // 2) ** 2)
