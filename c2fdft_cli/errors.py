@@ -15,6 +15,7 @@ Any other exception is a bug of the program (exit 1, with its traceback).
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -164,6 +165,14 @@ def no_more_threads(error: Exception) -> ResourceError | None:
         "the system starts no more threads or processes",
         hint="raise the limit (`ulimit -u`, a container's pids limit), or set OMP_NUM_THREADS=1",
     )
+
+
+def too_many_files(error: Exception, where: str | Path | None = None) -> ResourceError | None:
+    """Recognise that this process, or the system, may open no further file."""
+    if not isinstance(error, OSError) or error.errno not in {errno.EMFILE, errno.ENFILE}:
+        return None
+    hint = "raise the limit of `ulimit -n`, or close other programs"
+    return ResourceError("too many files are open", where=where, hint=hint)
 
 
 def no_temporary_folder(error: Exception) -> ResourceError | None:

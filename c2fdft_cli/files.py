@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-from c2fdft_cli.errors import DataError, ResourceError, UsageError
+from c2fdft_cli.errors import DataError, ResourceError, UsageError, too_many_files
 from c2fdft_cli.signals import unwinding
 from c2fdft_cli.words import binary_size
 
@@ -330,8 +330,10 @@ def is_file(path: Path) -> bool:
         raise read_error(error, path) from error
 
 
-def read_error(error: OSError, path: str | Path) -> DataError:
+def read_error(error: OSError, path: str | Path) -> DataError | ResourceError:
     """Make the error to report for an OSError that occurred while reading `path`."""
+    if lack := too_many_files(error, path):  # which says nothing about this file
+        return lack
     if error.errno == errno.ENOENT:
         return DataError("no such file or folder", where=path, hint=path_hint(path))
     # libraries raise an OSError of their own with a text in place of a number
@@ -582,6 +584,8 @@ def is_disk_full(error: OSError) -> bool:
 
 def write_error(error: OSError, path: Path) -> ResourceError:
     """Make the error to report for an OSError that occurred while writing `path`."""
+    if lack := too_many_files(error, path):
+        return lack
     if is_disk_full(error):
         hint = "free some space or choose another disk"
         return ResourceError("the disk is full", where=path, hint=hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import tempfile
 from pathlib import Path
@@ -39,6 +40,20 @@ def test_an_error_is_one_line():
     assert error.hint == "try"
     assert error.details == ("a", "b")
     assert str(errors.DataError("what")) == "what"
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+def test_too_many_open_files_are_a_lack_of_resources(code):
+    error = OSError(code, "Too many open files", "a.png")
+    for known in (
+        errors.too_many_files(error),
+        files.read_error(error, "a.png"),
+        files.write_error(error, Path("a.png")),
+    ):
+        assert known.exit_code == 5
+        assert "ulimit -n" in known.hint
+    assert str(files.read_error(error, "a.png")) == "a.png: too many files are open"
+    assert errors.too_many_files(OSError(errno.EIO, "")) is None
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from c2fdft_cli.errors import (
     lost_process,
     no_more_threads,
     no_temporary_folder,
+    too_many_files,
     unloadable_library,
 )
 from c2fdft_cli.files import is_disk_full, remove_temporaries, write_error
@@ -176,7 +177,7 @@ def _known(error: Exception, words: Sequence[str]) -> C2fdftError | None:
     if known is None and _is_awaited():
         known = lost_process(error)
     if known is None:
-        known = no_more_threads(error) or no_temporary_folder(error)
+        known = no_more_threads(error) or too_many_files(error) or no_temporary_folder(error)
     if known is None:
         # Memory first: the driver reports its lack in the words of a failure of the GPU.
         known = _out_of_memory(error) or gpu_failure(error)

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from c2fdft_cli.data.batches.batch import Batch, BatchMaker
-from c2fdft_cli.errors import C2fdftError, ResourceError
+from c2fdft_cli.errors import C2fdftError, ResourceError, too_many_files
 from c2fdft_cli.pipeline import ahead
 from c2fdft_cli.signals import child_handler_kept, ignore
 
@@ -206,15 +206,20 @@ def _explained(error: Exception) -> ResourceError | None:
     said = str(error).splitlines() or [""]
     if isinstance(error, C2fdftError) or said[0].startswith("Caught "):
         return None
-    if said[0].startswith(("Too many open files", "received 0 items of ancdata")):
-        what = "too many files are open for data workers to pass on their batches"
-        return ResourceError(what, hint="set data.workers=0, or raise the limit of `ulimit -n`")
+    lost = said[0].startswith(("Too many open files", "received 0 items of ancdata"))
+    if lost or too_many_files(error):
+        return _too_many_files()
     # A batch of a worker that has just died: its socket is gone, or ends too early.
     broken = isinstance(error, OSError | EOFError)
     if not broken and not said[0].startswith(("DataLoader worker", "Pin memory thread")):
         return None
     hint = "use fewer workers: memory may have run out"
     return ResourceError("a data worker died", hint=hint, details=said)
+
+
+def _too_many_files() -> ResourceError:
+    what = "too many files are open for data workers to pass on their batches"
+    return ResourceError(what, hint="set data.workers=0, or raise the limit of `ulimit -n`")
 
 
 class _Iterations(Dataset["Batch | C2fdftError"]):
@@ -244,6 +249,8 @@ def _shared(batch: Batch) -> Batch:
     try:
         return batch.share_memory()
     except RuntimeError as error:
+        if "Too many open files" in str(error):
+            raise _too_many_files() from error
         raise ResourceError(
             "the shared memory is full: a data worker cannot pass on its batch",
             hint="set data.workers=0, or enlarge /dev/shm (docker run --shm-size)",

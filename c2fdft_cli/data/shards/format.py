@@ -97,7 +97,7 @@ class ShardIndex:
 
     Args:
         path: the file.
-        file_size: its size in bytes when the index was read.
+        file_size, mtime_ns: its size in bytes and its modification time when the index was read.
         header: the root attributes.
         entries: name and size of each image.
         offsets: [n] byte offset of each image in the pixel datasets.
@@ -107,6 +107,7 @@ class ShardIndex:
 
     path: Path
     file_size: int
+    mtime_ns: int
     header: ShardHeader
     entries: tuple[Entry, ...]
     offsets: tuple[int, ...]

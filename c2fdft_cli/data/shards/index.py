@@ -75,7 +75,8 @@ class _Reader:
     def __init__(self, file: h5py.File, path: Path) -> None:
         self._file = file
         self._path = path
-        self._size = path.stat().st_size
+        status = path.stat()
+        self._size, self._mtime_ns = status.st_size, status.st_mtime_ns
 
     def index(self) -> ShardIndex:
         header = self._header()
@@ -92,6 +93,7 @@ class _Reader:
         return ShardIndex(
             path=self._path,
             file_size=self._size,
+            mtime_ns=self._mtime_ns,
             header=header,
             entries=entries,
             offsets=offsets,

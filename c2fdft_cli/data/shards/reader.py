@@ -7,7 +7,7 @@ import io
 import json
 import os
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +23,8 @@ from c2fdft_cli.progress import Job
 
 Kind = Literal["lq", "gt"]
 PREPARE_AGAIN = "run prepare again to complete or replace the set"
+_MAX_OPEN = 64
+"""Files that a set keeps open: macOS allows a process 256 and Linux 1,024, unless set otherwise."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,16 @@ class VerifyResult:
 class ShardSet:
     """All images of one split, by number; open it with `ShardSet.open`.
 
-    It opens no file until a pixel is read, and can be pickled and forked at any time. Files then
-    stay open: if one is deleted, or replaced by renaming, its old content is still read.
+    It opens no file until a pixel is read, and can be pickled and forked at any time. The 64 files
+    that were read last stay open: if one of these is deleted, or replaced by renaming, its old
+    content is still read. A file that is opened again must be as it was when its index was read.
+
+    Several threads must not read one set: one could close the file that another reads.
     """
 
     def __init__(self, shards: Sequence[ShardIndex]) -> None:
         self._shards = tuple(shards)
-        self._files: dict[int, io.FileIO] = {}
+        self._files: dict[int, _OpenFile] = {}
         entries = [entry for shard in self._shards for entry in shard.entries]
         self.names: list[str] = [entry.name for entry in entries]
         self.sizes: list[tuple[int, int]] = [(entry.height, entry.width) for entry in entries]
@@ -118,7 +123,8 @@ class ShardSet:
 
         Raises:
             IndexError: the window is not inside the image.
-            DataError: "lq" of clean-only shards; the file cannot be read or has changed its size.
+            DataError: "lq" of clean-only shards; the file cannot be read or has been changed.
+            ResourceError: too many files are open.
         """
         full_height, full_width = self.sizes[i]
         if not (0 <= top <= full_height - height and 0 <= left <= full_width - width):
@@ -136,29 +142,43 @@ class ShardSet:
         return np.ndarray((height, width, CHANNELS), np.uint8, data, 0, (stride, CHANNELS, 1))
 
     def _read(self, number: int, start: int, size: int) -> bytes:
-        """Read bytes of a shard, which is opened at the first read and closed with the set."""
+        """Read bytes of a shard, which is opened if it is not open."""
         shard = self._shards[number]
         try:
-            file = self._files.get(number)
-            if file is None:
-                # Not through h5py, whose handles survive neither fork nor pickle. Unbuffered,
-                # because each read states its position: processes that share the file after a fork
-                # do not use its common position.
-                file = io.FileIO(shard.path)
-                # Before the size is checked, so that a file that is refused is closed as well.
-                weakref.finalize(self, file.close)
-                # Since the index was read, another file may have been renamed over this one, and
-                # the offsets would not fit it. So the size of the open file is checked, not that
-                # of the path.
-                if os.fstat(file.fileno()).st_size != shard.file_size:
-                    raise _changed(shard.path)
-                self._files[number] = file
-            data = read_at(file, start, size)
+            # Removed and added again, because the first of a dictionary shall be the file whose
+            # last read is longest ago.
+            opened = self._files.pop(number, None) or self._open(shard)
+            self._files[number] = opened
+            data = read_at(opened.file, start, size)
         except OSError as error:
             raise read_error(error, shard.path) from error
         if len(data) != size:
             raise _changed(shard.path)
         return data
+
+    def _open(self, shard: ShardIndex) -> _OpenFile:
+        if len(self._files) >= _MAX_OPEN:
+            self._files.pop(next(iter(self._files))).close()
+        # Not through h5py, whose handles survive neither fork nor pickle. Unbuffered, because each
+        # read states its position: processes that share the file after a fork do not use its common
+        # position.
+        file = io.FileIO(shard.path)
+        opened = _OpenFile(file, weakref.finalize(self, file.close))
+        # Since the index was read, another file may have been renamed over this one, and the
+        # offsets would not fit it. So the open file is checked, not what the path leads to.
+        status = os.fstat(file.fileno())
+        if (status.st_size, status.st_mtime_ns) != (shard.file_size, shard.mtime_ns):
+            opened.close()
+            raise _changed(shard.path)
+        return opened
+
+
+@dataclass(frozen=True)
+class _OpenFile:
+    """An open shard, and the function that closes it, also if the set is deleted before."""
+
+    file: io.FileIO
+    close: Callable[[], object]
 
 
 def _changed(path: Path) -> DataError:

@@ -119,4 +119,5 @@ def not_a_checkpoint(path: Path, why: str, hint: str | None = None) -> Checkpoin
 
 def unreadable(path: Path, error: OSError) -> UnreadableError:
     """Make the error for a file that the system does not read."""
-    return UnreadableError(read_error(error, path).what, where=path)
+    known = read_error(error, path)
+    return UnreadableError(known.what, where=path, hint=known.hint)

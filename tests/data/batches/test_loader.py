@@ -473,6 +473,7 @@ def test_other_processes_of_the_calling_program_outlive_an_error(shards: ShardSe
         (EOFError(), "a data worker died"),
         (RuntimeError("Too many open files. Communication with the workers"), "too many files"),
         (RuntimeError("received 0 items of ancdata"), "too many files"),
+        (OSError(errno.EMFILE, "Too many open files"), "too many files"),
     ],
 )
 def test_what_torch_raises_if_its_workers_fail_is_explained(shards, monkeypatch, error, expected):

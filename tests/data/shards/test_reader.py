@@ -54,7 +54,7 @@ def test_identical_input_gives_identical_bytes(shard: Path) -> None:
     assert shard.read_bytes() == before
 
 
-@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EMFILE])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
 def test_a_shard_that_the_system_does_not_read_is_not_called_damaged(
     shard: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
@@ -413,6 +413,57 @@ def test_an_open_shard_that_is_deleted_or_replaced_is_read_as_it_was(shard: Path
 def test_files_are_closed_with_the_set(shard: Path) -> None:
     shards = ShardSet.open(shard)
     shards.gt(0)
-    (file,) = shards._files.values()
+    (opened,) = shards._files.values()
     del shards
-    assert file.closed
+    assert opened.file.closed
+
+
+@pytest.fixture
+def several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShardSet:
+    """A set of four files, two of which may be open."""
+    monkeypatch.setattr("c2fdft_cli.data.shards.reader._MAX_OPEN", 2)
+    for number in range(4):
+        header = replace(HEADER, shard=number, shards=4)
+        entry = Entry(f"picture {number}", 4, 5)
+        path = tmp_path / shard_name("train", number)
+        write_shard(path, [entry], [(picture(entry, number), picture(entry, number + 9))], header)
+    return ShardSet.open(tmp_path)
+
+
+def test_a_set_opens_its_files_as_they_are_read_and_keeps_few_open(several: ShardSet) -> None:
+    used = [several._files[i] for i in (0, 1, 2) if several.gt(i) is not None]
+    assert [one.file.closed for one in used] == [True, False, False]
+    for i in (1, 3, 0, 2, 1, 1, 3, 2, 0):  # whatever the order
+        for kind, phase in (("lq", i), ("gt", i + 9)):
+            window = several.window(kind, i, 1, 1, 3, 2)
+            entry = Entry(several.names[i], 4, 5)
+            np.testing.assert_array_equal(window, picture(entry, phase)[1:4, 1:3])
+            assert len(several._files) <= 2
+            assert list(several._files)[-1] == i
+
+
+def test_a_file_that_was_closed_and_replaced_is_refused(several: ShardSet) -> None:
+    for i in (0, 1, 2):
+        several.gt(i)
+    path = several.paths[0]
+    before = path.stat()
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    with pytest.raises(DataError, match=r"train-00000\.h5: the shard was changed while in use"):
+        several.gt(0)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert several.gt(0).shape == (4, 5, 3)
+
+
+def test_too_many_open_files_are_no_fault_of_the_shard(
+    shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = ShardSet.open(shard)
+
+    def fail(path: Path, *_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    monkeypatch.setattr("c2fdft_cli.data.shards.reader.io.FileIO", fail)
+    with pytest.raises(ResourceError, match=r"train-00000\.h5: too many files are open") as raised:
+        shards.gt(0)
+    assert "ulimit -n" in str(raised.value.hint)

@@ -144,9 +144,9 @@ def test_files_that_the_system_does_not_read_are_not_damaged(
 
     monkeypatch.setattr(Path, "read_text", fail)
     monkeypatch.setattr(Path, "open", fail)
-    with pytest.raises(CheckpointError, match=f"{CATALOGUE}: cannot read: Too many"):
+    with pytest.raises(CheckpointError, match=f"{CATALOGUE}: too many files"):
         read_catalogue()
-    with pytest.raises(CheckpointError, match=f"{derain.name}: cannot read: Too many"):
+    with pytest.raises(CheckpointError, match=f"{derain.name}: too many files"):
         checked_file(entry)
 
 
