@@ -8,10 +8,19 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+_SHOWN = 20
+
 
 def many(count: int, noun: str) -> str:
     """Return a number with its noun in singular or plural: 1 image, 2 images."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def first_of(lines: Sequence[str]) -> list[str]:
+    """Return what a command prints of a list that --json contains: 20 lines, and what is left."""
+    if len(lines) <= _SHOWN + 1:  # instead of a single one, its number would be shown
+        return list(lines)
+    return [*lines[:_SHOWN], f"and {len(lines) - _SHOWN:,} more (with --json all are listed)"]
 
 
 def binary_size(count: int) -> str:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from c2fdft_cli.words import binary_size, did_you_mean, for_shell, many
+from c2fdft_cli.words import binary_size, did_you_mean, first_of, for_shell, many
 
 
 def test_similar_words_are_suggested() -> None:
@@ -20,6 +20,16 @@ def test_similar_words_are_suggested() -> None:
 )
 def test_bytes_are_written_in_the_unit_that_fits(count: int, words: str) -> None:
     assert binary_size(count) == words
+
+
+@pytest.mark.parametrize(("count", "shown"), [(0, 0), (20, 20), (21, 21), (22, 21), (5000, 21)])
+def test_the_first_lines_of_a_list_are_shown(count: int, shown: int) -> None:
+    lines = [str(i) for i in range(count)]
+    found = first_of(lines)
+    assert len(found) == shown
+    assert found[:20] == lines[:20]
+    if count > shown:
+        assert found[20] == f"and {count - 20:,} more (with --json all are listed)"
 
 
 def test_one_is_singular() -> None:

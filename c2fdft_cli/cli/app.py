@@ -30,6 +30,7 @@ from c2fdft_cli.errors import (
 )
 from c2fdft_cli.files import is_disk_full, remove_temporaries, write_error
 from c2fdft_cli.signals import SignalReceived
+from c2fdft_cli.words import first_of
 
 
 class Commands(Group):
@@ -138,26 +139,26 @@ def _is_awaited() -> bool:
 def report(error: C2fdftError) -> int:
     """Print an error, its details, indented, and its hint; return the exit code.
 
-    They are printed on stderr. With --json a document is printed on stdout too, unless one has been
-    printed already.
+    They are printed on stderr, of the details the first 20. With --json a document, which contains
+    all details, is printed on stdout too, unless one has been printed already.
     """
     what, hint = " ".join(str(error).split()), error.hint and " ".join(error.hint.split())
     # torchrun turns the exit code of every child into 1, so each process names its rank.
     rank = f" [rank {os.environ['RANK']}]" if "RANK" in os.environ else ""
     start = "" if error.reported else f"error{rank}: "
-    lines = [f"{start}{what}", *(f"  {line}" for line in error.details)]
+    lines = [f"{start}{what}", *(f"  {line}" for line in first_of(error.details))]
     if hint:
         lines.append(f"hint: {hint}")
     for line in map(console.one_line, lines):
         sys.stderr.write(console.folded(line, sys.stderr) + "\n")
-    _emit_error(error.exit_code, what, hint)
+    _emit_error(error.exit_code, what, hint, error.details)
     return error.exit_code
 
 
-def _emit_error(code: int, what: str, hint: str | None) -> None:
+def _emit_error(code: int, what: str, hint: str | None, details: Sequence[str] = ()) -> None:
     """Print the JSON document of an error; if stdout cannot be written, stderr has the error."""
     try:
-        console.emit_error(code, what, hint)
+        console.emit_error(code, what, hint, details)
         sys.stdout.flush()
     except OSError:
         _drop_output()

@@ -359,10 +359,11 @@ def emit(document: Any) -> None:
     sys.stdout.write(text + "\n")
 
 
-def emit_error(code: int, message: str, hint: str | None) -> None:
+def emit_error(code: int, message: str, hint: str | None, details: Sequence[str]) -> None:
     """Print an error as the JSON document if one is still expected; only on rank 0."""
     if _expected.get() and os.environ.get("RANK", "0") == "0":
-        emit({"error": {"code": code, "message": message, "hint": hint}})
+        error = {"code": code, "message": message, "details": details, "hint": hint}
+        emit({"error": error})
 
 
 def _plain(value: object) -> Any:

@@ -18,6 +18,7 @@ from c2fdft_cli.cli.app import app
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
+from c2fdft_cli.errors import DataError
 from c2fdft_cli.execution import device
 from c2fdft_cli.recipe.schema import Network
 from tests.kit.command import refused, run
@@ -241,11 +242,32 @@ def test_an_option_without_its_value_refers_to_the_help_of_its_command(words, co
 def test_an_error_is_a_json_document_too(words, code, message, hint):
     line = refused(*words, "--json", code=code, says=message)
     error = json.loads(run(*words, "--json").stdout)["error"]
-    assert error.keys() == {"code", "message", "hint"}
+    assert error.keys() == {"code", "message", "details", "hint"}
     assert error["code"] == code
     assert line == f"error: {error['message']}"
     assert hint in error["hint"]
     assert run(*words).stdout == ""
+
+
+def test_of_long_details_the_first_are_printed_and_all_are_in_the_document(monkeypatch, capsys):
+    from c2fdft_cli.engine.tools import doctor
+
+    details = [f"{i}.png: damaged" for i in range(5000)]
+
+    def failing():
+        raise DataError("5000 images failed", details=details)
+
+    monkeypatch.setattr(doctor, "examine", failing)
+    with pytest.raises(SystemExit):
+        app(["doctor", "--json"])
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert len(lines) == 22
+    assert lines[20:] == [
+        "  19.png: damaged",
+        "  and 4,980 more (with --json all are listed)",
+    ]
+    assert json.loads(out)["error"]["details"] == details
 
 
 def test_a_path_in_place_of_a_command_is_to_be_restored(tmp_path, monkeypatch):
@@ -275,7 +297,7 @@ def test_a_bug_is_a_json_document_too(monkeypatch, capsys):
     with pytest.raises(KeyError):
         app(["doctor", "--json"])
     error = json.loads(capsys.readouterr().out)["error"]
-    assert error == {"code": 1, "message": "KeyError: 'a bug'", "hint": None}
+    assert error == {"code": 1, "message": "KeyError: 'a bug'", "details": [], "hint": None}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import typer
 
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json
+from c2fdft_cli.words import first_of
 
 
 def info(
@@ -43,7 +44,9 @@ def _words(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_words(item)}" for key, item in value.items()) or "-"
     if isinstance(value, list):
-        return ", ".join(_words(item) for item in value)
+        words = [_words(item) for item in value]
+        # A run keeps up to hundreds of checkpoints; timesteps are shown in full.
+        return ", ".join(first_of(words) if words == value else words)
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, bool) or value is None:

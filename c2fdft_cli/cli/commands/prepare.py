@@ -16,7 +16,7 @@ from c2fdft_cli.errors import UsageError
 from c2fdft_cli.files import require_existing
 from c2fdft_cli.settings import option_name, setting
 from c2fdft_cli.vocabulary import DEGRADATIONS, TASKS
-from c2fdft_cli.words import binary_size, one_of
+from c2fdft_cli.words import binary_size, first_of, one_of
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.prepare.job import PrepareResult
@@ -203,7 +203,7 @@ def _tell(result: PrepareResult, options: PrepareOptions) -> None:
     out = console.stdout()
     out.print(f"layout: {result.layout}")
     out.print(f"pairs: {result.pairs} ({result.train} train, {result.val} validation)")
-    for notice in result.notices:
+    for notice in first_of(result.notices):
         out.print(f"note: {notice}")
     for item in result.unpaired:
         out.print(f"unpaired: {item.path} ({item.reason})")

@@ -17,6 +17,7 @@ from c2fdft_cli.engine.restore.options import (
     require_sources,
 )
 from c2fdft_cli.errors import UsageError
+from c2fdft_cli.words import first_of
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.restore.plan import RestorePlan
@@ -83,7 +84,7 @@ def _run(plan: RestorePlan, json: bool) -> None:
             return
         for remark in [] if json else plan.remarks:
             console.remark(remark)
-        for warning in plan.warnings:
+        for warning in first_of(plan.warnings):
             console.remark(f"warning: {warning}")
         result = gather(console.draw(start(plan), with_rate()), plan.runtime, merge)
     finally:

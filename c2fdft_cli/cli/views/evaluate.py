@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from c2fdft_cli.cli import console
-from c2fdft_cli.words import binary_size
+from c2fdft_cli.words import binary_size, first_of
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.evaluate.job import EvalResult
@@ -82,9 +82,9 @@ def _about(result: EvalResult) -> list[str]:
     lines = list(result.all_notes)
     if result.spread is not None:
         lines.append(f"mean PSNR +/- {result.spread:.3f} dB over the seeds")
-    lines += [f"no target: {path}" for path in result.without_target]
-    lines += [f"not restored: {path}" for path in result.without_restored]
-    return lines + [f"not scored: {problem}" for problem in result.unreadable]
+    lines += first_of([f"no target: {path}" for path in result.without_target])
+    lines += first_of([f"not restored: {path}" for path in result.without_restored])
+    return lines + first_of([f"not scored: {problem}" for problem in result.unreadable])
 
 
 def _protocol(result: EvalResult) -> str:

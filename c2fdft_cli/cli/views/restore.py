@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from c2fdft_cli.cli import console
 from c2fdft_cli.engine.restore.options import STDIO
-from c2fdft_cli.words import many
+from c2fdft_cli.words import first_of, many
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.restore.plan import RestorePlan
@@ -109,9 +109,12 @@ def _tell_notes(images: list[ImageDone]) -> None:
         exist = f"{len(kept)} files already exist, not overwritten (use --overwrite)"
         console.remark(f"note: {exist}: {first}, ...")
         about = {note: sources for note, sources in about.items() if note not in kept}
-    for note, sources in about.items():
-        where = sources[0] if len(sources) == 1 else f"{len(sources)} images"
-        console.remark(f"note: {where}: {note}")
+    lines = [
+        f"{sources[0] if len(sources) == 1 else f'{len(sources)} images'}: {note}"
+        for note, sources in about.items()
+    ]
+    for line in first_of(lines):
+        console.remark(f"note: {line}")
 
 
 def _tell_skipped(result: RestoreResult) -> None:

@@ -162,7 +162,7 @@ def _listed(found: PairSet, names: Sequence[str], path: Path) -> PairSet:
     if problems:
         what = f"the list does not name the clean image of a pair in {many(len(problems), 'line')}"
         hint = "give their paths relative to the folder of clean images"
-        raise DataError(what, where=path, hint=hint, details=problems[:20])
+        raise DataError(what, where=path, hint=hint, details=problems)
     pairs = dict.fromkeys(pair for some in chosen for pair in some)
     layout = f"{found.layout}, those in {path.name}"
     return _pair_set(layout, found.task, found.root, pairs, (), found.notices)
@@ -181,7 +181,7 @@ def _check_complete(chosen: Sequence[Candidate], tree: Tree) -> None:
     reasons = [why for one in chosen for why in _relative(one.reasons, tree.root)]
     example = doubtful[0] if doubtful else (alone[0], pairs[0][1])
     by_list = f"give all pairs names of one kind, or {list_hint(tree.root, example)}"
-    raise DataError(what, where=tree.root, hint=tree.advice or by_list, details=reasons[:20])
+    raise DataError(what, where=tree.root, hint=tree.advice or by_list, details=reasons)
 
 
 def _relative(reasons: Mapping[Path, str], root: Path) -> list[str]:

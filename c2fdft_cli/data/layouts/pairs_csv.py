@@ -25,7 +25,6 @@ from c2fdft_cli.words import many
 
 Row: TypeAlias = tuple[int, list[str]]
 
-_SHOWN = 20
 _MAX_NAME_BYTES = 255
 _DELIMITERS = (",", ";", "\t", " ")
 _LQ_HEADERS = ("lq", "degraded", "input", "restored", "lq_path")
@@ -81,7 +80,7 @@ def read_pairs_csv(path: Path, folder: Path | None = None) -> list[tuple[str, Pa
     missing = [str(file) for _, _, *files in rows for file in files if not os.path.isfile(file)]
     if missing:
         what = f"the list of pairs names {many(len(missing), 'file')} that cannot be found"
-        raise DataError(what, where=path, hint=_HINT, details=missing[:_SHOWN])
+        raise DataError(what, where=path, hint=_HINT, details=missing)
     seen: dict[str, int] = {}
     for number, name, _, _ in rows:
         if name in seen:

@@ -268,7 +268,7 @@ def _ambiguous(ways: Sequence[Candidate], tree: Tree) -> DataError:
     labels = list(dict.fromkeys(way.label for way in ways))
     what = f"more than one way to pair the images: {'; '.join(labels[:4])}"
     by_list = f"give a folder with only one of them, or {list_hint(tree.root, ways[0].pairs[0])}"
-    return DataError(what, where=tree.root, hint=tree.advice or by_list, details=listed[:20])
+    return DataError(what, where=tree.root, hint=tree.advice or by_list, details=listed)
 
 
 def list_hint(root: Path, example: Sequence[Path]) -> str:

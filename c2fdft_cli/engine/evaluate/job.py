@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from c2fdft_cli.engine.evaluate.metrics import without_mean
-from c2fdft_cli.engine.evaluate.pairing import LISTED, fail
+from c2fdft_cli.engine.evaluate.pairing import fail
 from c2fdft_cli.engine.sampling.scoring import Metric, Scored, Scorer, mean_scores
 from c2fdft_cli.errors import DataError, PartialFailure
 from c2fdft_cli.metrics.protocols import Protocol
@@ -118,7 +118,7 @@ class EvalResult:
             return None
         what = f"scored {len(self.rows)} of {len(self.rows) + self.missing}: the set is incomplete"
         hint = "use --allow-missing to accept means over a part of the set"
-        return PartialFailure(what, where=side, hint=hint, details=self.unreadable[:LISTED])
+        return PartialFailure(what, where=side, hint=hint, details=self.unreadable)
 
     @property
     def psnr(self) -> float:

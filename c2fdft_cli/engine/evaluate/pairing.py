@@ -20,8 +20,6 @@ from c2fdft_cli.vocabulary import TASKS
 KINDS = search.KINDS | {one.results for one in TASKS.values()} | {"restored", "output", "result"}
 """Words in a file name that state the kind of an image, also of one that was restored."""
 
-LISTED = 20
-
 
 @dataclass(frozen=True)
 class Matched:
@@ -192,12 +190,9 @@ def fail(problems: Sequence[str], total: int, unit: str = "pairs") -> None:
         raise DataError(
             problems[0], hint="repair or remove it: means are reported only for complete sets"
         )
-    listed = list(problems[:LISTED])
-    if len(problems) > LISTED:
-        listed.append(f"and {len(problems) - LISTED} more")
     what = f"{len(problems)} of {total} {unit} cannot be scored"
     hint = "repair or remove them: means are reported only for complete sets"
-    raise DataError(what, hint=hint, details=listed)
+    raise DataError(what, hint=hint, details=problems)
 
 
 def without_suffix(path: PurePath) -> str:

@@ -30,7 +30,6 @@ _OTHER_SUFFIXES = (RESTORED_SUFFIXES - WRITE_SUFFIXES) | UNREAD_SUFFIXES | {".pd
 _FILE_SUFFIXES = WRITE_SUFFIXES | VIDEO_SUFFIXES
 _ALL_FILES_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _MAX_NAME_BYTES = 255
-_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -294,5 +293,5 @@ def _refuse_replacing_inputs(items: list[Item]) -> None:
             "this output would replace an input",
             where=hit[0],
             hint="name another OUT, or a folder together with --suffix _restored",
-            details=[str(path) for path in hit[1:_SHOWN]],
+            details=[str(path) for path in hit[1:]],
         )

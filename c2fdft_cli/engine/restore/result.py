@@ -9,7 +9,6 @@ from c2fdft_cli.engine.restore.inputs import Source
 from c2fdft_cli.errors import C2fdftError, PartialFailure
 from c2fdft_cli.words import many
 
-_SHOWN = 10
 _HINTS_SHOWN = 3
 
 
@@ -164,9 +163,7 @@ class RestoreResult:
             verb = "was" if len(stale) == 1 else "were"
             what.append(f"{many(len(stale), 'existing file')} {differ} and {verb} not overwritten")
             hints.append("use --overwrite to replace existing files")
-        details = [*map(str, errors), *(f"{one.output}: {one.doubt}" for one in stale[:_SHOWN])]
-        if len(stale) > _SHOWN:
-            details.append(f"and {len(stale) - _SHOWN} more existing files")
+        details = [*map(str, errors), *(f"{one.output}: {one.doubt}" for one in stale)]
         hint = "; ".join(hints) or None
         return PartialFailure(", ".join(what), where=self.folder, hint=hint, details=details)
 
