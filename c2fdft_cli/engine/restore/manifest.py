@@ -8,6 +8,7 @@ taken for one about the present file.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -230,6 +231,8 @@ class Manifest:
         except PermissionError:
             self.unread[path] = "no permission"
         except OSError as error:  # it may say that all outputs are done
+            if error.errno == errno.ENAMETOOLONG:  # then no file can have this name
+                return known
             raise read_error(error, path) from error
         return known
 

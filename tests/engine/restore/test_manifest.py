@@ -445,3 +445,7 @@ def test_a_hostile_file_takes_little_memory(tmp_path: Path, source: Path) -> Non
     assert [known.was_written(tmp_path / name) for name in ("1", "b.png")] == [False, False]
     assert tracemalloc.get_traced_memory()[1] < 50_000_000
     tracemalloc.stop()
+
+
+def test_a_folder_whose_path_is_too_long_has_no_records(tmp_path: Path) -> None:
+    assert not Manifest(tmp_path / ("a" * 300), {}).has_records
