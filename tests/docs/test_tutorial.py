@@ -53,7 +53,7 @@ def make_small(recipe: Path) -> None:
 
 
 @pytest.mark.acceptance
-def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plots: None) -> None:
     make_photos(tmp_path)
     monkeypatch.chdir(tmp_path)
     for line in "".join(blocks("sh")).splitlines():
