@@ -57,26 +57,31 @@ static void softmax_row(int d, const float *cosine, float temperature, float *ro
         put_part(row + j, n, part);
         all += centred_part(row + j, n, 0); /* read again, for zeros in the other lanes */
     }
-    float rate = 1.0f / total(all);
-    for (int j = 0; j < d; j++) row[j] *= rate;
+    float sum = total(all);
+    for (int j = 0; j < d; j++) row[j] /= sum;
 }
 
-static void mix_item(const void *job, int i, float *norms) {
+/* The norm of a channel from its sum of squares; NaN stays NaN. */
+INLINE float channel_norm(float square) {
+    const float smallest = SMALLEST_NORM * SMALLEST_NORM;
+    return __builtin_sqrtf(square < smallest ? smallest : square);
+}
+
+static void mix_item(const void *job, int i, float *scratch) {
     const Mix *s = job;
     int c = s->c, d = c / s->heads, image = i / s->heads, head = i % s->heads;
     const float *sums = s->sums + (ptrdiff_t)image * sums_floats(c, d), *gram = sums + head * d * d;
+    const float *squares = sums + c * d + head * d;
+    float *q = s->to.norms + (ptrdiff_t)image * 2 * c + head * d, *k = q + c;
     ptrdiff_t at = (ptrdiff_t)i * d * d;
-    for (int part = 0; part < 2; part++) { /* of q, of k */
-        const float *squares = sums + c * d + part * c + head * d;
-        for (int j = 0; j < d; j++) {
-            float square = squares[j] < SMALLEST_NORM * SMALLEST_NORM ? SMALLEST_NORM * SMALLEST_NORM : squares[j];
-            norms[part * d + j] = __builtin_sqrtf(square);
-        }
-        memcpy(s->to.norms + (2 * image + part) * c + head * d, norms + part * d, sizeof(float) * (size_t)d);
+    (void)scratch;
+    for (int j = 0; j < d; j++) {
+        q[j] = channel_norm(squares[j]);
+        k[j] = channel_norm(squares[c + j]);
     }
     for (int row = 0; row < d; row++) {
         float *cosine = s->to.cosine + at + row * d;
-        for (int j = 0; j < d; j++) cosine[j] = gram[row * d + j] / (norms[row] * norms[d + j]);
+        for (int j = 0; j < d; j++) cosine[j] = gram[row * d + j] / (q[row] * k[j]);
         softmax_row(d, cosine, s->temperature[head], s->to.attention + at + row * d);
     }
     Left project = {s->project + head * d, c, 1};
@@ -91,7 +96,7 @@ int mix(Parallel parallel, int threads, int images, int c, int heads, const floa
         const float *temperature, const float *project, float *channels, float *mixing) {
     Mix job = {c, heads, sums, temperature, project, channels_of(channels, images, c, c / heads), mixing};
     Team team = {parallel, threads};
-    return run(team, mix_item, &job, images * heads, 2 * (size_t)(c / heads));
+    return run(team, mix_item, &job, images * heads, 0);
 }
 
 typedef struct {
@@ -163,8 +168,9 @@ int mix_back(Parallel parallel, int threads, int images, int c, int heads, const
              float *channels, const float *temperature, const float *project, float *gram, float *turned,
              float *scale, float *temperature_grad, float *project_grad) {
     int d = c / heads, tiles = ceil_div(c, TILE);
-    MixBack job = {images, c,    heads,  tiles, grad,  temperature, project, channels_of(channels, images, c, d),
-                   gram,   turned, scale, temperature_grad, project_grad};
+    Channels from = channels_of(channels, images, c, d);
+    MixBack job = {images, c, heads, tiles, grad, temperature, project, from, gram, turned, scale,
+                   temperature_grad, project_grad};
     Team team = {parallel, threads};
     size_t matrix = (size_t)d * (size_t)d;
     int failed = run(team, mix_back_item, &job, images * heads, matrix + (size_t)d);
