@@ -367,6 +367,16 @@ def stated(overrides: Iterable[str]) -> Values:
     return found
 
 
+def stated_keys(name: str | None, overrides: Iterable[str]) -> set[str]:
+    """Return the dotted keys that a recipe's own file and overrides state, not what it extends.
+
+    Raises:
+        RecipeError: no such recipe, or one of them cannot be read.
+    """
+    own = {} if name is None else read_yaml(find_recipe(name))
+    return dotted(own).keys() | stated(overrides).keys()
+
+
 def dotted(values: Mapping[str, Any], before: str = "") -> Values:
     """Flatten nested sections to values by dotted key, such as "coarse.lr"."""
     found: Values = {}

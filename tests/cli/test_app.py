@@ -590,6 +590,15 @@ def test_an_empty_recipe_is_valid_but_noted(tmp_path):
         assert ("the file sets nothing" in said.stderr) == noted
 
 
+def test_a_valid_recipe_with_settings_without_effect_is_noted():
+    words = ("recipes", "validate", "denoise-real", "data.synthesis.sigma=5")
+    said = run(*words)
+    assert (said.exit_code, said.stdout) == (0, "denoise-real: valid\n")
+    assert "note: sigma has no effect with the other settings" in said.stderr
+    (notice,) = json.loads(run(*words, "--json").stdout)["notices"]
+    assert notice in said.stderr
+
+
 def test_doctor_reports_the_machine():
     assert "torch" in run("doctor").stdout
     keys = {"topic", "good", "found", "hint", "required"}

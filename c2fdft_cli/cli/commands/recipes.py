@@ -99,23 +99,24 @@ def copy(
 @recipes.command("validate", cls=Command)
 def validate(name: Name, overrides: Overrides = None, json: Json = False) -> None:
     """Check a recipe and list every problem."""
-    from c2fdft_cli.data.synthesis.degrade import parse_model
+    from c2fdft_cli.engine.sampling.pairs import settings_without_effect
     from c2fdft_cli.engine.weights.build import (
         alpha_bar_of_recipe,
         refuse_lost_image,
         timesteps_of_recipe,
     )
-    from c2fdft_cli.recipe.files import find_recipe, load_recipe, read_yaml
+    from c2fdft_cli.recipe.files import load_recipe, stated_keys
 
     recipe = load_recipe(name, overrides or [])
-    if recipe.data.synthesize is not None:
-        streaks = None if recipe.data.streaks is None else Path(recipe.data.streaks)
-        parse_model(recipe.data.synthesize, recipe.data.synthesis, streaks)
+    keys = stated_keys(name, overrides or [])
+    notices = settings_without_effect(recipe.data, keys)
     timesteps = timesteps_of_recipe(recipe.sampling, recipe.diffusion)
     refuse_lost_image(timesteps, alpha_bar_of_recipe(recipe.diffusion))
+    if not keys:
+        notices += ("the file sets nothing, so every key has its default",)
     if json:
-        console.emit({"recipe": name, "valid": True})
+        console.emit({"recipe": name, "valid": True, "notices": list(notices)})
         return
     console.stdout().print(f"{name}: valid")
-    if not read_yaml(find_recipe(name)):
-        console.remark("note: the file sets nothing, so every key has its default")
+    for notice in notices:
+        console.remark(f"note: {notice}")

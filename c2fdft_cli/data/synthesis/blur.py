@@ -77,6 +77,14 @@ class BlurModel(Model):
             reach += self.defocus[1]
         return math.ceil(reach) + 1 if reach > 0 else 0
 
+    def options_in_use(self, *, bank: bool) -> frozenset[str]:
+        """Return all options, or those of kind "kernel"."""
+        if self.kind == "kernel":
+            return frozenset({"kind", "size", "inertia", "noise"})
+        needed = {"defocus": self.defocus_share, "jpeg": self.jpeg_share}
+        unused = {option for option, share in needed.items() if not share}
+        return super().options_in_use(bank=bank) - unused
+
     def degrade(
         self, gt: Pixels, rng: np.random.Generator, streaks: StreakBank | None = None
     ) -> Pixels:

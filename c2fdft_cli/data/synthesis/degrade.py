@@ -6,7 +6,7 @@ of the generator's seed, such as (seed, step, sample).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,21 @@ def parse_model(
         hint = "omit the folder of streak masks"
         raise UsageError("streak masks can be used only for rain", where=streaks, hint=hint)
     return model
+
+
+def without_effect(model: Model, options: Iterable[str], *, bank: bool) -> tuple[str, ...]:
+    """Return a notice if some of these options change no picture, given the others' values.
+
+    Args:
+        model: the degradation.
+        options: names of options that the user has set.
+        bank: rendered streak masks are given.
+    """
+    idle = sorted(set(options) - model.options_in_use(bank=bank))
+    if not idle:
+        return ()
+    what = f"{', '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect"
+    return (f"{what} with the other settings: docs/synthesis.md lists what each option needs",)
 
 
 @dataclass(frozen=True)

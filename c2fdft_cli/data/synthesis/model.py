@@ -41,6 +41,14 @@ class Model(ABC):
         """Whether the values of some training patches are not clipped to 0..255."""
         return False
 
+    def options_in_use(self, *, bank: bool) -> frozenset[str]:
+        """Return the names of the options that can change a picture, given the others' values.
+
+        Args:
+            bank: rendered streak masks are given.
+        """
+        return frozenset(asdict(self))  # type: ignore[call-overload]  # subclasses are dataclasses
+
     @abstractmethod
     def degrade(
         self, gt: Pixels, rng: np.random.Generator, streaks: StreakBank | None = None

@@ -25,6 +25,12 @@ RED, BLUE, READ = (1.6, 2.6), (1.4, 2.6), (0.003, 0.05)
 # log(read variance) = 2.18 log(shot) + 1.2, +- 0.26, fitted to a real camera's noise.
 READ_SLOPE, READ_OFFSET, READ_SPREAD = 2.18, 1.2, 0.26
 
+_OPTIONS_OF = {
+    "gaussian": {"sigma", "unclipped_share"},
+    "camera": {"shot", "correlated"},
+    "raw": {"shot", "luma", "chroma", "sharpen", "tone", "jpeg"},
+}
+
 
 def _refuse_shares(sigma: tuple[float, float]) -> tuple[float, float]:
     """Raise ValueError for values on the scale 0 to 1: rounding would leave hardly any noise."""
@@ -75,6 +81,19 @@ class NoiseModel(Model):
     def may_be_unclipped(self) -> bool:
         """Whether a share of the white noise stays unclipped."""
         return self.kind in ("gaussian", "either") and self.unclipped_share > 0
+
+    def options_in_use(self, *, bank: bool) -> frozenset[str]:
+        """Return the options of those kinds of noise that can occur, and those that choose one."""
+        deciding, shares = {"kind"}, {self.kind: 1.0}
+        if self.kind == "either":
+            made_in_raw = self.camera_share * self.raw_share
+            deciding |= {"camera_share", "raw_share"} if self.camera_share else {"camera_share"}
+            shares = {
+                "gaussian": 1 - self.camera_share,
+                "camera": self.camera_share - made_in_raw,
+                "raw": made_in_raw,
+            }
+        return frozenset(deciding.union(*(_OPTIONS_OF[kind] for kind in shares if shares[kind])))
 
     def degrade(
         self, gt: Pixels, rng: np.random.Generator, streaks: StreakBank | None = None

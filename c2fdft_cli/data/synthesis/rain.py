@@ -70,6 +70,21 @@ class RainModel(Model):
     veil_share: Annotated[Number, within(0, 1)] = 0.0
     camera_share: Annotated[Number, within(0, 1)] = 0.0
 
+    def options_in_use(self, *, bank: bool) -> frozenset[str]:
+        """Return the options of those kinds of rain that can occur."""
+        by_formula = not bank or self.heavy > 0  # half of a bank's heavy rain is, too
+        needed = {
+            "heavy_fields": bank and self.heavy > 0,
+            "layers": self.heavy > 0,
+            "lean": by_formula or self.camera_share > 0,
+            "cover": not bank and self.heavy < 1,
+            "veil": self.veil_share > 0,
+        } | dict.fromkeys(("turn", "across", "along"), bank)
+        in_use = super().options_in_use(bank=bank)
+        if self.camera_share == 1:
+            in_use &= {"lean", "veil", "veil_share", "camera_share"}
+        return in_use - {option for option, use in needed.items() if not use}
+
     def degrade(
         self, gt: Pixels, rng: np.random.Generator, streaks: StreakBank | None = None
     ) -> Pixels:

@@ -26,7 +26,11 @@ from c2fdft_cli.data.layouts.pairs import (
     half_width,
 )
 from c2fdft_cli.data.pixels import Pixels
-from c2fdft_cli.data.synthesis.degrade import MODELS, Degradation
+from c2fdft_cli.data.synthesis.degrade import (
+    Degradation,
+    parse_model,
+    without_effect,
+)
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.prepare.split import val_size
 from c2fdft_cli.errors import DataError
@@ -177,9 +181,9 @@ def _clean(source: Path, synthesis: Synthesis) -> FoundPairs:
         FilePair(path.name if {path.name, path.stem} & whole else path.stem, path, path)
         for path in images
     )
-    return FoundPairs(
-        "clean images", MODELS[synthesis.kind].task, {"train": pairs}, (), tuple(notices)
-    )
+    model = parse_model(synthesis.kind, synthesis.options, synthesis.streaks)
+    idle = without_effect(model, synthesis.options, bank=synthesis.streaks is not None)
+    return FoundPairs("clean images", model.task, {"train": pairs}, (), (*notices, *idle))
 
 
 def _outside(found: FoundPairs, root: Path, out: Path) -> FoundPairs:

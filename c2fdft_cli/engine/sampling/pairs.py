@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from c2fdft_cli.data.images.picture import is_image_path
 from c2fdft_cli.data.shards.reader import ShardSet
-from c2fdft_cli.data.synthesis.degrade import Degradation
+from c2fdft_cli.data.synthesis.degrade import Degradation, parse_model, without_effect
 from c2fdft_cli.engine.sampling.sampler import noise_generator
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.recipe.schema import Data, Recipe
@@ -75,6 +75,28 @@ def degradation(data: Data) -> Degradation | None:
         return None
     folder = None if data.streaks is None else Path(data.streaks)
     return Degradation.open(data.synthesize, data.synthesis, folder)
+
+
+def settings_without_effect(data: Data, given: Collection[str]) -> tuple[str, ...]:
+    """Return a notice if settings of the recipe's on-the-fly degradation change no picture.
+
+    Args:
+        data: the settings.
+        given: dotted keys, such as "data.streaks", to report on; not those that a recipe inherits.
+
+    Raises:
+        UsageError: settings that do not fit the degradation.
+    """
+    section = "data.synthesis."
+    options = [key.removeprefix(section) for key in given if key.startswith(section)]
+    if data.synthesize is not None:
+        streaks = None if data.streaks is None else Path(data.streaks)
+        model = parse_model(data.synthesize, data.synthesis, streaks)
+        return without_effect(model, options, bank=streaks is not None)
+    idle = [f"{section}{option}" for option in options]
+    if data.streaks is not None and "data.streaks" in given:
+        idle.append("data.streaks")
+    return tuple(f"{key} has no effect without data.synthesize" for key in idle)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from c2fdft_cli.data.shards.reader import ShardSet
+from c2fdft_cli.engine.sampling.pairs import settings_without_effect
 from c2fdft_cli.engine.sampling.subject import weights_digest
 from c2fdft_cli.engine.train.folder import RunFolder, auto_run, find_run, new_run
 from c2fdft_cli.engine.train.options import TrainOptions
@@ -29,7 +30,14 @@ from c2fdft_cli.execution.distributed import (
     join_training,
     refuse_tasks_without_rank,
 )
-from c2fdft_cli.recipe.files import dotted, load_recipe, recipe_from_dict, stated, write_recipe
+from c2fdft_cli.recipe.files import (
+    dotted,
+    load_recipe,
+    recipe_from_dict,
+    stated,
+    stated_keys,
+    write_recipe,
+)
 from c2fdft_cli.recipe.schema import Recipe, Stage
 
 MAX_NAME = 80
@@ -110,6 +118,7 @@ def _begun(request: TrainRequest) -> TrainOptions:
         sampling=replace(recipe.sampling, steps=len(timesteps), grid=timesteps),
         data=replace(recipe.data, shards=str(data)),
     )
+    keys = stated_keys(request.recipe, request.overrides)
     return TrainOptions(
         stage=request.stage,
         recipe=recipe,
@@ -127,7 +136,7 @@ def _begun(request: TrainRequest) -> TrainOptions:
             "recipe.yaml": write_recipe(recipe),
             "env.json": _environment(request.stage, name, runtime),
         },
-        notices=notices + about_timesteps,
+        notices=notices + about_timesteps + settings_without_effect(recipe.data, keys),
     )
 
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
 from c2fdft_cli.data.synthesis.blur import BlurModel
-from c2fdft_cli.data.synthesis.degrade import Degradation, contact_sheet, parse_model
+from c2fdft_cli.data.synthesis.degrade import (
+    Degradation,
+    contact_sheet,
+    parse_model,
+    without_effect,
+)
 from c2fdft_cli.data.synthesis.noise import NoiseModel
 from c2fdft_cli.data.synthesis.rain import RainModel
 from c2fdft_cli.errors import UsageError
@@ -190,3 +196,82 @@ def test_importing_loads_neither_torch_nor_opencv():
         "sys.exit(bool({'cv2', 'torch'} & {*sys.modules}))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+ALL_KINDS = NoiseModel(kind="either", camera_share=0.6, raw_share=0.5, unclipped_share=0.5)
+ALL_BLUR = BlurModel(kind="exposure", objects=0.5, defocus_share=0.5, burst=0.5)
+ALL_RAIN = RainModel(heavy=0.5, layers=(0, 2), veil_share=0.5, camera_share=0.4)
+OTHER_VALUES = {
+    "sigma": (60.0, 60.0),
+    "unclipped_share": 0.9,
+    "shot": (0.1, 0.1),
+    "correlated": False,
+    "camera_share": 0.9,
+    "raw_share": 0.9,
+    "luma": (3.0, 3.0),
+    "chroma": (7.0, 7.0),
+    "sharpen": (3.0, 3.0),
+    "tone": (0.0, 0.0),
+    "jpeg": (10, 12),
+    "size": (9.0, 40.0),
+    "inertia": (2.0, 4.0),
+    "noise": (20.0, 30.0),
+    "objects": 1.0,
+    "defocus": (5.0, 9.0),
+    "defocus_share": 0.9,
+    "gamma": (1.0, 1.0),
+    "burst": 0.9,
+    "jpeg_share": 0.9,
+    "strength": (3.0, 4.0),
+    "heavy": 0.9,
+    "heavy_fields": (20, 24),
+    "turn": 3.0,
+    "across": (3.0, 4.0),
+    "along": (0.3, 0.4),
+    "lean": 3.0,
+    "cover": (0.8, 0.9),
+    "layers": (4, 5),
+    "veil": (0.8, 0.9),
+    "veil_share": 0.9,
+}
+
+
+@pytest.mark.parametrize("with_bank", [False, True])
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(NoiseModel(kind=kind, unclipped_share=0.5) for kind in ("gaussian", "camera", "raw")),
+        *(ALL_KINDS, replace(ALL_KINDS, raw_share=0.0), replace(ALL_KINDS, raw_share=1.0)),
+        *(replace(ALL_KINDS, camera_share=share) for share in (0.0, 1.0)),
+        *(BlurModel(), ALL_BLUR, replace(ALL_BLUR, defocus_share=0.0, jpeg_share=0.0)),
+        *(ALL_RAIN, replace(ALL_RAIN, heavy=0.0), replace(ALL_RAIN, heavy=1.0)),
+        *(replace(ALL_RAIN, veil_share=0.0), replace(ALL_RAIN, camera_share=1.0)),
+        *(replace(ALL_RAIN, heavy=heavy, camera_share=0.0) for heavy in (0.0, 1.0)),
+    ],
+)
+def test_an_option_in_use_changes_pictures_and_any_other_changes_none(model, with_bank, bank):
+    """Of 24 patches, each made by the same generator before and after an option changed."""
+    streaks = bank if with_bank and model.uses_streaks else None
+    if with_bank and streaks is None:
+        pytest.skip("this degradation uses no streak masks")
+    in_use, gt = model.options_in_use(bank=with_bank), ramp(16, 20)
+
+    def patch(one, seed):
+        return one.degrade_patch(gt, np.random.default_rng(seed), streaks)
+
+    before = [patch(model, seed) for seed in range(24)]
+    for name in {field.name for field in fields(model)} - {"kind"}:
+        other = replace(model, **{name: OTHER_VALUES[name]})
+        same = all(np.array_equal(one, patch(other, seed)) for seed, one in enumerate(before))
+        assert same != (name in in_use), name
+    assert {"kind"} <= in_use or not hasattr(model, "kind")
+
+
+def test_options_without_effect_are_named_and_only_those_that_were_set():
+    model = NoiseModel(kind="raw")
+    assert without_effect(model, ("kind", "shot"), bank=False) == ()
+    (one,) = without_effect(model, ("shot", "sigma"), bank=False)
+    assert one.startswith("sigma has no effect with the other settings: docs/synthesis.md")
+    (two,) = without_effect(RainModel(), ("turn", "heavy", "across"), bank=False)
+    assert two.startswith("across, turn have no effect")
+    assert without_effect(RainModel(), ("turn", "across"), bank=True) == ()

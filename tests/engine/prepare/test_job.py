@@ -303,6 +303,14 @@ def test_a_list_of_clean_images_repeats_no_notice(tmp_path: Path) -> None:
     assert result.notices == ("the test split (2 pairs) is skipped; score it with eval",)
 
 
+def test_options_of_a_degradation_without_effect_are_reported(tmp_path: Path) -> None:
+    clean = make_clean(tmp_path / "clean", 2)
+    synthesis = Synthesis("noise", {"shot": [0.1, 0.2], "sigma": 5})
+    result = run(source=clean, out=tmp_path / "out", synthesize=synthesis, val=0)
+    (notice,) = [one for one in result.notices if "effect" in one]
+    assert notice.startswith("shot has no effect with the other settings")
+
+
 def test_validation_that_does_not_exist_is_not_called_a_folder(
     source: Path, tmp_path: Path
 ) -> None:

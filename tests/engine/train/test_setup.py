@@ -34,6 +34,39 @@ def test_recipe_data_and_timesteps_come_from_the_checkpoint(tmp_path, shard_fold
     assert options.recipe_name == "tiny"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data.synthesize=noise", "data.synthesis={shot: 0.1, sigma: 5}"], ["shot has no effect"]),
+        (["data.synthesize=noise", "data.synthesis={sigma: 5}"], []),
+        (["data.streaks=masks"], ["data.streaks has no effect without data.synthesize"]),
+        (["data.synthesis.heavy=1"], ["data.synthesis.heavy has no effect without"]),
+        (["data.synthesize=rain", "data.synthesis.turn=5", "data.streaks=masks"], []),
+    ],
+)
+def test_settings_of_a_degradation_without_effect_are_reported(
+    overrides, expected, shard_folder, tmp_path
+):
+    notices = set_up(request("coarse", shard_folder, tmp_path / "run", *overrides)).notices
+    assert len(notices) == len(expected)
+    assert all(map(str.startswith, notices, expected))
+
+
+def test_inherited_settings_without_effect_are_not_reported(shard_folder, tmp_path):
+    """denoise-real chooses the kind of noise, and has a sigma from what it extends."""
+    (tmp_path / "own.yaml").write_text(
+        "extends: denoise-real\ndata: {synthesis: {sigma: 5}}\n", encoding="utf-8"
+    )
+    options = [
+        set_up(
+            TrainRequest(recipe=str(recipe), data=shard_folder, device="cpu", out=tmp_path / "run")
+        )
+        for recipe in ("denoise-real", tmp_path / "own.yaml")
+    ]
+    assert options[0].notices == ()
+    assert options[1].notices[0].startswith("sigma has no effect")
+
+
 def test_what_a_fine_stage_recomputes_is_chosen_once(
     tmp_path, shard_folder, coarse_run, monkeypatch
 ):
