@@ -36,7 +36,10 @@ _LARGEST_MAPPED = 32 << 20
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the free bytes of a GPU, or on a CPU those of the machine and this process's heap."""
+    """Return the free bytes of a GPU, or on a CPU those of the machine.
+
+    On a CPU this first gives back freed memory that the process keeps, so that it counts once.
+    """
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept  # torch keeps freed memory for reuse
@@ -46,7 +49,8 @@ def free_bytes(device: torch.device) -> int:
         # The GPU uses the machine's memory, so two limits apply: Metal's for this process, and what
         # other programs leave.
         return max(0, min(torch.mps.recommended_max_memory() - used, available_memory() + kept))
-    return available_memory() + reusable_bytes()
+    trim_heap()
+    return available_memory()
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
@@ -134,14 +138,7 @@ def peak_bytes(device: torch.device) -> int:
     return peak
 
 
-class _MallInfo2(ctypes.Structure):
-    """`struct mallinfo2` of glibc's <malloc.h>."""
-
-    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
-    _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]
-
-
-def reuse_freed_memory() -> bool:
+def keep_freed_memory() -> bool:
     """Keep freed memory in this process for the next step, instead of returning it each time.
 
     A training step on a CPU allocates the same gigabytes again and again. If they are returned in
@@ -160,8 +157,8 @@ def reuse_freed_memory() -> bool:
     return bool(mallopt(_M_TRIM_THRESHOLD, -1) and raised)
 
 
-def return_freed_memory() -> None:
-    """Undo `reuse_freed_memory`, for a Python program that continues after a training.
+def stop_keeping_freed_memory() -> None:
+    """Undo `keep_freed_memory`, for a Python program that continues after a training.
 
     The C library adapts its thresholds to the program only as long as none has been set. These are
     the values at which that ends.
@@ -170,11 +167,11 @@ def return_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_MAPPED)
         mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_MAPPED)
-        give_back_freed_memory()
+        trim_heap()
 
 
-def give_back_freed_memory() -> None:
-    """Return to the system the freed memory that `reuse_freed_memory` keeps.
+def trim_heap() -> None:
+    """Return to the system the freed memory that `keep_freed_memory` keeps.
 
     Saving and drawing leave holes between the blocks of the steps. If they were never returned, a
     long training would grow by some tens of megabytes. With glibc only.
@@ -182,16 +179,6 @@ def give_back_freed_memory() -> None:
     malloc_trim = _function_of_libc("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)
-
-
-def reusable_bytes() -> int:
-    """Return the freed bytes that this process keeps and reuses; 0 if the C library cannot tell."""
-    # mallinfo, without the 2, counts in ints and is wrong from 2 GiB on.
-    mallinfo2 = _function_of_libc("mallinfo2")
-    if mallinfo2 is None:
-        return 0
-    mallinfo2.restype = _MallInfo2
-    return int(mallinfo2().fordblks)
 
 
 def _function_of_libc(name: str) -> ctypes._NamedFuncPointer | None:

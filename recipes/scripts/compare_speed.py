@@ -42,7 +42,7 @@ from c2fdft_cli.engine.weights.onnx import onnx_model
 from c2fdft_cli.execution import strips
 from c2fdft_cli.execution.block_gradients import install
 from c2fdft_cli.execution.device import Runtime, cpu_bf16_speed
-from c2fdft_cli.execution.memory import reuse_freed_memory
+from c2fdft_cli.execution.memory import keep_freed_memory
 from c2fdft_cli.execution.native.library import kernels_for
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.schema import Network
@@ -164,7 +164,7 @@ def step(args: argparse.Namespace) -> None:
 
     Both run in one process, which keeps freed memory for both. With --apart each runs in its own
     process, and only ours keeps freed memory, as this program's training does
-    (`reuse_freed_memory`).
+    (`keep_freed_memory`).
     """
     h, w = _size(args.size or "64")
     names = [f"{whose} fp32" for whose in ("transcription", "ours")]
@@ -175,7 +175,7 @@ def step(args: argparse.Namespace) -> None:
         if args.apart:
             work = {name: stack.enter_context(_Apart(args, name)) for name in names}
         else:
-            reuse_freed_memory()
+            keep_freed_memory()
             work = {name: _training_step(args, name) for name in names}
         for name, run in work.items():
             began = time.perf_counter()
@@ -236,7 +236,7 @@ class _Apart:
 def _serve(pipe: Connection, args: argparse.Namespace, name: str) -> None:
     torch.manual_seed(0)
     if name.startswith("ours"):
-        reuse_freed_memory()
+        keep_freed_memory()
     run = _training_step(args, name)
     with contextlib.suppress(EOFError):  # the other end of the pipe was closed
         while True:

@@ -46,7 +46,7 @@ from c2fdft_cli.execution.distributed import (
     barrier,
     refuse_unlike_starts,
 )
-from c2fdft_cli.execution.memory import give_back_freed_memory, peak_bytes
+from c2fdft_cli.execution.memory import peak_bytes, trim_heap
 from c2fdft_cli.files import sha256_of
 from c2fdft_cli.progress import Job
 from c2fdft_cli.signals import StopRequest, graceful_stop, unwinding
@@ -405,7 +405,7 @@ class _Training:
             draw_curves(self.run)
             self.curves_at = time.monotonic()
         if self.runtime.device.type == "cpu":
-            give_back_freed_memory()
+            trim_heap()
 
     def _row(self, scored: Validated | None) -> dict[str, Any]:
         patch, batch = self.cycle.size_at(self.step)

@@ -26,7 +26,7 @@ from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.execution.compiling import is_compiled, load_without_temporary_folder
 from c2fdft_cli.execution.cuda.recorded import Recorder, records
 from c2fdft_cli.execution.device import Runtime
-from c2fdft_cli.execution.memory import return_freed_memory, reuse_freed_memory
+from c2fdft_cli.execution.memory import keep_freed_memory, stop_keeping_freed_memory
 from c2fdft_cli.execution.surroundings import change_until_return
 from c2fdft_cli.recipe.schema import Train
 
@@ -59,7 +59,7 @@ class Stepper:
 
     def __init__(self, objective: Objective, train: Train, runtime: Runtime) -> None:
         if runtime.device.type == "cpu":
-            change_until_return(reuse_freed_memory, return_freed_memory)
+            change_until_return(keep_freed_memory, stop_keeping_freed_memory)
         self.net = objective.net
         self.ema = copy.deepcopy(objective.net).requires_grad_(False).eval()
         self.train = train
