@@ -201,7 +201,8 @@ def train(
             or `Notice`.
 
     Raises:
-        RecipeError, UsageError, DataError, CheckpointError, ResourceError: as the commands.
+        RecipeError, UsageError, DataError, CheckpointError, ResourceError: as the commands. Also if
+            the program is in a process group of torch.distributed: the training makes its own.
         Interrupted: stopped by Ctrl-C, SIGTERM or the time limit; the state is saved. A signal
             after the last step goes to the program's own handler.
     """

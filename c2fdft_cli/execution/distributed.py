@@ -56,8 +56,15 @@ def join_training(runtime: Runtime) -> None:
     NCCL is bound to the device, so that its errors occur here and not in the first step.
 
     Raises:
-        UsageError: some of the processes compute on a GPU and others do not.
+        UsageError: some of the processes compute on a GPU and others do not, or they cannot be
+            joined on their devices, or a calling program has joined them already.
     """
+    # A group that an earlier training has left behind after an error is ours, and used again.
+    if dist.is_initialized() and not _patient_groups:
+        raise UsageError(
+            "this program is in a process group of torch.distributed, in which it cannot train",
+            hint="train in a process of its own, or after destroy_process_group()",
+        )
     if runtime.world > 1 and not dist.is_initialized():
         store, rank, world = _meet(_TRAINING_PATIENCE)
         _refuse_unlike_devices(store, rank, world, runtime.device)
@@ -116,8 +123,12 @@ def _refuse_unlike_devices(store: Any, rank: int, world: int, device: torch.devi
     """Raise UsageError in all processes if "auto" chose a GPU for some and the CPU for others.
 
     It chooses the CPU for a GPU that torch does not support. Processes on GPUs and on CPUs
-    communicate by different libraries, and would wait for each other until a timeout.
+    communicate by different libraries, and would wait for each other until a timeout. For Apple's
+    GPUs torch has no such library.
     """
+    if device.type == "mps":
+        what = "several processes cannot train together on Apple GPUs"
+        raise UsageError(what, hint="use --device cpu, or a single process without torchrun")
     store.set(f"device of {rank}", device.type)
     kinds = [store.get(f"device of {other}").decode() for other in range(world)]
     _refuse_unlike(

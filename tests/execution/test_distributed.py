@@ -71,6 +71,40 @@ def test_a_single_process_never_waits() -> None:
     assert agree_on_precision(runtime) is runtime
 
 
+def test_a_training_does_not_join_the_process_group_of_a_calling_program() -> None:
+    """It would mix its gradients with those of the program, and end the program's group."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        for world in (1, 2):
+            with pytest.raises(UsageError, match="is in a process group of torch") as caught:
+                join_training(Runtime(torch.device("cpu"), world=world))
+            assert "a process of its own" in (caught.value.hint or "")
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_training_that_follows_a_failed_one_uses_its_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    group = dist.new_group(backend="gloo")
+    monkeypatch.setattr(distributed, "_patient_groups", [group])
+    join_training(Runtime(torch.device("cpu")))
+    assert distributed._patient_groups == [group]
+    distributed.destroy_process_group()
+    assert not dist.is_initialized()
+
+
+def test_several_processes_do_not_train_on_apple_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library that connects them, gloo, has no reductions there."""
+    store = dist.HashStore()
+    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(store, 0, 2)]))
+    with pytest.raises(UsageError, match="cannot train together on Apple GPUs"):
+        join_training(Runtime(torch.device("mps"), rank=0, world=2))
+    assert not dist.is_initialized()
+
+
 UNLIKE = """
 import os
 import torch
