@@ -1,4 +1,7 @@
-"""Structural similarity, used by the scores and the fine loss: docs/paper.md, eq. (22).
+"""Structural similarity, for the fine loss: docs/paper.md, eq. (22).
+
+The scores have their own, in float64 and without gradients (`metrics.protocols`); they share the
+window.
 
 For two images a and b, only the local means and variances of `u = a + b` and `v = a - b` are
 needed, because `2 s_ab = (s_u - s_v) / 2` and `s_a^2 + s_b^2 = (s_u + s_v) / 2`, where s_u and s_v

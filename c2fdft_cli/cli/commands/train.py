@@ -183,7 +183,7 @@ def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:
     destroy_process_group()
     if not options.runtime.is_main:
         return
-    following = _next_command(request.stage, result)
+    following = _next_command(options, result)
     if json:
         console.emit({**vars(result), "next": following})
         return
@@ -192,7 +192,7 @@ def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:
     console.say_next(following)
 
 
-def _next_command(stage: str, result: TrainResult) -> str:
+def _next_command(options: TrainOptions, result: TrainResult) -> str:
     """Return the command to run next: sweep-steps after the coarse stage, otherwise restore.
 
     A sweep needs validation images; without any, train-fine comes next. If the run folder has the
@@ -202,16 +202,16 @@ def _next_command(stage: str, result: TrainResult) -> str:
     """
     from c2fdft_cli.engine.sampling.subject import weights_digest
     from c2fdft_cli.engine.sweep.log import is_of_other_weights
+    from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe
     from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 
-    path = result.checkpoint
-    if stage != "coarse":
+    path, log = result.checkpoint, result.checkpoint.parent / "sweep.json"
+    if options.stage != "coarse":
         return console.command("restore", "IN", "OUT", "--weights", path)
     if result.best_psnr is None:
         return console.command("train-fine", "--from", path)
-    checkpoint, log = load_checkpoint(path), path.parent / "sweep.json"
-    outdated = log.is_file() and is_of_other_weights(log, weights_digest(checkpoint))
-    lost = float(checkpoint.alpha_bar()[-1]) == 0
+    outdated = log.is_file() and is_of_other_weights(log, weights_digest(load_checkpoint(path)))
+    lost = float(alpha_bar_of_recipe(options.recipe.diffusion)[-1]) == 0
     return console.command(
         "sweep-steps",
         path,

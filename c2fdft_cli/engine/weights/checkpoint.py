@@ -123,8 +123,9 @@ class Checkpoint:
         return task if isinstance(task, str) else None
 
     def timesteps(self) -> list[int]:
-        """Return the timesteps to sample at: the file's own, otherwise 4 with default spacing."""
-        return self.meta.grid or spaced_timesteps(4, total=self.meta.diffusion.timesteps)
+        """Return the timesteps to sample at: the file's own, otherwise 4, spaced by default."""
+        total = self.meta.diffusion.timesteps
+        return self.meta.grid or spaced_timesteps(min(4, total), total=total)
 
     def eta(self) -> float:
         """Return the noise that the sampler adds in each step; 0 if the file does not state it."""

@@ -28,7 +28,7 @@ from c2fdft_cli.engine.weights.checkpoint import (
 )
 from c2fdft_cli.errors import CheckpointError, RecipeError, ResourceError
 from c2fdft_cli.recipe.files import load_recipe
-from c2fdft_cli.recipe.schema import Network
+from c2fdft_cli.recipe.schema import Diffusion, Network
 from tests.kit.documents import odd_documents
 from tests.kit.formula import relative, wave
 from tests.kit.networks import NETWORKS, SECTION, SMALL
@@ -122,6 +122,15 @@ def test_a_file_without_meta_is_an_official_checkpoint(saved):
     assert checkpoint.meta.stage == "released"
     assert checkpoint.meta.network.dim == 8
     assert checkpoint.timesteps() == [999, 666, 333, 0]
+
+
+@pytest.mark.parametrize(("total", "timesteps"), [(2, [1, 0]), (3, [2, 1, 0]), (5, [4, 3, 1, 0])])
+def test_a_short_schedule_without_timesteps_is_sampled_at_no_more_than_it_has(
+    saved, total, timesteps
+):
+    checkpoint = load_checkpoint(saved[0])
+    meta = replace(checkpoint.meta, grid=None, diffusion=Diffusion(timesteps=total))
+    assert replace(checkpoint, meta=meta).timesteps() == timesteps
 
 
 def test_params_alone_are_sufficient(saved):
