@@ -128,7 +128,7 @@ def _block_on_cpu(block: Block, x: Tensor, time: Tensor) -> Tensor:
     """`Block.forward` with the additions to the residual stream inside the autograd functions."""
     if not use_cpu_kernels(x):
         return Block.forward(block, x, time)
-    if kernels := training_kernels(x, time, *block.parameters()):
+    if kernels := training_kernels(x, time, *native.weights_of(block)):
         x = native.attend(x, time, block.norm1, block.attn, kernels)
         return native.feed_forward(x, time, block.norm2, block.ffn, kernels)
     ffn = block.ffn

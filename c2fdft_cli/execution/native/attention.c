@@ -1,6 +1,7 @@
 /* Linear layers, and the norm and the attention in training, forward and backward, in float32.
  */
 #include "depthwise.h"
+#include "mixing.h"
 #include "norm.h"
 #include "products.h"
 #include "sums.h"
@@ -46,11 +47,9 @@ int linear(Parallel parallel, int threads, int images, int pixels, int k, int n,
 
 /* y[images][pixels][n] = head + norm(x[images][pixels][k]) weight, packed; the norm has a shift for
  * each image. Returns 0, or -1 if memory runs out. */
-int norm_linear(Parallel parallel, int threads, int images, int pixels, int k, int n, const float *x,
-                const float *gain, const float *shift, float eps, int centred, const float *weight,
-                float *y) {
-    Linear job = {tiles_of(images, pixels), k, n, x, k, 0, {gain, shift, eps, centred}, weight, NULL, y};
-    Team team = {parallel, threads};
+static int norm_linear(Team team, int images, int pixels, int k, int n, const float *x, Norm norm,
+                       const float *weight, float *y) {
+    Linear job = {tiles_of(images, pixels), k, n, x, k, 0, norm, weight, NULL, y};
     return run(team, linear_item, &job, images * job.tiles.count, TILE * (size_t)k);
 }
 
@@ -78,12 +77,10 @@ static void norm_linear_back_item(const void *job, int i, float *normed_grad) {
 
 /* Backward: x_grad = stream + what the norm makes of grad weight^T, packed. Also the norm once more,
  * and the sums of `norm_back_rows` for each image. Returns 0, or -1 if memory runs out. */
-int norm_linear_back(Parallel parallel, int threads, int images, int pixels, int k, int n, const float *x,
-                     const float *gain, const float *shift, float eps, int centred, const float *weight,
-                     const float *grad, const float *stream, float *normed, float *x_grad, float *sums) {
-    NormLinearBack job = {tiles_of(images, pixels), k, n, x, {gain, shift, eps, centred}, weight, grad,
-                          stream, normed, x_grad, NULL};
-    Team team = {parallel, threads};
+static int norm_linear_back(Team team, int images, int pixels, int k, int n, const float *x, Norm norm,
+                            const float *weight, const float *grad, const float *stream, float *normed,
+                            float *x_grad, float *sums) {
+    NormLinearBack job = {tiles_of(images, pixels), k, n, x, norm, weight, grad, stream, normed, x_grad, NULL};
     return run_with_sums(team, norm_linear_back_item, &job, &job.sums, images, job.tiles.count, 2 * k,
                          TILE * (size_t)k, sums);
 }
@@ -122,11 +119,10 @@ static void attention_back_item(const void *job, int i, float *scratch) {
  * q = scale q + k turned, k = scale k + q gram for each head, with gram and its transpose `turned`,
  * [images][heads][d][d], which are read up to VL - 1 floats beyond their end. scale: [images][2c].
  * Returns 0, or -1 if memory runs out. */
-int attention_back(Parallel parallel, int threads, int images, int pixels, int c, int heads,
-                   const float *grad, const float *qkv, const float *mixing, const float *gram,
-                   const float *turned, const float *scale, float *qkv_grad) {
+static int attention_back(Team team, int images, int pixels, int c, int heads, const float *grad,
+                          const float *qkv, const float *mixing, const float *gram, const float *turned,
+                          const float *scale, float *qkv_grad) {
     Attention job = {tiles_of(images, pixels), c, heads, grad, qkv, mixing, gram, turned, scale, qkv_grad};
-    Team team = {parallel, threads};
     return run(team, attention_back_item, &job, images * job.tiles.count, 0);
 }
 
@@ -225,10 +221,9 @@ static void depthwise_item(const void *job, int i, float *scratch) {
 /* qkv = x convolved with weight, [10][c]: nine taps and the bias; both are [images][height][width][c].
  * sums: for each image those of its q and k, with heads of d channels; up to VL - 1 floats beyond the end
  * of qkv are read. Returns 0, or -1 if memory runs out. */
-int depthwise(Parallel parallel, int threads, int images, int height, int width, int c, int d,
-              const float *x, const float *weight, float *qkv, float *sums) {
+static int depthwise(Team team, int images, int height, int width, int c, int d, const float *x,
+                     const float *weight, float *qkv, float *sums) {
     Depthwise job = {height, width, c, d, ceil_div(height, LINES), x, weight, NULL, qkv, NULL};
-    Team team = {parallel, threads};
     return run_with_sums(team, depthwise_item, &job, &job.sums, images, job.shares, sums_floats(c / 3, d),
                          SCRATCH * (size_t)c, sums);
 }
@@ -250,11 +245,147 @@ static void depthwise_back_item(const void *job, int i, float *scratch) {
 
 /* x_grad = grad convolved with the turned weight, [10][c] with a bias of zeros; weight_grad[9][c] =
  * sum over the pixels of grad times x around them. Returns 0, or -1 if memory runs out. */
-int depthwise_back(Parallel parallel, int threads, int images, int height, int width, int c,
-                   const float *x, const float *grad, const float *turned, float *x_grad,
-                   float *weight_grad) {
+static int depthwise_back(Team team, int images, int height, int width, int c, const float *x,
+                          const float *grad, const float *turned, float *x_grad, float *weight_grad) {
     Depthwise job = {height, width, c, 0, ceil_div(height, LINES), grad, turned, x, x_grad, NULL};
-    Team team = {parallel, threads};
     return run_with_sums(team, depthwise_back_item, &job, &job.sums, 1, images * job.shares, 9 * c,
                          SCRATCH * (size_t)c, weight_grad);
+}
+
+/* ---- the whole layer: x + attention(norm(x, time)) ---- */
+
+/* What the layer is computed from, or the gradients of these tensors. Biases may be NULL, for zeros; that
+ * of the norm is added to time, [times][c], which is that of all images or of each. Gradients other than
+ * that of x are NULL if they are not needed. */
+typedef struct {
+    float *x, *time, *gain, *norm_bias, *qkv, *qkv_bias, *taps, *taps_bias, *temperature, *project,
+        *project_bias;
+} Attend;
+
+/* The parts of `kept`: the norm's shift of each image, qkv before and after the depth-wise convolution,
+ * and what `mix` writes. */
+enum { SHIFT, BEFORE, QKV, CHANNELS, MIXING, KEPT };
+
+static ptrdiff_t split_kept(ptrdiff_t images, ptrdiff_t pixels, int c, int heads, float *kept, float **of) {
+    const ptrdiff_t sizes[KEPT] = {
+        [SHIFT] = images * c,
+        [BEFORE] = 3 * images * pixels * c,
+        [QKV] = 3 * images * pixels * c,
+        [CHANNELS] = 2 * images * c * (c / heads + 1),
+        [MIXING] = images * c * c,
+    };
+    return split(KEPT, sizes, kept, of);
+}
+
+ptrdiff_t attend_floats(int images, int pixels, int c, int heads) {
+    return split_kept(images, pixels, c, heads, NULL, NULL);
+}
+
+/* `kept` has `attend_floats` floats. Returns 0, or -1 if memory runs out, as `attend_back`. */
+int attend(Parallel parallel, int threads, const Layer *layer, const Attend *s, float *kept, float *y) {
+    enum { WEIGHT, TAPS, SUMS, MATRICES, COUNT };
+    Team team = {parallel, threads};
+    int n = layer->images, c = layer->c, heads = layer->inner, d = c / heads;
+    int pixels = layer->height * layer->width;
+    const ptrdiff_t sizes[COUNT] = {
+        [WEIGHT] = panel_floats(c, 3 * c),
+        [TAPS] = 30 * c,
+        [SUMS] = (ptrdiff_t)n * sums_floats(c, d),
+        [MATRICES] = n * panel_floats(c, c),
+    };
+    float *of[KEPT] = {0}, *at[COUNT], *buffer = allocate(COUNT, sizes, at);
+    if (!buffer) return -1;
+    split_kept(n, pixels, c, heads, kept, of);
+    norm_shifts(n, c, layer->times, s->time, s->norm_bias, of[SHIFT]);
+    for (int channel = 0; channel < 3 * c; channel++) {
+        for (int t = 0; t < 9; t++) at[TAPS][t * 3 * c + channel] = s->taps[channel * 9 + t];
+        at[TAPS][27 * c + channel] = s->taps_bias ? s->taps_bias[channel] : 0;
+    }
+    int failed = pack(parallel, threads, 1, c, 3 * c, s->qkv, 1, c, 0, s->qkv_bias, at[WEIGHT]);
+    ptrdiff_t size = (ptrdiff_t)pixels * c; /* values of an image's stream */
+    int step = equal_part(n, layer->cached / (3 * size));
+    for (int i = 0; i < n && !failed; i += step) {
+        int images = least(step, n - i);
+        Norm norm = {s->gain, of[SHIFT] + i * c, layer->eps, layer->centred};
+        float *before = of[BEFORE] + i * 3 * size, *qkv = of[QKV] + i * 3 * size;
+        failed = norm_linear(team, images, pixels, c, 3 * c, s->x + i * size, norm, at[WEIGHT], before) ||
+                 depthwise(team, images, layer->height, layer->width, 3 * c, d, before, at[TAPS], qkv,
+                           at[SUMS] + (ptrdiff_t)i * sums_floats(c, d));
+    }
+    failed = failed ||
+             mix(parallel, threads, n, c, heads, at[SUMS], s->temperature, s->project, of[CHANNELS],
+                 of[MIXING]) ||
+             pack(parallel, threads, n, c, c, of[MIXING], 1, c, (ptrdiff_t)c * c, s->project_bias,
+                  at[MATRICES]) ||
+             linear(parallel, threads, n, pixels, c, c, of[QKV] + 2 * c, 3 * c, at[MATRICES], s->x, y);
+    free(buffer);
+    return failed ? -1 : 0;
+}
+
+int attend_back(Parallel parallel, int threads, Gemm gemm, const Layer *layer, const Attend *s, float *kept,
+                const float *grad, const Attend *to) {
+    enum {
+        OF_MIXING, GRAM, TURNED, SCALE, OF_IMAGES, TAPS, MATRICES, WEIGHT, OF_QKV, OF_BEFORE, NORMED, SUMS,
+        OF_TAPS, OF_SOME, COUNT
+    };
+    Team team = {parallel, threads};
+    int c = layer->c, wide = 3 * c, heads = layer->inner, d = c / heads;
+    int pixels = layer->height * layer->width;
+    ptrdiff_t n = layer->images, size = (ptrdiff_t)pixels * c, matrix = (ptrdiff_t)c * c;
+    int step = equal_part(layer->images, layer->cached / (3 * size));
+    const ptrdiff_t sizes[COUNT] = {
+        [OF_MIXING] = n * matrix,
+        [GRAM] = n * c * d,
+        [TURNED] = n * c * d,
+        [SCALE] = n * 2 * c,
+        [OF_IMAGES] = n * heads,
+        [TAPS] = 10 * wide,
+        [MATRICES] = n * panel_floats(c, c),
+        [WEIGHT] = panel_floats(wide, c),
+        [OF_QKV] = step * 3 * size,
+        [OF_BEFORE] = step * 3 * size,
+        [NORMED] = step * size,
+        [SUMS] = n * 2 * c,
+        [OF_TAPS] = 9 * wide,
+        [OF_SOME] = 9 * wide,
+    };
+    float *of[KEPT] = {0}, *at[COUNT], *buffer = allocate(COUNT, sizes, at);
+    if (!buffer) return -1;
+    split_kept(n, pixels, c, heads, kept, of);
+    for (ptrdiff_t i = 0; i < n; i++)
+        pixel_products(gemm, c, c, pixels, grad + i * size, c, of[QKV] + i * 3 * size + 2 * c, wide, 0,
+                       at[OF_MIXING] + i * matrix);
+    for (int channel = 0; channel < wide; channel++) {
+        for (int t = 0; t < 9; t++) at[TAPS][t * wide + channel] = s->taps[channel * 9 + 8 - t];
+        at[TAPS][9 * wide + channel] = 0;
+    }
+    memset(at[OF_TAPS], 0, sizeof(float) * 9 * (size_t)wide);
+    int failed = mix_back(team, layer->images, c, heads, at[OF_MIXING], of[CHANNELS],
+                          s->temperature, s->project, at[GRAM], at[TURNED], at[SCALE], at[OF_IMAGES],
+                          to->project) ||
+                 pack(parallel, threads, layer->images, c, c, of[MIXING], c, 1, matrix, NULL, at[MATRICES]) ||
+                 pack(parallel, threads, 1, wide, c, s->qkv, c, 1, 0, NULL, at[WEIGHT]);
+    for (int i = 0; i < layer->images && !failed; i += step) {
+        int images = least(step, layer->images - i), all = images * pixels;
+        Norm norm = {s->gain, of[SHIFT] + i * c, layer->eps, layer->centred};
+        const float *from = grad + i * size;
+        failed = attention_back(team, images, pixels, c, heads, from, of[QKV] + i * 3 * size,
+                                at[MATRICES] + i * panel_floats(c, c), at[GRAM] + (ptrdiff_t)i * c * d,
+                                at[TURNED] + (ptrdiff_t)i * c * d, at[SCALE] + i * 2 * c, at[OF_QKV]) ||
+                 depthwise_back(team, images, layer->height, layer->width, wide, of[BEFORE] + i * 3 * size,
+                                at[OF_QKV], at[TAPS], at[OF_BEFORE], at[OF_SOME]) ||
+                 norm_linear_back(team, images, pixels, c, wide, s->x + i * size, norm, at[WEIGHT],
+                                  at[OF_BEFORE], from, at[NORMED], to->x + i * size, at[SUMS] + i * 2 * c) ||
+                 (to->qkv_bias && column_sums(team, all, wide, at[OF_BEFORE], i > 0, to->qkv_bias)) ||
+                 (to->taps_bias && column_sums(team, all, wide, at[OF_QKV], i > 0, to->taps_bias));
+        if (to->qkv)
+            pixel_products(gemm, wide, c, all, at[OF_BEFORE], wide, at[NORMED], c, i > 0, to->qkv);
+        for (int j = 0; j < 9 * wide; j++) at[OF_TAPS][j] += at[OF_SOME][j];
+    }
+    failed = failed || (to->project_bias && column_sums(team, (int)(n * pixels), c, grad, 0, to->project_bias));
+    for (int j = 0; to->taps && j < 9 * wide; j++) to->taps[j % wide * 9 + j / wide] = at[OF_TAPS][j];
+    if (to->temperature) add_parts(layer->images, heads, at[OF_IMAGES], to->temperature);
+    norm_gradients(layer->images, c, layer->times, at[SUMS], to->time, to->gain, to->norm_bias);
+    free(buffer);
+    return failed ? -1 : 0;
 }

@@ -47,10 +47,10 @@ typedef struct {
     const float *first, *second, *grad;
     float *before, *after, *hidden_grad; /* before and after GELU */
     float *normed, *y, *sums;
-} FeedForward;
+} Layers;
 
 static void feed_forward_item(const void *job, int i, float *normed) {
-    const FeedForward *s = job;
+    const Layers *s = job;
     Tile tile = tile_at(s->tiles, i);
     int c = s->c, ld = s->hidden, m = tile.pixels;
     const float *x = s->x + tile.first * c;
@@ -65,20 +65,8 @@ static void feed_forward_item(const void *job, int i, float *normed) {
     }
 }
 
-/* before = norm(x) W_in, y = x + gelu(before) W_out for [images][pixels][c]; both weights packed. The
- * norm has a shift for each image. Returns 0, or -1 if memory runs out. */
-int feed_forward(Parallel parallel, int threads, int images, int pixels, int c, int hidden, const float *x,
-                 const float *gain, const float *shift, float eps, int centred, const float *widen,
-                 const float *narrow, float *before, float *y) {
-    FeedForward job = {.tiles = tiles_of(images, pixels), .c = c, .hidden = hidden, .x = x,
-                       .norm = {gain, shift, eps, centred}, .first = widen, .second = narrow,
-                       .before = before, .y = y};
-    Team team = {parallel, threads};
-    return run(team, feed_forward_item, &job, images * job.tiles.count, TILE * (size_t)(c + HIDDEN));
-}
-
 static void feed_forward_back_item(const void *job, int i, float *normed_grad) {
-    const FeedForward *s = job;
+    const Layers *s = job;
     Tile tile = tile_at(s->tiles, i);
     int c = s->c, ld = s->hidden, m = tile.pixels;
     ptrdiff_t at = tile.first * c;
@@ -97,16 +85,92 @@ static void feed_forward_back_item(const void *job, int i, float *normed_grad) {
                    s->normed + at, sums);
 }
 
-/* after = gelu(before), hidden_grad = (grad W_out^T) * slope of GELU at before, x_grad = grad + what
- * norm and W_in make of it; both weights packed. Also the norm once more, and the sums of
- * `norm_back_rows` for each image. Returns 0, or -1 if memory runs out. */
-int feed_forward_back(Parallel parallel, int threads, int images, int pixels, int c, int hidden,
-                      const float *x, const float *gain, const float *shift, float eps, int centred,
-                      const float *narrow, const float *widen, const float *grad, float *before,
-                      float *after, float *hidden_grad, float *normed, float *x_grad, float *sums) {
-    FeedForward job = {tiles_of(images, pixels), c, hidden, x, {gain, shift, eps, centred}, narrow, widen,
-                       grad, before, after, hidden_grad, normed, x_grad, NULL};
+/* ---- the whole layer: x + ffn(norm(x, time)) ---- */
+
+/* What the layer is computed from, or the gradients of these tensors, as `Attend` in attention.c. */
+typedef struct {
+    float *x, *time, *gain, *norm_bias, *widen, *widen_bias, *narrow, *narrow_bias;
+} FeedForward;
+
+/* The parts of `kept`: the norm's shift of each image, and the hidden layer before GELU. */
+enum { NORM_SHIFT, HIDDEN_LAYER, LEFT };
+
+static ptrdiff_t split_left(ptrdiff_t images, ptrdiff_t pixels, int c, int hidden, float *kept, float **of) {
+    const ptrdiff_t sizes[LEFT] = {images * c, images * pixels * hidden};
+    return split(LEFT, sizes, kept, of);
+}
+
+ptrdiff_t feed_forward_floats(int images, int pixels, int c, int hidden) {
+    return split_left(images, pixels, c, hidden, NULL, NULL);
+}
+
+/* Returns 0, or -1 if memory runs out, as `feed_forward_back`. */
+int feed_forward(Parallel parallel, int threads, const Layer *layer, const FeedForward *s, float *kept,
+                 float *y) {
+    enum { WIDEN, NARROW, COUNT };
     Team team = {parallel, threads};
-    return run_with_sums(team, feed_forward_back_item, &job, &job.sums, images, job.tiles.count, 2 * c,
-                         TILE * (size_t)c, sums);
+    int n = layer->images, c = layer->c, hidden = layer->inner, of_image = layer->height * layer->width;
+    const ptrdiff_t sizes[COUNT] = {panel_floats(c, hidden), panel_floats(hidden, c)};
+    float *of[LEFT] = {0}, *at[COUNT], *buffer = allocate(COUNT, sizes, at);
+    if (!buffer) return -1;
+    split_left(n, of_image, c, hidden, kept, of);
+    norm_shifts(n, c, layer->times, s->time, s->norm_bias, of[NORM_SHIFT]);
+    Layers job = {.tiles = tiles_of(n, of_image), .c = c, .hidden = hidden, .x = s->x,
+                  .norm = {s->gain, of[NORM_SHIFT], layer->eps, layer->centred}, .first = at[WIDEN],
+                  .second = at[NARROW], .before = of[HIDDEN_LAYER], .y = y};
+    int failed = pack(parallel, threads, 1, c, hidden, s->widen, 1, c, 0, s->widen_bias, at[WIDEN]) ||
+                 pack(parallel, threads, 1, hidden, c, s->narrow, 1, hidden, 0, s->narrow_bias, at[NARROW]) ||
+                 run(team, feed_forward_item, &job, n * job.tiles.count, TILE * (size_t)(c + HIDDEN));
+    free(buffer);
+    return failed ? -1 : 0;
+}
+
+/* A few images at a time, or a part of one, so that what one kernel writes is still in the cache for the
+ * products that sum over these pixels. */
+int feed_forward_back(Parallel parallel, int threads, Gemm gemm, const Layer *layer, const FeedForward *s,
+                      float *kept, const float *grad, const FeedForward *to) {
+    enum { NARROW, WIDEN, ACTIVE, OF_HIDDEN, NORMED, PART, SUMS, COUNT };
+    Team team = {parallel, threads};
+    int n = layer->images, c = layer->c, hidden = layer->inner, of_image = layer->height * layer->width;
+    ptrdiff_t most = layer->cached / hidden; /* pixels that stay in the cache */
+    int images = equal_part(n, most / of_image);
+    int pixels = most < of_image ? equal_part(of_image, most) : of_image;
+    ptrdiff_t together = (ptrdiff_t)images * pixels;
+    const ptrdiff_t sizes[COUNT] = {
+        [NARROW] = panel_floats(c, hidden),
+        [WIDEN] = panel_floats(hidden, c),
+        [ACTIVE] = together * hidden,
+        [OF_HIDDEN] = together * hidden,
+        [NORMED] = together * c,
+        [PART] = (ptrdiff_t)images * 2 * c,
+        [SUMS] = (ptrdiff_t)n * 2 * c,
+    };
+    float *of[LEFT] = {0}, *at[COUNT], *buffer = allocate(COUNT, sizes, at);
+    if (!buffer) return -1;
+    split_left(n, of_image, c, hidden, kept, of);
+    memset(at[SUMS], 0, sizeof(float) * (size_t)sizes[SUMS]);
+    int failed = pack(parallel, threads, 1, c, hidden, s->narrow, hidden, 1, 0, NULL, at[NARROW]) ||
+                 pack(parallel, threads, 1, hidden, c, s->widen, c, 1, 0, NULL, at[WIDEN]);
+    for (int done = 0; done < n * of_image && !failed;) {
+        int image = done / of_image, some = least(images, n - image);
+        int from = done % of_image, size = least(pixels, of_image - from), all = some * size;
+        const float *x = s->x + (ptrdiff_t)done * c, *back = grad + (ptrdiff_t)done * c;
+        Layers job = {tiles_of(some, size), c, hidden, x,
+                      {s->gain, of[NORM_SHIFT] + image * c, layer->eps, layer->centred}, at[NARROW], at[WIDEN], back,
+                      of[HIDDEN_LAYER] + (ptrdiff_t)done * hidden, at[ACTIVE], at[OF_HIDDEN], at[NORMED],
+                      to->x + (ptrdiff_t)done * c, NULL};
+        failed = run_with_sums(team, feed_forward_back_item, &job, &job.sums, some, job.tiles.count, 2 * c,
+                               TILE * (size_t)c, at[PART]) ||
+                 (to->widen_bias && column_sums(team, all, hidden, at[OF_HIDDEN], done > 0, to->widen_bias));
+        for (int j = 0; j < some * 2 * c; j++) at[SUMS][image * 2 * c + j] += at[PART][j];
+        if (to->widen)
+            pixel_products(gemm, hidden, c, all, at[OF_HIDDEN], hidden, at[NORMED], c, done > 0, to->widen);
+        if (to->narrow)
+            pixel_products(gemm, c, hidden, all, back, c, at[ACTIVE], hidden, done > 0, to->narrow);
+        done += all;
+    }
+    failed = failed || (to->narrow_bias && column_sums(team, n * of_image, c, grad, 0, to->narrow_bias));
+    norm_gradients(n, c, layer->times, at[SUMS], to->time, to->gain, to->norm_bias);
+    free(buffer);
+    return failed ? -1 : 0;
 }

@@ -3,5 +3,4 @@
 #ifndef HALF /* in bfloat16 torch's own products are oneDNN's in training */
 #include "attention.c"
 #include "feed_forward.c"
-#include "mixing.h"
 #endif

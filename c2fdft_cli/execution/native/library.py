@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -59,15 +60,13 @@ _SIGNATURES = {
 }
 _TRAINING_SIGNATURES = {
     "linear": ("i", "pi iiii pl ppp"),
-    "norm_linear": ("i", "pi iiii ppp fi pp"),
-    "norm_linear_back": ("i", "pi iiii ppp fi ppp ppp"),
-    "depthwise": ("i", "pi iiiii ppp p"),
-    "depthwise_back": ("i", "pi iiii ppp pp"),
     "mix": ("i", "pi iii ppp pp"),
-    "mix_back": ("i", "pi iii pp pp ppp pp"),
-    "attention_back": ("i", "pi iiii pp pppp p"),
-    "feed_forward": ("i", "pi iiii ppp fi pppp"),
-    "feed_forward_back": ("i", "pi iiii ppp fi pppp ppppp"),
+    "attend_floats": ("l", "iiii"),
+    "attend": ("i", "pi pppp"),
+    "attend_back": ("i", "pi p ppppp"),
+    "feed_forward_floats": ("l", "iiii"),
+    "feed_forward": ("i", "pi pppp"),
+    "feed_forward_back": ("i", "pi p ppppp"),
 }
 
 
@@ -82,7 +81,8 @@ class Kernels:
     def __init__(self, path: Path, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._library = ctypes.CDLL(str(path))
-        self._parallel = _torch_threads()
+        self._parallel = _of_torch("GOMP_parallel")
+        self._gemm: ctypes._FuncPointer | None = None
         training = _TRAINING_SIGNATURES if dtype == torch.float32 else {}
         for name, (result, arguments) in {**_SIGNATURES, **training}.items():
             try:
@@ -91,6 +91,13 @@ class Kernels:
                 raise OSError(f"{path} has no function {name}") from error
             function.restype = _KINDS[result]
             function.argtypes = [_KINDS[kind] for kind in arguments.replace(" ", "")]
+        with suppress(OSError):
+            self._gemm = _of_torch("sgemm_")
+
+    @property
+    def can_train(self) -> bool:
+        """Whether there are the functions of `training`, and the BLAS that they call."""
+        return self.dtype == torch.float32 and self._gemm is not None
 
     def call(self, name: str, *arguments: object) -> None:
         """Run a kernel in parallel.
@@ -101,6 +108,18 @@ class Kernels:
         if getattr(self._library, name)(self._parallel, torch.get_num_threads(), *arguments):
             raise MemoryError(f"no memory for the buffers of {name}")
 
+    def call_backward(self, name: str, *arguments: object) -> None:
+        """Run a backward pass, which also uses torch's BLAS.
+
+        Raises:
+            MemoryError: there is no memory for its buffers.
+        """
+        self.call(name, self._gemm, *arguments)
+
+    def floats(self, name: str, *sizes: int) -> int:
+        """Return the size of a buffer, as one of the functions with this result computes it."""
+        return int(getattr(self._library, name)(*sizes))
+
     def pack(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Pack a linear layer's weight `[out, in]` as panels of its transpose, each after its bias.
 
@@ -110,7 +129,7 @@ class Kernels:
         """
         out, width = weight.shape[-2:]
         matrices = weight.view(-1, out, width)
-        panels = weight.new_empty(*weight.shape[:-2], self._library.packed_floats(width, out))
+        panels = weight.new_empty(*weight.shape[:-2], self.floats("packed_floats", width, out))
         # Named, not passed as a temporary: its memory must last until the call returns.
         bias = None if bias is None else bias.contiguous()
         size, of_out, of_in = matrices.stride()
@@ -169,18 +188,20 @@ def _no_bf16() -> str | None:
     return AMX if torch.cpu._is_amx_tile_supported() else None
 
 
-def _torch_threads() -> ctypes._FuncPointer:
-    """Return GOMP_parallel of the OpenMP runtime that torch has loaded, to share its threads.
+def _of_torch(name: str) -> ctypes._FuncPointer:
+    """Return a C function of the libraries that torch has loaded.
 
-    The idle threads of a second runtime would spin on the cores that those of the first one use.
+    GOMP_parallel of its OpenMP runtime, to share its threads: the idle threads of a second runtime
+    would spin on the cores that those of the first one use. sgemm_ of its BLAS.
     """
     folder = Path(torch.__file__).parent / "lib"
-    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
-        if (folder / name).exists():
+    for library in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        if (folder / library).exists():
             try:  # the symbol is also looked up in the libraries that this one is linked with
-                return ctypes.CDLL(str(folder / name)).GOMP_parallel
+                function: ctypes._FuncPointer = getattr(ctypes.CDLL(str(folder / library)), name)
+                return function
             except AttributeError as error:
-                raise OSError("torch's OpenMP has no GOMP_parallel") from error
+                raise OSError(f"torch's libraries have no {name}") from error
     raise OSError("torch's libraries are not in their usual place")
 
 

@@ -162,17 +162,17 @@ static void project_back_item(const void *job, int i, float *turned) {
 
 /* Backward of `mix`, from the gradient of the mixing matrices, grad: those of the Gram matrices, and of
  * their transposes `turned`; twice those of the squares of q and k, scale[images][2c]; of the temperature
- * [images][heads] and of the projection. Up to VL - 1 floats beyond the end of grad are read. Returns 0,
+ * [images][heads] and, unless NULL, of the projection. Up to VL - 1 floats beyond the end of grad are read. Returns 0,
  * or -1 if memory runs out. */
-int mix_back(Parallel parallel, int threads, int images, int c, int heads, const float *grad,
-             float *channels, const float *temperature, const float *project, float *gram, float *turned,
-             float *scale, float *temperature_grad, float *project_grad) {
+static int mix_back(Team team, int images, int c, int heads, const float *grad, float *channels,
+                    const float *temperature, const float *project, float *gram, float *turned, float *scale,
+                    float *temperature_grad, float *project_grad) {
     int d = c / heads, tiles = ceil_div(c, TILE);
     Channels from = channels_of(channels, images, c, d);
     MixBack job = {images, c, heads, tiles, grad, temperature, project, from, gram, turned, scale,
                    temperature_grad, project_grad};
-    Team team = {parallel, threads};
     size_t matrix = (size_t)d * (size_t)d;
     int failed = run(team, mix_back_item, &job, images * heads, matrix + (size_t)d);
-    return failed ? failed : run(team, project_back_item, &job, heads * tiles, matrix + VL);
+    if (failed || !project_grad) return failed;
+    return run(team, project_back_item, &job, heads * tiles, matrix + VL);
 }

@@ -328,10 +328,18 @@ def test_a_wrong_width_is_refused(kernels: Kernels) -> None:
     with pytest.raises(ValueError, match="expected 6 channels"):
         attend(x, time, *parts("with_bias", Attention(6, 2, False)), kernels)
     with pytest.raises(ValueError, match="8 channels are not a multiple of 3 heads"):
-        attend(x, time, *parts("with_bias", Attention(8, 3, False)), kernels)
-    for norm in NORMS:
-        with pytest.raises(RuntimeError, match=r"tensor a \(6\)|existing size \(6\)"):
-            feed_forward(x, torch.zeros(2, 6), *parts(norm, FeedForward(8, 1.0, False)), kernels)
+        attend(x, torch.zeros(1, 8), PixelNorm(8, "bias_free"), Attention(8, 3, False), kernels)
+    for layer, part in (
+        (feed_forward, FeedForward(8, 1.0, False)),
+        (attend, Attention(8, 2, False)),
+    ):
+        norm = PixelNorm(8, "bias_free")
+        with pytest.raises(ValueError, match=r"expected 8 channels, got \[1, 6\]"):
+            layer(x, time, norm, part, kernels)
+        with pytest.raises(ValueError, match=r"expected 8 channels, got \[6\]"):
+            layer(x, torch.zeros(1, 8), PixelNorm(6, "bias_free"), part, kernels)
+        with pytest.raises(ValueError, match="a time, or one for each of 1 images, got 2"):
+            layer(x, torch.zeros(2, 8), norm, part, kernels)
 
 
 @pytest.mark.parametrize("layer", [attend, feed_forward])

@@ -211,7 +211,8 @@ def training_kernels(network: Network, compiling: Compile, runtime: Runtime) -> 
     compile blocks that use them.
     """
     if compiling != "on" and runtime.device.type == "cpu" and runtime.dtype == torch.float32:
-        return OF_CPU if kernels_for(runtime.device, runtime.dtype) else NO_KERNELS
+        compiled = kernels_for(runtime.device, runtime.dtype)
+        return OF_CPU if compiled is not None and compiled.can_train else NO_KERNELS
     if compiling == "on" or runtime.device.type != "cuda" or runtime.dtype != torch.bfloat16:
         return NO_KERNELS
     shape = (network.ffn_factor, network.bias, network.norm)
