@@ -11,6 +11,6 @@ NETWORKS = {
     "with_bias": SMALL,
     "bias_free": replace(SMALL, norm="bias_free"),
     "dual_pixel": replace(SMALL, dual_pixel=True, bias=True),
-    "narrow": Network(dim=6, blocks=[2, 1, 1, 2], heads=[1, 1, 3, 2], ffn_factor=2.66),
+    "narrow": Network(dim=6, blocks=[2, 1, 1, 2], heads=[1, 1, 3, 2], ffn_factor=2.66, bias=True),
 }
 SECTION = 'CONTRIBUTING.md, "A new network option"'
