@@ -39,8 +39,8 @@ _SIZES: dict[str, Callable[[BinaryIO], tuple[int, int, int]]] = {
 _ANIMATED = {"WEBP", "GIF", "PNG", "AVIF"}
 _WITH_PROFILES = {"JPEG", "PNG", "TIFF", "WEBP", "AVIF"}
 IN_ORDER = {"WEBP", "GIF", "PNG"}
-"""Formats whose frames `frame_reader` decodes one after another. Not AVIF: its bit depth and its
-colours come from its boxes, and its library starts at the key frame before the requested frame."""
+"""Formats whose frames are decoded one after another. Not AVIF: its bit depth and its colours come
+from its boxes, and its library starts at the key frame before the requested frame."""
 # These libraries use logging, which prints to standard error if it is not configured.
 for _name in ("tifffile", "imagecodecs", "PIL"):
     logging.getLogger(_name).addHandler(logging.NullHandler())
@@ -70,13 +70,18 @@ def decode(data: bytes, kind: str, *, frame: int) -> Decoded:
 
 
 def frame_decoder(data: bytes, kind: str) -> Callable[[int], Decoded]:
-    """Return a function that decodes frames as `decode` does; in ascending order each once.
+    """Return a function that decodes frames as `decode` does.
 
-    kind: one of `IN_ORDER`.
+    Frames of a format of `IN_ORDER` are each decoded once if they are requested in ascending order.
+    Those of other formats may be decoded in several threads at a time.
     """
     if kind == "PNG":
         return partial(png.decode_png, data, animation=png.Animation(data))
-    return pillow.OpenFrames(data, kind).decode
+    if kind in IN_ORDER:
+        return pillow.OpenFrames(data, kind).decode
+    if kind == "TIFF":
+        return tiff.Pages(data).decode
+    return lambda frame: decode(data, kind, frame=frame)
 
 
 def stored_size(file: BinaryIO, suffix: str = "") -> tuple[int, int, int]:

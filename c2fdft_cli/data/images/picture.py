@@ -174,12 +174,11 @@ def _as_picture(found: Decoded) -> Picture:
 
 
 def frame_reader(path: Path) -> Callable[[int], Picture]:
-    """Open an animation; the returned function reads a frame, counted from 0.
+    """Open a file of several frames; the returned function reads one of them, counted from 0.
 
-    In ascending order, each frame is decoded once. Both raise DataError as `read_picture` does.
-
-    Args:
-        path: of a file for which `decodes_in_order` is true.
+    The file is read once. Where `decodes_in_order` is true, ascending frames are each decoded once;
+    otherwise several threads may call the function at a time. Both raise DataError as
+    `read_picture` does.
     """
     with reading(path):
         data = _read_bytes(path)

@@ -14,6 +14,8 @@ from c2fdft_cli.data.images.profiles import in_srgb
 
 MAX_PIXELS = 1 << 28
 """Largest size of a picture that is decoded."""
+MAX_FRAMES = 100_000
+"""Largest number of frames or pages of a file that is restored."""
 
 Array = npt.NDArray[Any]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+import struct
+import weakref
 from typing import Any, BinaryIO
 
 import imagecodecs
@@ -19,6 +20,7 @@ from c2fdft_cli.data.images.formats import HINTS, Unreadable
 from c2fdft_cli.data.images.metadata import Metadata, density_of, iptc_of, upright_xmp
 from c2fdft_cli.data.images.pillow import quiet_pillow
 from c2fdft_cli.data.images.samples import (
+    MAX_FRAMES,
     Array,
     Decoded,
     check_size,
@@ -42,6 +44,8 @@ _COPY, _MASK = 1, 4
 # None, CCITT, LZW, JPEG, deflate, PackBits, LZMA, Zstandard. For strips in other image formats
 # (JPEG 2000, WebP, ...) the size in their headers would have to be checked before decoding.
 _COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG, 8, 32946, 32773, 34925, 50000}
+_MAX_TAGS, _KNOWN_LOOPS = 4096, 100
+"""Limits of tifffile: of tags in a directory, and of directories among which it finds a loop."""
 _STRIP_SIZE = 1 << 20
 _YCBCR_COEFFICIENTS, _REFERENCE_BLACK_WHITE = 529, 532
 _BT601, _FULL_RANGE = (0.299, 0.587, 0.114), (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)
@@ -49,30 +53,83 @@ _ROWS = 256
 """Rows that are converted at a time, to bound the memory."""
 
 
-@contextlib.contextmanager
-def _page(file: BinaryIO, frame: int = 0) -> Iterator[tifffile.TiffPage]:
-    file.seek(0)
-    # tifffile directly, because imageio's plugin does not expose the offset of a page's directory.
-    with tifffile.TiffFile(file) as tiff:
-        try:
-            page = tiff.pages[frame]
-        except IndexError:
-            raise no_frame(frame, len(tiff.pages)) from None
-        page = page.aspage()
-        if Base.DNGVersion in page.tags or (page.is_reduced and "SubIFDs" in page.tags):
-            raise Unreadable("files of this kind are not read: camera raw", HINTS["camera raw"])
-        yield page
-
-
 def decode_tiff(data: bytes, frame: int) -> Decoded:
     """Decode a page of a TIFF, as `codec.decode` does."""
-    with _page(io.BytesIO(data), frame) as page:
+    return Pages(data).decode(frame)
+
+
+class Pages:
+    """The pages of a TIFF; several threads may decode them at a time.
+
+    A page is found through the directories of all pages before it. They are read once: in ascending
+    order, the pages take time in proportion to their number.
+
+    Args:
+        data: the whole file.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        file = io.BytesIO(data)
+        # tifffile's objects refer to each other, and would hold the data until the next garbage
+        # collection.
+        weakref.finalize(self, file.close)
+        self._tiff = _opened(file)
+        self._tiff.filehandle.set_lock(True)  # tifffile then locks it where it decodes a page
+
+    def decode(self, frame: int) -> Decoded:
+        """Decode a page, as `codec.decode` does."""
+        with self._tiff.filehandle.lock:
+            page = _page(self._tiff, frame)
         check_size(page.imagewidth, page.imagelength)
         # Tiles too: a small picture may declare a huge tile, and a tile is decoded as a whole.
         check_size(page.tilewidth or 1, page.tilelength or 1)
         _check_kind(page)
-        _check_segments(page, data)
-        return Decoded(_samples(page), _orientation(page), _metadata(page, data))
+        _check_segments(page, self._data)
+        return Decoded(_samples(page), _orientation(page), _metadata(page, self._data))
+
+
+def _opened(file: BinaryIO) -> tifffile.TiffFile:
+    """Open a TIFF, unless tifffile would follow its directories without end.
+
+    Raises:
+        ValueError: they form a loop, which tifffile recognises only among the first hundred.
+        Unreadable: there are more than `MAX_FRAMES`.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    head = file.read(16)
+    order = "<" if head[:2] == b"II" else ">"
+    is_big = 43 in head[2:4]
+    count, link, entry = ("Q", "Q", 20) if is_big else ("H", "I", 12)
+    places: set[int] = set()
+    with contextlib.suppress(struct.error):  # tifffile too ends where the file does
+        (place,) = struct.unpack_from(order + link, head, 8 if is_big else 4)
+        while 0 < place < size and place not in places:
+            places.add(place)
+            if len(places) > MAX_FRAMES:
+                raise Unreadable(f"over {MAX_FRAMES} frames")
+            file.seek(place)
+            (tags,) = struct.unpack(order + count, file.read(struct.calcsize(count)))
+            if tags > _MAX_TAGS:
+                break
+            file.seek(tags * entry, io.SEEK_CUR)
+            (place,) = struct.unpack(order + link, file.read(struct.calcsize(link)))
+        if place in places and len(places) >= _KNOWN_LOOPS:
+            raise ValueError("its pages form a loop")
+    file.seek(0)
+    # tifffile directly, because imageio's plugin does not expose the offset of a page's directory.
+    return tifffile.TiffFile(file)
+
+
+def _page(tiff: tifffile.TiffFile, frame: int = 0) -> tifffile.TiffPage:
+    try:
+        page = tiff.pages[frame].aspage()
+    except IndexError:
+        raise no_frame(frame, len(tiff.pages)) from None
+    if Base.DNGVersion in page.tags or (page.is_reduced and "SubIFDs" in page.tags):
+        raise Unreadable("files of this kind are not read: camera raw", HINTS["camera raw"])
+    return page
 
 
 def _metadata(page: tifffile.TiffPage, data: bytes) -> Metadata:
@@ -100,13 +157,16 @@ def _block(page: tifffile.TiffPage, tag: int) -> bytes | None:
     found = page.tags.get(tag)
     if found is None:
         return None
-    page.parent.filehandle.seek(found.valueoffset)
-    return bytes(page.parent.filehandle.read(found.valuebytecount))
+    file = page.parent.filehandle
+    with file.lock:
+        file.seek(found.valueoffset)
+        return bytes(file.read(found.valuebytecount))
 
 
 def stored_size(file: BinaryIO) -> tuple[int, int, int]:
     """See `codec.stored_size`."""
-    with _page(file) as page:
+    with _opened(file) as tiff:
+        page = _page(tiff)
         return page.imagewidth, page.imagelength, _orientation(page)
 
 
@@ -116,8 +176,7 @@ def count_pages(file: BinaryIO) -> int:
     Programs for maps, microscopes and scanners store a picture in several sizes in this way. Pages
     in between are not examined, because reading each directory of a long stack takes too long.
     """
-    file.seek(0)
-    with tifffile.TiffFile(file) as tiff:
+    with _opened(file) as tiff:
         count = len(tiff.pages)
         with contextlib.suppress(Exception):  # a damaged directory is reported when it is decoded
             first = tiff.pages[0].aspage()
@@ -316,7 +375,9 @@ def _descriptions(tiff: bytes, offset: int | None = None) -> dict[int, Any]:
         return tags
 
     # With a damaged directory only the descriptions are lost, not the picture.
-    with quiet_pillow(), contextlib.suppress(Exception):
+    # Closed, because `described` refers to itself and would hold the data until the next garbage
+    # collection.
+    with file, quiet_pillow(), contextlib.suppress(Exception):
         return described(offset)
     return {}
 

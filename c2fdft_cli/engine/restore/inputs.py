@@ -17,6 +17,7 @@ from c2fdft_cli.data.images.picture import (
     read_picture,
     size_and_frames,
 )
+from c2fdft_cli.data.images.samples import MAX_FRAMES
 from c2fdft_cli.data.video.probe import VideoInfo, probe_video
 from c2fdft_cli.engine.restore.kinds import INPUT_SUFFIXES, NotRead, looks_like_video, separate
 from c2fdft_cli.engine.restore.options import STDIO
@@ -32,7 +33,6 @@ from c2fdft_cli.files import (
 )
 
 _SEVERAL_SUFFIXES = {".gif", ".webp", ".apng", ".avifs", ".tif", ".tiff", ".mpo"}
-MAX_FRAMES = 100_000
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Source:
         return 1 if self.video is None else max(1, self.video.frames)
 
     def read(self) -> Picture:
-        """Decode it; DataError if that fails."""
-        return read_picture(self.data or self.path, frame=self.frame or 0)
+        """Decode the image, or the first frame; DataError if that fails."""
+        return read_picture(self.data or self.path)
 
 
 @dataclass(frozen=True)

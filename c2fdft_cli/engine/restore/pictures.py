@@ -63,6 +63,8 @@ class Loaded(NamedTuple):
     noise: Tensor | None = None
 
 
+Found: TypeAlias = Picture | C2fdftError | Callable[[], Picture] | None
+"""A frame or the error of decoding it, or what decodes it; None for the picture of a whole file."""
 Finish: TypeAlias = tuple[Callable[[], ImageDone], int]
 """The remaining work for an image, to be run in a thread, and about how many bytes it holds."""
 
@@ -99,7 +101,7 @@ def restore_pictures(
             plan.manifest,
             plan.executor.start_noise if overlaps(plan.runtime.device) else None,
         ),
-        ahead(_with_frames(plan.manifest, items), 1),
+        ahead(_found(plan.manifest, items), 1),
         workers=reader_count(),
         cost=lambda one: one[0].source.height * one[0].source.width * _LOADED_BYTES,
     )
@@ -137,36 +139,44 @@ def _by_size(items: Iterable[Item]) -> list[Item]:
     )
 
 
-def _with_frames(
-    manifest: Manifest, items: Iterable[Item]
-) -> Iterator[tuple[Item, Picture | C2fdftError | None]]:
-    """Yield the items, frames of animations with their picture or the error of reading it.
+def _found(manifest: Manifest, items: Iterable[Item]) -> Iterator[tuple[Item, Found]]:
+    """Yield the items with what is known of their pictures."""
 
-    Each frame is decoded once, because those of a file follow each other in ascending order.
+    def file_of_frames(item: Item) -> Path | None:
+        source = item.source
+        return None if source.frame is None or source.problem is not None else source.path
+
+    for path, run in groupby(items, key=file_of_frames):
+        if path is None:
+            yield from ((item, None) for item in run)
+        else:
+            yield from _frames(manifest, path, run)
+
+
+def _frames(manifest: Manifest, path: Path, items: Iterable[Item]) -> Iterator[tuple[Item, Found]]:
+    """Yield frames of one file, which is read once, as they are in ascending order.
+
+    Frames that build on those before them are decoded here, each once; others by the caller.
     """
-    path: Path | None = None
     read: Callable[[int], Picture] | None = None
     for item in items:
-        source = item.source
-        found: Picture | C2fdftError | None = None
-        if source.frame is not None and source.problem is None:
-            try:
-                if source.path != path:
-                    path, read = source.path, None
-                    if decodes_in_order(path):
-                        manifest.look_at(path)
-                        read = frame_reader(path)
-                found = None if read is None else read(source.frame)
-            except C2fdftError as error:
-                # Opened again for the next frame: Pillow's position in the file is undefined.
-                found, path = error, None
+        found: Found
+        frame = item.source.frame or 0
+        try:
+            if read is None:
+                manifest.look_at(path)
+                read, in_order = frame_reader(path), decodes_in_order(path)
+            found = read(frame) if in_order else partial(read, frame)
+        except C2fdftError as error:
+            # Opened again for the next frame: Pillow's position in the file is undefined.
+            found, read = error, None
         yield item, found
 
 
 def _load(
     manifest: Manifest,
     start_noise: Callable[[str, int, int], Tensor | None] | None,
-    one: tuple[Item, Picture | C2fdftError | None],
+    one: tuple[Item, Found],
 ) -> Loaded:
     item, found = one
     if item.source.problem is not None:
@@ -174,8 +184,10 @@ def _load(
     if found is None:
         if item.source.data is None:  # the state of standard input was recorded during planning
             manifest.look_at(item.source.path)
+        found = item.source.read
+    if not isinstance(found, Picture | C2fdftError):
         try:
-            found = item.source.read()
+            found = found()
         except C2fdftError as error:
             found = error
     if start_noise is None or isinstance(found, C2fdftError):

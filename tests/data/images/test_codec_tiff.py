@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import struct
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import imagecodecs
 import numpy as np
@@ -12,6 +15,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from c2fdft_cli.data.images import tiff
+from c2fdft_cli.data.images.codec import frame_decoder
 from c2fdft_cli.data.images.picture import frame_count, image_size, read_picture
 from c2fdft_cli.errors import DataError
 from tests.kit.images import encoded, ramp, tiff_bytes
@@ -265,6 +270,47 @@ def test_tiff_pages_in_a_loop_are_counted_once(tmp_path):
     (tmp_path / "a.tif").write_bytes(data)
     assert frame_count(tmp_path / "a.tif") == 1
     np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels, ramp())
+
+
+def test_a_loop_of_tiff_pages_after_the_hundredth_ends(tmp_path, monkeypatch):
+    """tifffile itself looks for loops only among the first hundred directories."""
+    data = bytearray(tiff_bytes(np.zeros((150, 2, 2, 3), np.uint8), photometric="rgb"))
+    places = [struct.unpack_from("<I", data, 4)[0]]
+    while places[-1]:
+        end = places[-1] + 2 + 12 * struct.unpack_from("<H", data, places[-1])[0]
+        places.append(struct.unpack_from("<I", data, end)[0])
+    assert len(places) == 151
+    (tmp_path / "whole.tif").write_bytes(data)
+    assert frame_count(tmp_path / "whole.tif") == 150
+    struct.pack_into("<I", data, end, places[120])
+    (tmp_path / "loop.tif").write_bytes(data)
+    for read in (frame_count, image_size, read_picture):
+        with pytest.raises(DataError, match="its pages form a loop"):
+            read(tmp_path / "loop.tif")
+    monkeypatch.setattr(tiff, "MAX_FRAMES", 149)
+    with pytest.raises(DataError, match="over 149 frames"):
+        frame_count(tmp_path / "whole.tif")
+
+
+def test_a_tiff_that_was_read_is_not_held_in_memory():
+    """The objects that read it refer to each other, so only a garbage collection frees them."""
+    data = bytes(tiff_bytes(ramp(), photometric="rgb"))
+    count = sys.getrefcount(data)
+    gc.disable()
+    try:
+        read_picture(data)
+        assert sys.getrefcount(data) == count
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw"])
+def test_pages_of_a_tiff_are_decoded_in_several_threads(compression):
+    pages = np.stack([np.roll(ramp(40, 50), i, axis=1) for i in range(30)])
+    read = frame_decoder(tiff_bytes(pages, photometric="rgb", compression=compression), "TIFF")
+    with ThreadPoolExecutor(8) as pool:
+        for page, found in zip(pages, pool.map(read, range(30)), strict=True):
+            np.testing.assert_array_equal(found.samples, page)
 
 
 @pytest.mark.parametrize("compression", [None, "zlib", "lzw", "packbits", "jpeg"])

@@ -186,7 +186,6 @@ def test_frames_are_images_with_their_own_names(tmp_path: Path) -> None:
         assert [source.frame for source in sources] == [0, 1, 2]
         assert [source.stem for source in sources] == ["a-0001", "a-0002", "a-0003"]
         assert sources[2].label.endswith("[3]")
-        assert abs(int(sources[2].read().pixels[0, 0, 0]) - 200) <= 8
     assert len(find_inputs([str(tmp_path)]).sources) == 9
 
 

@@ -14,6 +14,7 @@ import tifffile
 from PIL import GifImagePlugin, Image
 
 from c2fdft_cli.core.network import DFT
+from c2fdft_cli.data.images import picture
 from c2fdft_cli.data.images.picture import read_picture
 from c2fdft_cli.data.images.pillow import OpenFrames
 from c2fdft_cli.engine.restore import pictures
@@ -250,6 +251,41 @@ def test_each_frame_of_a_gif_is_decoded_once(
         moving(tmp_path / "in" / name, 40)
     run(Request(str(tmp_path / "in"), str(tmp_path / "out"), weights), identity=True)
     assert decoded == [*range(1, 40)] * 2
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".avif"])
+def test_a_file_is_read_once_for_all_its_frames(
+    tmp_path: Path, weights: str, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, original = moving(tmp_path / f"a{suffix}", 5), picture._read_bytes
+    seen: list[Path] = []
+
+    def read(one: Path) -> bytes:
+        seen.append(one)
+        return original(one)
+
+    monkeypatch.setattr(picture, "_read_bytes", read)
+    result = run(Request(str(path), str(tmp_path / "out"), weights), identity=True)
+    assert (len(result.images), result.failure) == (5, None)
+    assert seen == [path]
+
+
+def test_each_directory_of_a_tiff_is_read_once(
+    tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tifffile remembers the places of those that it has read, so it must be asked in one go."""
+    path, opened = moving(tmp_path / "a.tif", 5), list[Any]()
+    original = tifffile.TiffFile.__init__
+
+    def init(self: Any, *words: Any, **more: Any) -> None:
+        opened.append(self)
+        original(self, *words, **more)
+
+    monkeypatch.setattr(tifffile.TiffFile, "__init__", init)
+    plan_of_pages = plan(Request(str(path), str(tmp_path / "out"), weights), identity=True)
+    opened.clear()
+    restore(plan_of_pages).run()
+    assert len(opened) == 1
 
 
 def test_frames_that_do_not_fit_in_memory_are_not_decoded(
