@@ -16,6 +16,7 @@ import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
@@ -194,7 +195,10 @@ def ensure_folder(path: str | Path) -> Path:
     folder = Path(path)
     check_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        # Not by `parents`, as Python calls itself for each of them, and fails for about 1,000.
+        missing = list(takewhile(lambda part: not part.is_dir(), (folder, *folder.parents)))
+        for part in reversed(missing):
+            part.mkdir(exist_ok=True)
     except OSError as error:
         raise write_error(error, folder) from error
     return folder
@@ -458,6 +462,11 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _OF_SYSTEMS
 
 
+MAX_LEVELS = 256
+"""Number of levels of folders below one that are searched. `os.walk` of Python 3.11 fails for about
+1,000, and the time that the system takes to resolve their paths grows with the cube of it."""
+
+
 def walk_folders(
     top: str | Path, on_error: Callable[[OSError], None]
 ) -> Iterator[tuple[str, list[str]]]:
@@ -468,7 +477,8 @@ def walk_folders(
 
     Args:
         top: the folder.
-        on_error: called with the error of each folder that cannot be listed; it may raise it.
+        on_error: called with the error of each folder that cannot be listed, or that is more than
+            `MAX_LEVELS` levels below `top` or a link; it may raise it.
     """
     seen: set[str] = set()
 
@@ -482,6 +492,11 @@ def walk_folders(
         if not is_new(start):
             continue
         for base, folders, names in os.walk(start, onerror=on_error):
+            if base.count(os.sep) - start.count(os.sep) > MAX_LEVELS:
+                folders.clear()
+                reason = f"it is over {MAX_LEVELS} levels of folders below {start}"
+                on_error(OSError(errno.ENAMETOOLONG, reason, base))
+                continue
             shown = sorted(name for name in folders if not is_hidden(name))
             paths = {name: os.path.join(base, name) for name in shown}
             starts += filter(os.path.islink, paths.values())

@@ -20,6 +20,7 @@ import pytest
 from c2fdft_cli import files
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.files import (
+    MAX_LEVELS,
     TakenError,
     atomic_path,
     atomic_write_bytes,
@@ -34,6 +35,7 @@ from c2fdft_cli.files import (
     read_text,
     require_new,
     same_files,
+    walk_folders,
 )
 from tests.kit.restore import found_under
 
@@ -204,6 +206,22 @@ def test_ensure_folder_makes_parents_and_accepts_an_existing_one(tmp_path):
     folder = tmp_path / "a" / "b"
     assert ensure_folder(folder) == folder
     assert ensure_folder(str(folder)).is_dir()
+
+
+def test_ensure_folder_makes_as_many_levels_as_a_path_can_have(tmp_path):
+    deepest = ensure_folder(tmp_path / ("d/" * 1100))
+    assert deepest.is_dir()
+    for folder in (deepest, *deepest.parents[:1099]):  # by hand, as Python's own way fails
+        folder.rmdir()
+
+
+def test_folders_below_the_limit_of_levels_are_refused_not_searched(tmp_path):
+    ensure_folder(tmp_path / ("d/" * (MAX_LEVELS + 2)))
+    refused = []
+    found = [folder for folder, _ in walk_folders(tmp_path, refused.append)]
+    assert found == [str(tmp_path / ("d/" * level)) for level in range(MAX_LEVELS + 1)]
+    assert [error.filename for error in refused] == [str(tmp_path / ("d/" * (MAX_LEVELS + 1)))]
+    assert f"over 256 levels of folders below {tmp_path}" in str(refused[0])
 
 
 @pytest.mark.parametrize(("flag", "hint"), [("RDONLY", "is read-only"), ("NOSUID", "no perm")])

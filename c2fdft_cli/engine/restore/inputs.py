@@ -237,12 +237,11 @@ def _without(paths: list[Path], folder: Path | None) -> list[Path]:
     if folder is None:
         return paths
     outputs = [folder]
+    is_folder = cache(lambda place: bool(same_files([place], outputs)))
 
     @cache
     def is_output(place: Path) -> bool:
-        return bool(same_files([place], outputs)) or (
-            place != place.parent and is_output(place.parent)
-        )
+        return any(map(is_folder, (place, *place.parents)))
 
     real_folder = cache(real_path)
 

@@ -221,16 +221,16 @@ def _refuse_originals(items: Sequence[Item]) -> None:
         DataError: the records of a folder of inputs cannot be read.
     """
 
+    own = cache(lambda folder: Manifest(folder, {}))
+
     @cache
-    def records(folder: Path) -> tuple[Manifest, ...]:
+    def records(folder: Path) -> list[Manifest]:
         """Return those of the folder and of all above it, any of which may have been an OUT."""
-        above = () if folder == folder.parent else records(folder.parent)
-        own = Manifest(folder, {})
-        return (own, *above) if own.has_records else above
+        return [own(place) for place in (folder, *folder.parents) if own(place).has_records]
 
     for item in items:
         path, output = item.source.path.absolute(), item.output
-        found = () if item.source.data is not None else records(path.parent)
+        found = [] if item.source.data is not None else records(path.parent)
         if not found or output is None or not is_there(output):
             continue
         if any(one.is_made_from(path, output) for one in found):

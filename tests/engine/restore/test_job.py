@@ -254,6 +254,18 @@ def test_outputs_among_the_inputs_are_not_restored_again(options: Request) -> No
         assert (len(result.images), len(result.skipped)) == (restored, skipped)
 
 
+def test_inputs_and_outputs_may_be_a_thousand_folders_deep(
+    options: Request, tmp_path: Path
+) -> None:
+    """Python itself allows about a thousand calls within each other."""
+    deep = tmp_path / ("d/" * 1100)
+    (tmp_path / "list.txt").write_text(f"{deep}/a.png\n{deep}/b.png\n")
+    result = run(options, source=f"@{tmp_path}/list.txt")
+    assert "2 of 2 images failed" in str(result.failure)
+    with pytest.raises(DataError, match="no such file"):
+        run(options, source=f"{deep}/a.png")
+
+
 def test_other_weights_are_named(
     options: Request, tmp_path: Path, tiny_net: Callable[..., DFT]
 ) -> None:
