@@ -11,8 +11,9 @@ import os
 import re
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, is_dataclass
 from functools import cache
@@ -41,6 +42,9 @@ _expected: ContextVar[bool] = ContextVar("_expected", default=False)
 
 PLAIN_LINES = 10
 """The number of progress lines that a job prints in all if stderr is not a terminal."""
+
+_REDRAWN = 0.1
+"""Seconds between two drawings of a count."""
 
 TIME = 12
 """Width of a time in a progress bar, such as `1:02:03 left`, in columns."""
@@ -139,30 +143,54 @@ def remark(text: str) -> None:
 
 
 @contextmanager
-def loading(words: str = "loading PyTorch...") -> Iterator[None]:
+def loading(words: str = "loading PyTorch...") -> Iterator[Callable[[str], None]]:
     """Show a message during work that takes seconds, before the first progress bar.
 
-    Nothing is shown if stderr is not a terminal or a JSON document is expected.
+    The function that it yields adds to the message, in place of what it added before. Nothing is
+    shown if stderr is not a terminal or a JSON document is expected.
     """
     if _expected.get() or not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
-        yield
+        yield lambda _: None
         return
-    dumb = os.environ.get("TERM") in ("dumb", "unknown")  # it cannot erase a line
-    if not dumb:  # a line that wraps cannot be erased
-        words = words[: max(0, (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1)]
-    sys.stderr.write(f"{words}\n" if dumb else words)  # without Rich, which is not loaded yet
-    sys.stderr.flush()
+    if os.environ.get("TERM") in ("dumb", "unknown"):  # it cannot erase a line
+        sys.stderr.write(f"{words}\n")
+        sys.stderr.flush()
+        yield lambda _: None
+        return
+    shown = 0
+
+    def show(text: str) -> None:
+        nonlocal shown
+        # a line that wraps cannot be erased
+        line = text[: max(0, (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1)]
+        start = f"\r{' ' * shown}\r" if shown else ""
+        sys.stderr.write(start + line)  # without Rich, which is not loaded yet
+        sys.stderr.flush()
+        shown = len(line)
+
+    show(words)
     try:
-        yield
+        yield lambda more: show(f"{words} {more}")
     finally:
-        if not dumb:
-            sys.stderr.write(f"\r{' ' * len(words)}\r")
-            sys.stderr.flush()
+        show("")
 
 
-def looking() -> AbstractContextManager[None]:
-    """Show a message while the headers of all images are read: minutes on a slow disk."""
-    return loading("looking at the images...")
+@contextmanager
+def looking() -> Iterator[Callable[[int, int], None]]:
+    """Show a message while the headers of all images are read: minutes on a slow disk.
+
+    The function that it yields takes how many of how many were read, to be shown too.
+    """
+    with loading("looking at the images...") as show:
+        shown = time.monotonic()
+
+        def count(done: int, total: int) -> None:
+            nonlocal shown
+            if time.monotonic() >= shown + _REDRAWN:
+                shown = time.monotonic()
+                show(f"{done:,} of {total:,}")
+
+        yield count
 
 
 def draw(job: Job[Event, Result], show: Callable[[Event], str | None] | None = None) -> Result:

@@ -104,6 +104,25 @@ def test_loading_is_shown_in_a_terminal(
     assert screen.getvalue() == said
 
 
+@pytest.mark.parametrize("screen", [{}, {"TERM": "dumb"}, {"RANK": "1"}])
+def test_the_images_that_were_looked_at_are_counted_in_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, screen: dict[str, str]
+) -> None:
+    for name, value in {"TERM": "xterm", **screen}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stderr", Terminal(80))
+    monkeypatch.setattr(console, "_REDRAWN", 0)
+    with console.looking() as looked:
+        looked(0, 20_000)
+        looked(1_000, 20_000)
+    said = str(sys.stderr.getvalue())
+    if not screen:
+        lines = ["...", "... 0 of 20,000", "... 1,000 of 20,000"]
+        words = [f"looking at the images{line}" for line in lines]
+        assert said == "".join(f"{line}\r{' ' * len(line)}\r" for line in words)
+    assert said.count("of") == (0 if screen else 2)
+
+
 @pytest.mark.acceptance
 @pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_a_command_reports_at_once_that_it_is_loading(

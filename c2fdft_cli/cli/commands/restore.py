@@ -64,9 +64,15 @@ def restore(
         from c2fdft_cli.engine.restore.plan import plan_restore
 
     stdin = sys.stdin.buffer.read() if STDIO in sources else None
-    with console.looking():
+    with console.looking() as looked:
         plan = plan_restore(
-            sources, out, sampling=sampling, machine=machine, writing=writing, stdin=stdin
+            sources,
+            out,
+            sampling=sampling,
+            machine=machine,
+            writing=writing,
+            stdin=stdin,
+            looked=looked,
         )
     _run(plan, json)
 

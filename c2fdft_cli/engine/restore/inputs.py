@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePath
+from typing import TypeAlias
 
 from c2fdft_cli.data.images.formats import HEAD_BYTES
 from c2fdft_cli.data.images.picture import (
@@ -32,6 +33,7 @@ from c2fdft_cli.files import (
     walk_folders,
 )
 
+Looked: TypeAlias = Callable[[int, int], object]
 _SEVERAL_SUFFIXES = {".gif", ".webp", ".apng", ".avifs", ".tif", ".tiff", ".mpo"}
 
 
@@ -97,7 +99,10 @@ class Inputs:
 
 
 def find_inputs(
-    specs: Sequence[str], stdin: bytes | None = None, skip: Path | None = None
+    specs: Sequence[str],
+    stdin: bytes | None = None,
+    skip: Path | None = None,
+    looked: Looked = lambda _done, _total: None,
 ) -> Inputs:
     """Find what the user named; only headers are read, not pixels.
 
@@ -108,6 +113,7 @@ def find_inputs(
         stdin: the bytes for `-`.
         skip: a folder whose files are not inputs: the output folder, which may be in an input
             folder.
+        looked: called before each file, with how many of how many were looked at.
 
     Raises:
         DataError: no inputs were found, or the single file cannot be read.
@@ -136,7 +142,7 @@ def find_inputs(
         tops = [Path(spec)] if os.path.isdir(spec) else paths
         parents |= {os.path.dirname(os.path.abspath(top)) for top in tops}
     root = path if len(specs) == 1 and os.path.isdir(path) else _common_folder(parents)
-    return _inputs(files, refused, root, specs[0])
+    return _inputs(files, refused, root, specs[0], looked)
 
 
 def _common_folder(paths: Iterable[str]) -> Path:
@@ -170,7 +176,11 @@ def _expand(spec: str, refused: list[OSError], skip: Path | None) -> tuple[list[
 
 
 def _inputs(
-    files: list[tuple[Path, bool]], refused: list[OSError], root: Path, first: str
+    files: list[tuple[Path, bool]],
+    refused: list[OSError],
+    root: Path,
+    first: str,
+    looked: Looked,
 ) -> Inputs:
     """Return the sources with their paths relative to `root`; DataError if there are none."""
     found, not_read = separate(files)
@@ -184,11 +194,10 @@ def _inputs(
         details = [str(one) for one in not_read]
         raise DataError(what, where=first, hint=hint, details=details)
     below = _places_below(root)
-    sources = [
-        source
-        for path, is_video in found.items()
-        for source in _sources(path, below(path), is_video)
-    ]
+    sources: list[Source] = []
+    for number, (path, is_video) in enumerate(found.items()):
+        looked(number, len(found))
+        sources += _sources(path, below(path), is_video)
     for error in refused:
         path = Path(error.filename)
         sources.append(Source(path, below(path), problem=read_error(error, path)))

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from c2fdft_cli.data.video.parts import read_through
-from c2fdft_cli.engine.restore.inputs import Inputs, find_inputs
+from c2fdft_cli.engine.restore.inputs import Inputs, Looked, find_inputs
 from c2fdft_cli.engine.restore.kinds import NotRead
 from c2fdft_cli.engine.restore.manifest import Manifest
 from c2fdft_cli.engine.restore.options import (
@@ -107,6 +107,7 @@ def plan_restore(
     writing: Writing = _WRITING,
     stdin: bytes | None = None,
     checkpoint: Checkpoint | None = None,
+    looked: Looked = lambda _done, _total: None,
 ) -> RestorePlan:
     """Load the weights, find the inputs and outputs, and check them; nothing is written yet.
 
@@ -116,6 +117,7 @@ def plan_restore(
         out: a folder; for a single image also a file with an image suffix, or `-`.
         sampling, machine, writing: the settings.
         checkpoint: what the file that `sampling.weights` names holds, if it is loaded already.
+        looked: as for `find_inputs`.
 
     Raises:
         UsageError: settings that cannot be combined, or impossible outputs.
@@ -135,7 +137,7 @@ def plan_restore(
     sampler = make_sampler(checkpoint, sampling)
     folder = output_folder(out)
     _check_folders(specs, out, folder, writing)
-    inputs = find_inputs(specs, stdin, skip=folder)
+    inputs = find_inputs(specs, stdin, skip=folder, looked=looked)
     if not inputs.single:
         _check_not_among(inputs, writing)
     items, renamed = plan_outputs(inputs, out, writing)

@@ -38,6 +38,12 @@ def test_a_folder_is_read_with_sub_folders_in_natural_order(folder: Path) -> Non
     assert (inputs.sources[0].height, inputs.sources[0].width) == (4, 5)
 
 
+def test_the_files_that_were_looked_at_are_counted(folder: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    find_inputs([str(folder)], looked=lambda *count: seen.append(count))
+    assert seen == [(0, 3), (1, 3), (2, 3)]
+
+
 def test_outputs_inside_the_input_folder_are_not_inputs(folder: Path) -> None:
     save(folder / "out" / "2.png", random_picture(4, 5))
     found = names(find_inputs([str(folder)], skip=folder / "out"))
