@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, ClassVar, TypeAlias
@@ -26,6 +27,7 @@ MAX_NAME_BYTES = 1_024
 MAX_SHARDS = 100_000
 """Most shards of a split: numbers have five digits, so that file names sort in order."""
 CHANNELS = 3
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def _refuse_control_characters(text: str) -> str:
@@ -159,7 +161,7 @@ def index_digest(
     """Return the SHA-256 of everything in a shard except its pixels, as canonical JSON."""
     text = json.dumps(
         [
-            asdict(header),
+            vars(header),
             [[entry.name, entry.height, entry.width] for entry in entries],
             list(sha256_gt),
             None if sha256_lq is None else list(sha256_lq),
@@ -214,4 +216,4 @@ def clean_text(text: str) -> str:
 def is_clean(name: str) -> bool:
     """Whether a name has no control characters, which could manipulate a terminal."""
     # Those above 127 count too: some terminals take 155 as the start of an escape sequence.
-    return not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in name)
+    return _CONTROL.search(name) is None

@@ -8,7 +8,7 @@ import json
 import os
 import weakref
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -212,8 +212,8 @@ def _check_set(folder: Path, split: str, shards: Sequence[ShardIndex]) -> None:
     for number, shard in enumerate(shards):
         # Comparing all attributes detects a shard left from an earlier `prepare` with other
         # options, and `number` detects a gap, because the files are sorted by name.
-        expected = {**asdict(first.header), "split": split, "shard": number}
-        if asdict(shard.header) != expected or (shard.lq_start is None) != (first.lq_start is None):
+        expected = {**vars(first.header), "split": split, "shard": number}
+        if vars(shard.header) != expected or (shard.lq_start is None) != (first.lq_start is None):
             raise DataError("the shards are not of one set", where=shard.path, hint=PREPARE_AGAIN)
     if len(shards) != first.header.shards:
         raise DataError(
