@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -243,7 +244,9 @@ def library_errors(path: Path, what: str) -> Iterator[None]:
 
 def is_damage(error: FFmpegError) -> bool:
     """Whether an error is about the data: not about the memory, the disk or the system."""
-    return not isinstance(error, (MemoryError, OSError))
+    # Some decoders (MS MPEG-4, WMV 1, H.263) return -1 for any damage, the number of "operation not
+    # permitted", which reading an open file never is.
+    return error.errno == errno.EPERM or not isinstance(error, (MemoryError, OSError))
 
 
 def main_stream(container: InputContainer, path: Path) -> VideoStream:

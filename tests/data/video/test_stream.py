@@ -993,6 +993,22 @@ def test_a_picture_that_the_decoder_does_not_support_is_skipped(tmp_path: Path) 
     assert probe_video(source).width == 64
 
 
+@pytest.mark.parametrize(("suffix", "codec"), [("avi", "msmpeg4"), ("wmv", "wmv1")])
+@pytest.mark.parametrize("broken", [0, 7])
+def test_damage_that_a_decoder_calls_forbidden_costs_one_picture(
+    tmp_path: Path, suffix: str, codec: str, broken: int
+) -> None:
+    """These decoders return -1, which is also the system's number for what is not permitted."""
+    source = make_clip(tmp_path / f"a.{suffix}", seconds=2, codec=codec, sound=False)
+    with av.open(str(source)) as container:
+        packet = [bytes(one) for one in container.demux(video=0) if one.size][broken]
+    data = source.read_bytes()
+    source.write_bytes(data.replace(packet, bytes(len(packet))))
+    with VideoReader(probe_video(source), deep=False) as reader:
+        assert sum(1 for _ in reader) == 19
+        assert reader.complaint == "1 damaged packets or frames"
+
+
 @pytest.mark.parametrize("codec", ["libx264", "libvpx-vp9", "libsvtav1"])
 def test_damage_in_the_last_frames_costs_no_others(
     codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
