@@ -8,7 +8,7 @@ import json
 import os
 import weakref
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -41,13 +41,14 @@ class ShardSet:
 
     It opens no file until a pixel is read, and can be pickled and forked at any time. The 64 files
     that were read last stay open: if one of these is deleted, or replaced by renaming, its old
-    content is still read. A file that is opened again must be as it was when its index was read.
+    content is still read. A file that is opened again must have the time that it had when its index
+    was read, or an equal index, in which each image has a digest.
 
     Several threads must not read one set: one could close the file that another reads.
     """
 
     def __init__(self, shards: Sequence[ShardIndex]) -> None:
-        self._shards = tuple(shards)
+        self._shards = list(shards)
         self._files: dict[int, _OpenFile] = {}
         entries = [entry for shard in self._shards for entry in shard.entries]
         self.names: list[str] = [entry.name for entry in entries]
@@ -147,7 +148,7 @@ class ShardSet:
         try:
             # Removed and added again, because the first of a dictionary shall be the file whose
             # last read is longest ago.
-            opened = self._files.pop(number, None) or self._open(shard)
+            opened = self._files.pop(number, None) or self._open(number)
             self._files[number] = opened
             data = read_at(opened.file, start, size)
         except OSError as error:
@@ -156,7 +157,8 @@ class ShardSet:
             raise _changed(shard.path)
         return data
 
-    def _open(self, shard: ShardIndex) -> _OpenFile:
+    def _open(self, number: int) -> _OpenFile:
+        shard = self._shards[number]
         if len(self._files) >= _MAX_OPEN:
             self._files.pop(next(iter(self._files))).close()
         # Not through h5py, whose handles survive neither fork nor pickle. Unbuffered, because each
@@ -168,8 +170,16 @@ class ShardSet:
         # offsets would not fit it. So the open file is checked, not what the path leads to.
         status = os.fstat(file.fileno())
         if (status.st_size, status.st_mtime_ns) != (shard.file_size, shard.mtime_ns):
-            opened.close()
-            raise _changed(shard.path)
+            # The time alone changes if the file is copied to another disk and back, say.
+            try:
+                now = read_index(shard.path)
+            except DataError:
+                now = None
+            here = replace(shard, file_size=status.st_size, mtime_ns=status.st_mtime_ns)
+            if now != here:
+                opened.close()
+                raise _changed(shard.path)
+            self._shards[number] = here
         return opened
 
 

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from c2fdft_cli.data.pixels import Pixels
+from c2fdft_cli.data.shards import reader
 from c2fdft_cli.data.shards.format import Entry, deal, shard_name
 from c2fdft_cli.data.shards.reader import ShardSet, verify
 from c2fdft_cli.errors import DataError, ResourceError
@@ -445,14 +446,32 @@ def test_a_set_opens_its_files_as_they_are_read_and_keeps_few_open(several: Shar
 def test_a_file_that_was_closed_and_replaced_is_refused(several: ShardSet) -> None:
     for i in (0, 1, 2):
         several.gt(i)
-    path = several.paths[0]
-    before = path.stat()
-    path.write_bytes(path.read_bytes())
+    path, other = several.paths[:2]
+    before, content = path.stat(), path.read_bytes()
+    path.write_bytes(other.read_bytes())
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert path.stat().st_size == before.st_size
     with pytest.raises(DataError, match=r"train-00000\.h5: the shard was changed while in use"):
         several.gt(0)
+    path.write_bytes(content)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert several.gt(0).shape == (4, 5, 3)
+
+
+def test_a_file_that_was_closed_and_has_only_another_time_is_read(
+    several: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = several.gt(0).copy()
+    for i in (1, 2):
+        several.gt(i)
+    path = several.paths[0]
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(1, 2))
+    np.testing.assert_array_equal(several.gt(0), expected)
+    for i in (1, 2):
+        several.gt(i)
+    monkeypatch.setattr(reader, "read_index", None)  # not read again for each opening
+    np.testing.assert_array_equal(several.gt(0), expected)
 
 
 def test_too_many_open_files_are_no_fault_of_the_shard(
