@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import io
@@ -316,11 +315,6 @@ def _read_override(override: str) -> Values:
     Values of text keys are read literally, except that quotes around the whole text are removed;
     other values are YAML.
     """
-    return copy.deepcopy(_parsed(override))
-
-
-@functools.lru_cache(maxsize=256)  # OmegaConf takes 2 ms for each, and a command reads them twice
-def _parsed(override: str) -> Values:
     key, separator, text = override.partition("=")
     key = key.strip()
     if not separator or not all(key.split(".")):
