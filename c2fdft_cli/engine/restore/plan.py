@@ -223,19 +223,18 @@ def _refuse_originals(items: Sequence[Item]) -> None:
         DataError: the records of a folder of inputs cannot be read.
     """
 
-    own = cache(lambda folder: Manifest(folder, {}))
+    opened = cache(lambda folder: Manifest(folder, {}))
 
     @cache
     def records(folder: Path) -> list[Manifest]:
         """Return those of the folder and of all above it, any of which may have been an OUT."""
-        return [own(place) for place in (folder, *folder.parents) if own(place).has_records]
+        return [one for one in map(opened, (folder, *folder.parents)) if one.has_records]
 
     for item in items:
         path, output = item.source.path.absolute(), item.output
-        found = [] if item.source.data is not None else records(path.parent)
-        if not found or output is None or not is_there(output):
+        if item.source.data is not None or output is None or not is_there(output):
             continue
-        if any(one.is_made_from(path, output) for one in found):
+        if any(one.is_made_from(path, output) for one in records(path.parent)):
             label = item.source.label
             what = f"the input {label} was made from this picture, which it would replace"
             hint = "IN and OUT may be interchanged; to restore a result again, name another OUT"

@@ -28,7 +28,7 @@ from c2fdft_cli.data.images.picture import list_images, read_picture
 from c2fdft_cli.engine.restore import pictures as restore_pictures
 from c2fdft_cli.engine.restore import plan as restore_plan
 from c2fdft_cli.engine.restore.job import restore
-from c2fdft_cli.engine.restore.manifest import MANIFEST_NAME
+from c2fdft_cli.engine.restore.manifest import MANIFEST_NAME, Manifest
 from c2fdft_cli.engine.restore.options import Machine, SamplingOptions, Writing
 from c2fdft_cli.engine.sampling.sampler import noise_generator
 from c2fdft_cli.engine.sampling.subject import open_subject
@@ -534,6 +534,33 @@ def test_an_output_inside_a_file_is_refused_before_work(options: Request, tmp_pa
 def test_inputs_and_outputs_in_one_folder_are_refused(options: Request) -> None:
     with pytest.raises(UsageError, match="one folder"):
         plan(options, out=options.source)
+
+
+def test_records_of_inputs_are_read_only_where_a_file_could_be_replaced(
+    options: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def open_records(folder: Path, *rest: Any) -> Manifest:
+        opened.append(folder)
+        return Manifest(folder, *rest)
+
+    monkeypatch.setattr(restore_plan, "Manifest", open_records)
+    plan(options)
+    assert opened == [tmp_path / "out"]
+    save(tmp_path / "out" / "0.png", random_picture(8, 8))
+    plan(options)
+    assert opened[2:4] == [tmp_path / "in", tmp_path]
+
+
+def test_an_input_may_be_deep_in_a_tree(weights: str, tmp_path: Path) -> None:
+    folder = tmp_path
+    for _ in range(490):
+        folder = folder / "d"
+        folder.mkdir()
+    source = save(folder / "a.png", random_picture(8, 8))
+    out = save(tmp_path / "out" / "a.png", random_picture(8, 8)).parent
+    assert len(plan(Request(source, out, weights)).skipped) == 1
 
 
 @pytest.mark.parametrize("same_inode", [True, False])
