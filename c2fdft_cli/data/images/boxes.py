@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import Any, BinaryIO
 
 import imagecodecs
@@ -43,27 +45,31 @@ _DEEP, _12_BITS = 0x40, 0x20
 _JXL_RGB, _JXL_GREY, _JXL_D65, _JXL_SRGB_PRIMARIES, _JXL_SRGB_TRANSFER = 0, 1, 1, 1, 13
 _USUAL_PRIMARIES, _USUAL_TRANSFERS = {1, 2}, {1, 2, 6, 13}
 """Codes of H.273 that pictures use for sRGB or for unspecified colours."""
+_PROPERTIES = {b"av1C": 4, b"clap": 32, b"nclx": 11}
+"""What is read of an AVIF or HEIC: AV1 configuration, crop, colour codes; with the least sizes."""
+_SAMPLE_DESCRIPTIONS = (b"mdia", b"minf", b"stbl", b"stsd")
+_HEADS = {b"meta": 4, b"stsd": 8, b"av01": 78}
+"""Bytes of fields at the start of a box, before the boxes inside it."""
 
 
 def decode_avif(data: bytes, frame: int) -> Decoded:
     """Decode a frame of an AVIF; 10 and 12 bits become 16, or 8 in an animation."""
-    # The third byte of the AV1 configuration has flags for more than 8 bits and for 12 bits. The
-    # first configuration is the picture's: encoders write it before those of alpha and thumbnail.
-    at = data.find(b"av1C")
-    flags = 0 if at < 0 else data[at + 6]
     # An animation by its brand, or, as its library counts, in a file with another brand.
     frames = OpenFrames(data, "AVIF")
-    is_animated = b"avis" in data[8:64] or frames.count > 1
+    brands = next((data[at:end] for _, at, end in _boxes(io.BytesIO(data))), b"")
+    is_animated = b"avis" in brands or frames.count > 1
+    properties = _properties(data)
+    # The third byte of the AV1 configuration has flags for more than 8 bits and for 12 bits.
+    flags = properties.get(b"av1C", bytes(4))[2]
     with quiet_pillow():
         image = frames.seek(frame)
         # imagecodecs writes out of bounds for animations
         is_deep = bool(flags & _DEEP) and not is_animated
         decoded = None if is_deep else decode_opened(image)
         orientation, metadata = metadata_of(image.info) if decoded is None else decoded[1:]
-    metadata = _with_colour_codes(metadata, data)
-    properties = _boxes_in(io.BytesIO(data), b"meta", b"iprp", b"ipco")
+    metadata = _with_colour_codes(metadata, properties)
     lost = []
-    if any(kind == b"clap" for kind, _, _ in properties):
+    if b"clap" in properties:
         lost.append("the crop that an AVIF file states (clean aperture)")
     if flags & _DEEP and is_animated:
         lost.append("more than 8 bits of an animation")
@@ -87,7 +93,7 @@ def decode_heic(data: bytes) -> Decoded:
     # The resolution is that of the stored picture, whose sides the decoder has swapped.
     if metadata.density and orientation >= 5:
         metadata = replace(metadata, density=metadata.density[::-1])
-    return _decoded(samples, bits, 1, _with_colour_codes(metadata, data))
+    return _decoded(samples, bits, 1, _with_colour_codes(metadata, _properties(data)))
 
 
 def heic_size(file: BinaryIO) -> tuple[int, int, int]:
@@ -323,12 +329,26 @@ def _decoded(samples: Array, bits: int, orientation: int, metadata: Metadata) ->
     return Decoded(full_range(samples, bits), orientation, metadata)
 
 
-def _with_colour_codes(metadata: Metadata, data: bytes) -> Metadata:
+def _properties(data: bytes) -> dict[bytes, bytes]:
+    """Return the first of each of `_PROPERTIES` in an AVIF or HEIC: of single pictures, of frames.
+
+    The first one is that of the main picture: encoders write it before those of its alpha, which
+    has equally many bits, and of thumbnails.
+    """
+    places = (b"meta", b"iprp", b"ipco"), (b"moov", b"trak", *_SAMPLE_DESCRIPTIONS, b"av01")
+    first: dict[bytes, bytes] = {}
+    for kind, at, end in chain.from_iterable(_boxes_in(io.BytesIO(data), *one) for one in places):
+        name = data[at : at + 4] if kind == b"colr" else kind
+        if end - at >= _PROPERTIES.get(name, math.inf):
+            first.setdefault(name, data[at:end])
+    return first
+
+
+def _with_colour_codes(metadata: Metadata, properties: dict[bytes, bytes]) -> Metadata:
     """Add the H.273 colour codes as a cICP chunk, unless they mean sRGB or there is a profile."""
-    at = data.find(b"colrnclx", 0, 1 << 20)
-    if at < 0 or len(data) < at + 12 or metadata.icc:
+    if metadata.icc or b"nclx" not in properties:
         return metadata
-    primaries, transfer = struct.unpack_from(">HH", data, at + 8)
+    primaries, transfer = struct.unpack_from(">HH", properties[b"nclx"], 4)
     usual = primaries in _USUAL_PRIMARIES and transfer in _USUAL_TRANSFERS
     if usual or max(primaries, transfer) > 255:
         return metadata
@@ -361,7 +381,7 @@ def _boxes_in(
     """Yield the same for the boxes inside all boxes of kind `outer`, or further inside `inner`."""
     for kind, first, last in _boxes(file, at, end):
         if kind == outer:
-            start = first + (4 if kind == b"meta" else 0)  # its version and flags
+            start = first + _HEADS.get(kind, 0)
             if inner:
                 yield from _boxes_in(file, *inner, at=start, end=last)
             else:

@@ -107,13 +107,32 @@ def test_frames_of_an_avif_are_read(tmp_path):
         read_picture(tmp_path / "a.avif", frame=3)
 
 
-def test_colour_codes_are_written_to_a_png(tmp_path):
-    data = bytearray(encoded(Image.fromarray(RGB), "AVIF"))
+def with_codes(data):
+    """Return an AVIF or HEIC with colour codes of Display P3 and PQ, and unknown brands."""
     at = data.index(b"colrnclx") + 8
-    data[at : at + 4] = struct.pack(">HH", 12, 16)  # Display P3, PQ
-    got = read_picture(bytes(data))
+    data = data[:at] + struct.pack(">HH", 12, 16) + data[at + 4 :]
+    return data.replace(b"mif1miaf", b"colrnclx").replace(b"heicmiaf", b"colrnclx")
+
+
+def test_colour_codes_are_written_to_a_png():
+    data = encoded(Image.fromarray(RGB), "AVIF")
+    got = read_picture(with_codes(data))
     assert got.metadata.png_chunks[4:12] == b"cICP" + bytes([12, 16, 0, 1])
-    assert read_picture(encoded(Image.fromarray(RGB), "AVIF")).metadata.png_chunks == b""
+    assert read_picture(data).metadata.png_chunks == b""
+
+
+def test_names_of_boxes_outside_their_places_are_no_boxes():
+    data = imagecodecs.avif_encode(ramp() >> 6, bitspersample=10)
+    assert read_picture(data.replace(b"MA1A", b"av1C")).bit_depth == 16
+
+
+def test_an_animation_without_a_still_picture_is_described_by_its_track():
+    frames = [Image.new("RGB", (16, 16), (shade, 0, 0)) for shade in (0, 100)]
+    data = encoded(frames[0], "AVIF", save_all=True, append_images=frames[1:])
+    data = data.replace(b"avifavis", b"isomavis").replace(b"mif1", b"iso8", 1)
+    data = bytearray(data.replace(b"meta", b"free", 1))
+    data[data.rindex(b"av1C") + 6] |= 0x40
+    assert read_picture(bytes(data)).metadata.lost == "more than 8 bits of an animation"
 
 
 def test_the_crop_of_an_avif_is_noted():
@@ -277,6 +296,11 @@ def test_heic_is_read_with_its_metadata(tmp_path):
     assert got.metadata.xmp == b"<x:xmpmeta/>"
     write_picture(tmp_path / "a.png", got)
     assert read_picture(tmp_path / "a.png").metadata.xmp == got.metadata.xmp
+
+
+def test_colour_codes_of_a_heic_are_kept():
+    got = read_picture(with_codes(heic(Image.fromarray(np.tile(RGB, (4, 4, 1))))))
+    assert got.metadata.png_chunks[4:12] == b"cICP" + bytes([12, 16, 0, 1])
 
 
 def test_the_resolution_of_a_turned_heic_is_turned(tmp_path):
