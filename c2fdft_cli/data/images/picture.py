@@ -229,13 +229,17 @@ def _upright_size(file: BinaryIO, suffix: str) -> tuple[int, int]:
     return (width, height) if orientation >= 5 else (height, width)
 
 
-def colour_profile(path: str | Path) -> bytes | None:
-    """Read the embedded ICC profile from the headers alone; raises DataError.
+def frames_and_profile(path: Path) -> tuple[int, bytes | None]:
+    """Read the number of frames as `frame_count`, and the embedded ICC profile.
 
-    None if there is none, and for formats other than JPEG, PNG, TIFF, WebP and AVIF.
+    The profile is read from the headers alone; None if there is none, and for formats other than
+    JPEG, PNG, TIFF, WebP and AVIF. The file is opened once.
     """
-    with reading(Path(path)), _open(Path(path)) as file:
-        return stored_profile(file, Path(path).suffix.lower())
+    suffix = path.suffix.lower()
+    with reading(path), _open(path) as file:
+        frames = count_frames(file, suffix)
+        file.seek(0)
+        return frames, stored_profile(file, suffix)
 
 
 def frame_count(source: str | Path | bytes) -> int:

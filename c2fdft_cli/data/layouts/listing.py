@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
-from c2fdft_cli.data.images.picture import colour_profile, frame_count, list_images
+from c2fdft_cli.data.images.picture import frame_count, frames_and_profile, list_images
 from c2fdft_cli.data.images.profiles import profile_difference, profile_name
 from c2fdft_cli.data.video.probe import is_video_path
 from c2fdft_cli.errors import DataError
@@ -81,16 +81,17 @@ def beyond_the_first(paths: Collection[Path]) -> list[str]:
             return 1
 
     files = list(dict.fromkeys(paths))
-    several = [
-        (path, number)
-        for path, number in zip(files, in_order(count, files), strict=True)
-        if number > 1
-    ]
+    return _only_the_first(dict(zip(files, in_order(count, files), strict=True)))
+
+
+def _only_the_first(frames: Mapping[Path, int]) -> list[str]:
+    """Report files that hold more than one picture, given the number in each."""
+    several = [path for path, number in frames.items() if number > 1]
     if not several:
         return []
-    path, number = several[0]
-    share = f"{len(several)} of {len(files)} files"
-    return [f"only the first picture is used of {share}, such as {path}, which holds {number}"]
+    share, path = f"{len(several)} of {len(frames)} files", several[0]
+    holds = f"such as {path}, which holds {frames[path]}"
+    return [f"only the first picture is used of {share}, {holds}"]
 
 
 def remarks_on_pairs(pairs: Sequence[tuple[Path, Path]]) -> list[str]:
@@ -100,26 +101,37 @@ def remarks_on_pairs(pairs: Sequence[tuple[Path, Path]]) -> list[str]:
         pairs: the two image files of each pair, which may be one and the same; those that cannot
             be read are not reported here.
     """
-    return [*beyond_the_first(list(chain(*pairs))), *_unlike_colours(pairs)]
+
+    def read(path: Path) -> tuple[int, bytes | None] | None:
+        try:
+            return frames_and_profile(path)
+        except DataError:
+            return None
+
+    files = list(dict.fromkeys(chain(*pairs)))
+    frames = dict.fromkeys(files, 1)
+    profiles: dict[Path, bytes | None] = {}
+    same: dict[bytes | None, bytes | None] = {}  # so that equal profiles are held once
+    for path, found in zip(files, in_order(read, files), strict=True):
+        if found is not None:
+            frames[path], profile = found
+            profiles[path] = same.setdefault(profile, profile)
+    return [*_only_the_first(frames), *_unlike_colours(pairs, profiles)]
 
 
-def _unlike_colours(pairs: Sequence[tuple[Path, Path]]) -> list[str]:
+def _unlike_colours(
+    pairs: Sequence[tuple[Path, Path]], profiles: Mapping[Path, bytes | None]
+) -> list[str]:
     """Report pairs whose two files have different colour profiles: [] or one sentence.
 
     Pixels are used as they are stored, so a pair of Display P3 and sRGB differs in all its colours.
+
+    profiles: those of the files that can be read.
     """
-
-    def profiles(pair: tuple[Path, Path]) -> tuple[bytes | None, bytes | None]:
-        if pair[0] == pair[1]:
-            return None, None
-        try:
-            return colour_profile(pair[0]), colour_profile(pair[1])
-        except DataError:
-            return None, None
-
     count, example = 0, ""
-    for pair, found in zip(pairs, in_order(profiles, pairs), strict=True):
-        if profile_difference(*found) > _VISIBLE:
+    for pair in pairs:
+        found = [profiles[path] for path in pair if path in profiles]
+        if len(found) == 2 and profile_difference(*found) > _VISIBLE:
             count += 1
             named = zip(pair, map(profile_name, found), strict=True)
             example = example or " and ".join(f"{path} ({name})" for path, name in named)

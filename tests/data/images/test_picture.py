@@ -21,6 +21,7 @@ from c2fdft_cli.data.images.picture import (
     WRITE_SUFFIXES,
     Picture,
     frame_count,
+    frames_and_profile,
     image_size,
     is_image_path,
     list_images,
@@ -190,11 +191,14 @@ def test_one_reading_finds_the_size_and_the_frames(tmp_path, suffix):
     more = {"exif": exif} if suffix == ".jpg" else {"save_all": True, "append_images": frames[1:]}
     frames[0].save(path, **({} if suffix == ".bmp" else more))
     assert size_and_frames(path) == (*image_size(path), frame_count(path))
+    assert frames_and_profile(path) == (frame_count(path), None)
     assert image_size(path) == ((24, 16) if suffix == ".jpg" else (16, 24))
     assert (frame_count(path) == 1) == (suffix in (".jpg", ".bmp"))
 
 
-EVERY_READER = [read_picture, read_rgb8, image_size, frame_count, size_and_frames]
+EVERY_READER = [
+    read_picture, read_rgb8, image_size, frame_count, size_and_frames, frames_and_profile
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("function", EVERY_READER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -99,3 +100,19 @@ def test_pairs_that_cannot_be_read_are_not_reported(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "b.png", icc_profile=EXCHANGED_PROFILE)
     assert remarks_on_pairs([(tmp_path / "a.png", tmp_path / "b.png")]) == []
     assert remarks_on_pairs([(tmp_path / "b.png", tmp_path / "none.png")]) == []
+
+
+def test_each_file_of_pairs_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a network disk opening a file takes most of the time."""
+    files = [tmp_path / f"{k}.png" for k in range(3)]
+    for path in files:
+        Image.new("RGB", (8, 8)).save(path, icc_profile=SRGB_PROFILE)
+    opened, original = [], Path.open
+
+    def count(path: Path, *words: Any, **more: Any) -> Any:
+        opened.append(path)
+        return original(path, *words, **more)
+
+    monkeypatch.setattr(Path, "open", count)
+    assert remarks_on_pairs([(files[0], files[2]), (files[1], files[2]), (files[0],) * 2]) == []
+    assert sorted(opened) == files
