@@ -27,6 +27,9 @@ Ssim: TypeAlias = Literal["paper", "as_released", "none"]
 Recompute: TypeAlias = Literal["none", "call", "level"]
 RecomputeSetting: TypeAlias = Literal["auto", Recompute]
 WeightSet: TypeAlias = Literal["ema", "raw"]
+TrainedStage: TypeAlias = Literal["coarse", "fine"]
+WeightsStage: TypeAlias = Literal[TrainedStage, "released"]
+GridOrigin: TypeAlias = Literal["recipe", "sweep", "training"]
 Tensorboard: TypeAlias = Literal["auto", "true", "false"]
 ProtocolName: TypeAlias = Literal[
     "derain", "derain-matlab", "deblur", "denoise", "rgb", "y", "levin"
@@ -39,6 +42,7 @@ DEVICES: tuple[Device, ...] = get_args(Device)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 COMPILE: tuple[Compile, ...] = get_args(Compile)
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
+TRAINED_STAGES: tuple[TrainedStage, ...] = get_args(TrainedStage)
 PROTOCOL_NAMES: tuple[ProtocolName, ...] = get_args(ProtocolName)
 PACKAGED_TASKS: tuple[PackagedTask, ...] = get_args(PackagedTask)
 DEGRADATIONS: tuple[DegradationName, ...] = get_args(DegradationName)

@@ -39,7 +39,7 @@ from c2fdft_cli.execution.surroundings import usual_settings
 from c2fdft_cli.metrics.protocols import PROTOCOLS
 from c2fdft_cli.recipe.files import override
 from c2fdft_cli.settings import check_type
-from c2fdft_cli.vocabulary import check_choice
+from c2fdft_cli.vocabulary import TRAINED_STAGES, check_choice
 
 
 @usual_settings()
@@ -206,7 +206,7 @@ def train(
         Interrupted: stopped by Ctrl-C, SIGTERM or the time limit; the state is saved. A signal
             after the last step goes to the program's own handler.
     """
-    check_choice("stage", stage, ("coarse", "fine"))
+    check_choice("stage", stage, TRAINED_STAGES)
     for name, value in (("recipe", recipe), ("data", data), ("out", out), ("init", init)):
         check_type(name, value, str | Path | None)
     check_type("resume", resume, bool)

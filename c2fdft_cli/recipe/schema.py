@@ -33,6 +33,7 @@ from c2fdft_cli.vocabulary import (
     Ssim,
     Task,
     Tensorboard,
+    TrainedStage,
     WeightSet,
 )
 from c2fdft_cli.words import finite_or_none
@@ -392,6 +393,10 @@ class Recipe(Section):
             if sampling.grid is not None and sampling.grid[0] >= diffusion.timesteps:
                 raise ValueError(f"must have a grid within 0 to {diffusion.timesteps - 1}")
         return sampling
+
+    def section(self, stage: TrainedStage) -> Stage:
+        """Return the settings of a stage."""
+        return self.coarse if stage == "coarse" else self.fine
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain lists, dictionaries and numbers, as for JSON."""

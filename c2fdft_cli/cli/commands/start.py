@@ -11,6 +11,7 @@ import typer
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json
 from c2fdft_cli.version import __version__
+from c2fdft_cli.vocabulary import TRAINED_STAGES
 
 PIPELINE = """\
 Restore images (rain, blur, noise) with a coarse-to-fine diffusion Transformer.
@@ -42,7 +43,7 @@ def show_start() -> None:
 def _found_here() -> list[str]:
     """List the newest shard folders and checkpoints in the current folder, one per line."""
     shards = {path.parent for path in Path().glob("shards/*/train-*.h5")}
-    trained = {path for name in ("coarse", "fine") for path in Path().glob(f"runs/*/{name}.pt")}
+    trained = {path for name in TRAINED_STAGES for path in Path().glob(f"runs/*/{name}.pt")}
     lines = []
     for paths in (shards, trained):
         newest = sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)

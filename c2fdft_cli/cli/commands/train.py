@@ -13,6 +13,7 @@ from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json, takes_settings, weights_file, weights_names
 from c2fdft_cli.engine.train.request import RUN, TrainRequest
 from c2fdft_cli.errors import CheckpointError, Interrupted, RecipeError, UsageError
+from c2fdft_cli.vocabulary import TrainedStage
 from c2fdft_cli.words import binary_size
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def _check_overrides(words: list[str], *, fine: bool) -> None:
 
 def _start(
     request: TrainRequest,
-    stage: str,
+    stage: TrainedStage,
     overrides: list[str] | None,
     seed: int | None,
     init: str | None,

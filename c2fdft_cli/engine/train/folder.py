@@ -30,6 +30,7 @@ from c2fdft_cli.files import (
     write_error,
 )
 from c2fdft_cli.recipe.files import load_recipe
+from c2fdft_cli.vocabulary import TrainedStage
 
 COLUMNS = (
     "iteration",
@@ -201,7 +202,7 @@ class RunFolder:
             link(self.state, self.path / "state-damaged.pt")
         link(self.previous_state, self.state)
 
-    def is_finished(self, stage: str) -> bool:
+    def is_finished(self, stage: TrainedStage) -> bool:
         """Whether all iterations of the run's recipe have been trained and logged."""
         if not (self.path / f"{stage}.pt").is_file():
             return False
@@ -210,9 +211,8 @@ class RunFolder:
         except RecipeError:
             return True
         # The final checkpoint is not enough: it remains when a finished run is extended.
-        iterations = recipe.coarse.iterations if stage == "coarse" else recipe.fine.iterations
         rows = self.read_metrics()
-        return bool(rows) and int(rows[-1]["iteration"]) >= iterations
+        return bool(rows) and int(rows[-1]["iteration"]) >= recipe.section(stage).iterations
 
     def remove_unfinished(self) -> None:
         """Remove the temporary files that a killed run left."""
@@ -332,12 +332,14 @@ def link(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def auto_run(out: Path | None, recipe_name: str, stage: str) -> RunFolder:
+def auto_run(out: Path | None, recipe_name: str, stage: TrainedStage) -> RunFolder:
     """Return the folder of a run that the same command line starts and resumes."""
     return RunFolder(out or Path("runs") / f"{recipe_name}-{stage}")
 
 
-def new_run(out: Path | None, recipe_name: str, stage: str, root: Path = Path("runs")) -> RunFolder:
+def new_run(
+    out: Path | None, recipe_name: str, stage: TrainedStage, root: Path = Path("runs")
+) -> RunFolder:
     """Return the folder of a new run: `out`, or the first free `runs/<recipe>-<stage>[-N]`."""
     if out is not None:
         return RunFolder(out)
@@ -345,7 +347,7 @@ def new_run(out: Path | None, recipe_name: str, stage: str, root: Path = Path("r
 
 
 def find_run(
-    out: Path | None, recipe_name: str | None, stage: str, root: Path = Path("runs")
+    out: Path | None, recipe_name: str | None, stage: TrainedStage, root: Path = Path("runs")
 ) -> RunFolder:
     """Return the run to resume: `out`, or the newest unfinished one of this recipe and stage.
 
@@ -372,7 +374,7 @@ def find_run(
     return RunFolder(interrupted)
 
 
-def _is_of(folder: Path, recipe_name: str | None, stage: str) -> bool:
+def _is_of(folder: Path, recipe_name: str | None, stage: TrainedStage) -> bool:
     """Whether a run is of this recipe and stage, by its env.json or (older runs) its name."""
     try:
         facts = json.loads((folder / "env.json").read_text(encoding="utf-8"))

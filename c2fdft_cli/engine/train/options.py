@@ -12,6 +12,7 @@ from c2fdft_cli.engine.train.folder import RunFolder
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.recipe.schema import Recipe, Stage
+from c2fdft_cli.vocabulary import TrainedStage
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.train.state import StateToResume
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 class TrainOptions:
     """The options of a training, made from a request by `setup.set_up`.
 
-    stage: "coarse" or "fine".
     section: the recipe's section of the stage; `fine.recompute: auto` is replaced by a choice.
     recipe_name: name of the recipe, which the run is named after.
     data: folder of shards.
@@ -37,7 +37,7 @@ class TrainOptions:
     notices: notices for the user about these choices.
     """
 
-    stage: str
+    stage: TrainedStage
     recipe: Recipe
     section: Stage
     recipe_name: str

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.settings import DEVICE, PRECISION, SHARDS, check_settings, setting
+from c2fdft_cli.vocabulary import TrainedStage
 
 RUN = "Start and end"
 """Help panel of the options that few runs need."""
@@ -29,7 +30,6 @@ class TrainRequest:
     """What to train; `setup.set_up` turns it into `TrainOptions`.
 
     Args:
-        stage: "coarse" or "fine".
         overrides: changes to the recipe, as `key=value`.
         init: checkpoint to start from.
         recipe: name or file of the recipe; None for the checkpoint's own.
@@ -37,7 +37,7 @@ class TrainRequest:
         max_seconds: save and stop after this time.
     """
 
-    stage: str = "coarse"
+    stage: TrainedStage = "coarse"
     overrides: list[str] = field(default_factory=list)
     init: Path | None = None
     recipe: str | None = setting(None, "Recipe: a name or a file.", metavar="NAME|FILE")

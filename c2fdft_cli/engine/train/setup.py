@@ -39,6 +39,7 @@ from c2fdft_cli.recipe.files import (
     write_recipe,
 )
 from c2fdft_cli.recipe.schema import Recipe, Stage
+from c2fdft_cli.vocabulary import TrainedStage
 
 MAX_NAME = 80
 _KEYS_OF_TIMESTEPS = frozenset({"sampling.grid", "sampling.steps", "sampling.spacing"})
@@ -147,8 +148,9 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
     stamp = run.state_stamp()
     path, state, notices = load_newest(run)
     meta = state.meta
-    if meta.recipe is None or meta.data is None or meta.grid is None:
-        raise CheckpointError("the state lacks the recipe, the data or the timesteps", where=path)
+    if meta.stage == "released" or meta.recipe is None or meta.data is None or meta.grid is None:
+        what = "the state lacks the stage, the recipe, the data or the timesteps"
+        raise CheckpointError(what, where=path)
     if meta.stage != request.stage:
         raise UsageError(
             f"train-{request.stage} cannot resume a {meta.stage} run",
@@ -160,7 +162,7 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
     if request.recipe is None:
         notices += _edited_copy(run, own)
     notices += _other_start(request.init, state.started_from)
-    iterations = (recipe.coarse if request.stage == "coarse" else recipe.fine).iterations
+    iterations = recipe.section(request.stage).iterations
     if iterations < state.step:
         raise UsageError(
             f"{request.stage}.iterations={iterations} is less than the {state.step} iterations "
@@ -203,7 +205,7 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
     )
 
 
-def _section(recipe: Recipe, stage: str, calls: int, runtime: Runtime) -> Stage:
+def _section(recipe: Recipe, stage: TrainedStage, calls: int, runtime: Runtime) -> Stage:
     """Return the recipe's section of the stage, with a choice instead of `fine.recompute: auto`.
 
     On CUDA the choice depends on the memory that is free now and on kernels that are timed, so it
@@ -423,7 +425,7 @@ def _check_shards(data: Path) -> None:
         raise DataError("no training shards in this folder", where=data, hint=hint)
 
 
-def _environment(stage: str, recipe_name: str, runtime: Runtime) -> str:
+def _environment(stage: TrainedStage, recipe_name: str, runtime: Runtime) -> str:
     return json.dumps(
         {
             "stage": stage,

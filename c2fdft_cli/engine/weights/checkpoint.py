@@ -35,7 +35,7 @@ from c2fdft_cli.recipe.files import recipe_from_dict
 from c2fdft_cli.recipe.schema import Diffusion, Network, Recipe
 from c2fdft_cli.validation import STRICT, NotBool, validate
 from c2fdft_cli.version import __version__
-from c2fdft_cli.vocabulary import WeightSet
+from c2fdft_cli.vocabulary import GridOrigin, WeightSet, WeightsStage
 from c2fdft_cli.words import for_shell
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ _Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 class Meta:
     """The metadata of a checkpoint.
 
-    stage: "coarse", "fine", or "released" for an official checkpoint, which has no metadata.
+    stage: "released" for an official checkpoint, which has no metadata.
     grid: the timesteps to sample at with these weights, or None if none have been chosen.
-    grid_from: the origin of `grid`: "recipe", "sweep" or "training".
+    grid_from: the origin of `grid`.
     data: the shards that the weights were trained on, as the user gave them.
     data_train, data_val: fingerprints of their training and validation images (`ShardSet`); None
         if they are not known, or there are none.
@@ -64,10 +64,10 @@ class Meta:
 
     network: Network
     diffusion: Diffusion = field(default_factory=Diffusion)
-    stage: str = "released"
+    stage: WeightsStage = "released"
     step: Annotated[int, NotBool] = 0
     grid: list[Annotated[int, NotBool]] | None = None
-    grid_from: str = "recipe"
+    grid_from: GridOrigin = "recipe"
     recipe: dict[str, Any] | None = None
     recipe_name: str | None = None
     data: str | None = None

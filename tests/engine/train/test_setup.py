@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from c2fdft_cli.engine.train.job import train
 from c2fdft_cli.engine.train.request import TrainRequest
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, replace_meta
+from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
 from c2fdft_cli.errors import CheckpointError, DataError, RecipeError, UsageError
 from tests.kit.training import MINI, request, run, stop_after
 from tests.kit.weights import write_random
@@ -122,6 +124,14 @@ def test_names_in_a_checkpoint_never_lead_outside_of_runs(
     for auto in (False, True):
         asked = TrainRequest(stage="fine", init=source, device="cpu", resume_auto=auto)
         assert set_up(asked).run.path == Path(folder)
+
+
+def test_a_state_of_no_stage_is_refused(tmp_path, coarse_run):
+    values = load_tensors(coarse_run / "state.pt")
+    values["meta"] = json.dumps({**json.loads(values["meta"]), "stage": "released"})
+    save_tensors(tmp_path / "state.pt", values)
+    with pytest.raises(CheckpointError, match="the state lacks the stage"):
+        set_up(TrainRequest("coarse", out=tmp_path, resume=True))
 
 
 def test_impossible_requests_are_refused(tmp_path, shard_folder, coarse_run):

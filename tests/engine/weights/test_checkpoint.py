@@ -271,6 +271,14 @@ def test_an_archive_that_unpacks_to_much_more_is_refused(tmp_path):
             "data must be a valid string",
         ),
         ('{"format_version": 1, "network": {"blocks": [1, 1, 1, 999]}, "diffusion": {}}', "meta"),
+        (
+            '{"format_version": 1, "network": {}, "stage": "banana"}',
+            "stage must be 'coarse', 'fine' or 'released', got 'banana'",
+        ),
+        (
+            '{"format_version": 1, "network": {}, "grid_from": "moon"}',
+            "grid_from must be 'recipe', 'sweep' or 'training', got 'moon'",
+        ),
     ],
 )
 def test_impossible_metadata_are_refused(saved, meta, words):
