@@ -11,8 +11,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import BinaryIO
 
-import numpy as np
-
 from c2fdft_cli.data.images import boxes, netpbm, pillow, png, tiff
 from c2fdft_cli.data.images.formats import HEAD_BYTES, file_format
 from c2fdft_cli.data.images.metadata import Metadata
@@ -109,17 +107,6 @@ def stored_profile(file: BinaryIO, suffix: str = "") -> bytes | None:
     """Read the colour profile from the headers of an open file; None for most formats."""
     kind = file_format(file.read(HEAD_BYTES), suffix)
     return pillow.stored_profile(file, kind) if kind in _WITH_PROFILES else None
-
-
-def upright(array: Array, orientation: int) -> Array:
-    """Turn an array [h, w, ...] upright, given its EXIF orientation (1 to 8)."""
-    if orientation in (5, 6, 7, 8):
-        array = array.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        array = array[::-1]
-    if orientation in (2, 3, 6, 7):
-        array = array[:, ::-1]
-    return np.ascontiguousarray(array)
 
 
 def encode(suffix: str, samples: Array, metadata: Metadata, quality: int) -> bytes:

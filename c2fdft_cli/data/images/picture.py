@@ -28,7 +28,6 @@ from c2fdft_cli.data.images.codec import (
     frame_decoder,
     stored_profile,
     stored_size,
-    upright,
 )
 from c2fdft_cli.data.images.formats import (
     HEAD_BYTES,
@@ -40,6 +39,7 @@ from c2fdft_cli.data.images.formats import (
 from c2fdft_cli.data.images.metadata import NO_METADATA, Metadata
 from c2fdft_cli.data.images.profiles import GREY_SPACE, RGB_SPACE, colour_space
 from c2fdft_cli.data.images.samples import Decoded, to_8bit
+from c2fdft_cli.data.symmetries import UPRIGHT, turned
 from c2fdft_cli.errors import C2fdftError, DataError, ResourceError, UsageError
 from c2fdft_cli.files import atomic_write_bytes, path_hint, walk_folders
 
@@ -153,7 +153,7 @@ def read_picture(source: str | Path | bytes, *, frame: int = 0) -> Picture:
 
 
 def _as_picture(found: Decoded) -> Picture:
-    samples = upright(found.samples, found.orientation)
+    samples = turned(found.samples, UPRIGHT[found.orientation])
     channels = samples.shape[2]
     grey = channels <= 2
     pixels = np.repeat(samples[..., :1], 3, axis=2) if grey else samples[..., :3]

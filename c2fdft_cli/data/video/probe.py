@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from c2fdft_cli.data.images.samples import MAX_PIXELS
+from c2fdft_cli.data.symmetries import SYMMETRIES, Symmetry
 from c2fdft_cli.data.video.cropping import WHOLE, Crop, crop_of
 from c2fdft_cli.errors import DataError
 
@@ -80,18 +81,6 @@ class Join(NamedTuple):
 
     position: int
     later: Fraction
-
-
-class Orientation(NamedTuple):
-    """How pictures are turned upright: rows and columns are swapped, then their order reversed.
-
-    swaps: whether rows become columns.
-    rows, columns: whether their order is reversed.
-    """
-
-    swaps: bool
-    rows: bool
-    columns: bool
 
 
 @dataclass(frozen=True)
@@ -166,7 +155,7 @@ def probe_video(path: Path) -> VideoInfo:
         crop = crop_of(stream, frame.height, frame.width)
         height = frame.height - crop.top - crop.bottom
         width = frame.width - crop.left - crop.right
-        if orientation(frame).swaps:
+        if orientation(frame).transpose:
             height, width = width, height
         return VideoInfo(
             path=path,
@@ -317,18 +306,18 @@ def length(container: InputContainer) -> Fraction | None:
     return seconds - start if is_end else seconds
 
 
-def orientation(frame: VideoFrame) -> Orientation:
+def orientation(frame: VideoFrame) -> Symmetry:
     """Return how the file says that its pictures are to be turned, to the nearest quarter turn."""
     from av.sidedata.sidedata import Type
 
     sides: Any = frame.side_data  # its stub accepts only names
     data = sides.get(Type.DISPLAYMATRIX)
     if data is None:
-        return Orientation(False, False, False)
+        return SYMMETRIES[0]
     # (x, y) is shown at (a x + c y, b x + d y)
     a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].astype(float)
     swaps = abs(b) > abs(a)
-    return Orientation(swaps, bool((b if swaps else d) < 0), bool((c if swaps else a) < 0))
+    return Symmetry(swaps, bool((b if swaps else d) < 0), bool((c if swaps else a) < 0))
 
 
 def _extras(stream: VideoStream, frame: VideoFrame) -> tuple[str, ...]:
@@ -366,7 +355,7 @@ def _first_frame(container: InputContainer, stream: VideoStream, path: Path) -> 
 def _aspect(stream: VideoStream, frame: VideoFrame) -> Fraction:
     """Return the aspect ratio of a pixel of the upright picture."""
     aspect = stream.sample_aspect_ratio or Fraction(1)
-    return 1 / aspect if orientation(frame).swaps else aspect
+    return 1 / aspect if orientation(frame).transpose else aspect
 
 
 def _colours(frame: VideoFrame) -> Colours:

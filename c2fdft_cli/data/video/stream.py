@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from c2fdft_cli.data.images.samples import to_8bit
+from c2fdft_cli.data.symmetries import turned
 from c2fdft_cli.data.video.parts import continuous
 from c2fdft_cli.data.video.probe import (
     FULL_RANGE,
@@ -171,7 +172,7 @@ class VideoReader:
             whole = convert(_with_whole_chroma(frame)).to_ndarray()
             pixels = whole[crop.top : own_height - crop.bottom, crop.left : own_width - crop.right]
             pixels = pixels if self._deep else to_8bit(pixels)
-            yield Frame(pts, frame.duration, _upright(frame, pixels))
+            yield Frame(pts, frame.duration, turned(pixels, orientation(frame)))
             pts += frame.duration or step
 
     def _undelayed(self, frame: VideoFrame) -> int | None:
@@ -472,14 +473,6 @@ def _losses(info: VideoInfo, muxer: str) -> list[str]:
 
 def _time_base(info: VideoInfo, muxer: str) -> Fraction:
     return 1 / info.rate if muxer == "avi" else info.time_base
-
-
-def _upright(frame: VideoFrame, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Turn and mirror pixels [h, w, 3] as the file says."""
-    turn = orientation(frame)
-    if turn.swaps:
-        pixels = pixels.swapaxes(0, 1)
-    return np.ascontiguousarray(pixels[:: -1 if turn.rows else 1, :: -1 if turn.columns else 1])
 
 
 def _whole_chroma(width: int, height: int, pixel_format: str) -> tuple[int, int]:

@@ -271,11 +271,11 @@ def test_a_crash_of_the_decoder_leaves_finished_outputs_intact(
         "import os, sys\n"
         "from c2fdft_cli.__main__ import main\n"
         "from c2fdft_cli.data.video import stream\n"
-        "upright = stream._upright\n"
-        "def crash(frame, pixels):\n"
+        "turned = stream.turned\n"
+        "def crash(pixels, symmetry):\n"
         "    if pixels.shape[1] == 31: os.kill(os.getpid(), 11)\n"
-        "    return upright(frame, pixels)\n"
-        "stream._upright = crash\n"
+        "    return turned(pixels, symmetry)\n"
+        "stream.turned = crash\n"
         "main()\n"
     )
     words = ["restore", str(clips), str(out), "--weights", weights, "--grid", "500", "--crf", "0"]
