@@ -81,7 +81,17 @@ def document(plan: RestorePlan, result: RestoreResult, following: str | None) ->
 
 
 def _record(image: ImageDone) -> dict[str, object]:
-    return {**vars(image), "error": None if image.error is None else str(image.error)}
+    record = {
+        **vars(image),
+        "notes": [*image.notes, *map(_not_overwritten, image.kept)],
+        "kept": image.existed,
+        "error": None if image.error is None else str(image.error),
+    }
+    return {"existed" if name == "kept" else name: value for name, value in record.items()}
+
+
+def _not_overwritten(path: Path) -> str:
+    return f"{path} already exists, not overwritten (use --overwrite)"
 
 
 def tell(plan: RestorePlan, result: RestoreResult) -> None:
@@ -97,18 +107,16 @@ def tell(plan: RestorePlan, result: RestoreResult) -> None:
 
 def _tell_notes(images: list[ImageDone]) -> None:
     """Print each note once, with the name of the image or the number of images."""
-    from c2fdft_cli.engine.restore.result import NOT_OVERWRITTEN
-
     about: dict[str, list[str]] = {}
     for image in images:
         for note in image.notes:
             about.setdefault(note, []).append(image.source)
-    kept = [note for note in about if note.endswith(NOT_OVERWRITTEN)]
-    if len(kept) > 1:  # each note has another name, and a folder may cause hundreds of them
-        first = kept[0].removesuffix(NOT_OVERWRITTEN)
+    kept = {path: image.source for image in images for path in image.kept}
+    if len(kept) > 1:  # a folder may contain hundreds of them
         exist = f"{len(kept)} files already exist, not overwritten (use --overwrite)"
-        console.remark(f"note: {exist}: {first}, ...")
-        about = {note: sources for note, sources in about.items() if note not in kept}
+        console.remark(f"note: {exist}: {next(iter(kept))}, ...")
+    else:
+        about |= {_not_overwritten(path): [source] for path, source in kept.items()}
     lines = [
         f"{sources[0] if len(sources) == 1 else f'{len(sources)} images'}: {note}"
         for note, sources in about.items()

@@ -39,7 +39,7 @@ from c2fdft_cli.engine.restore.manifest import Manifest
 from c2fdft_cli.engine.restore.options import Writing
 from c2fdft_cli.engine.restore.outputs import Item, is_about_one_file
 from c2fdft_cli.engine.restore.plan import RestorePlan
-from c2fdft_cli.engine.restore.result import ImageDone, failed, not_overwritten
+from c2fdft_cli.engine.restore.result import ImageDone, failed
 from c2fdft_cli.errors import C2fdftError, CheckpointError, ResourceError, UsageError
 from c2fdft_cli.execution.cuda.transfer import batches_in_flight, overlaps
 from c2fdft_cli.execution.memory import peak_bytes
@@ -285,9 +285,8 @@ def _finish(plan: RestorePlan, item: Item, picture: Picture, outcome: Outcome) -
             *([item.source.note] if item.source.note else []),
             *outcome.notes,
             *dropped(picture, item.suffix, writing.bit_depth),
-            *map(not_overwritten, kept),
         ],
-        existed=item.output in kept,
+        kept=kept,
     )
 
 

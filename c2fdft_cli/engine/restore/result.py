@@ -27,7 +27,8 @@ class ImageDone:
         precision: the precision that the network computed in.
         peak_memory: highest use of memory so far in bytes, of the device or of the process.
         notes: unexpected events, and what the output's format could not keep.
-        existed: whether the output already existed when it was to be written, and was kept.
+        kept: files that already existed when they were to be written, and were not overwritten;
+            `existed` is true if the output is one of them.
         error: why the image failed, with its name; None if it did not fail.
     """
 
@@ -42,16 +43,13 @@ class ImageDone:
     precision: str = ""
     peak_memory: int = 0
     notes: list[str] = field(default_factory=list)
-    existed: bool = False
+    kept: list[Path] = field(default_factory=list)
     error: C2fdftError | None = None
 
-
-NOT_OVERWRITTEN = " already exists, not overwritten (use --overwrite)"
-
-
-def not_overwritten(path: Path) -> str:
-    """Return the note on a file that already existed when this run was about to write it."""
-    return f"{path}{NOT_OVERWRITTEN}"
+    @property
+    def existed(self) -> bool:
+        """Whether the output already existed when it was to be written, and was kept."""
+        return self.output is not None and Path(self.output) in self.kept
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from c2fdft_cli.engine.restore.result import (
     ImageDone,
     VideoDone,
     failed,
-    not_overwritten,
 )
 from c2fdft_cli.errors import CheckpointError, DataError, ResourceError
 from c2fdft_cli.execution.cuda.transfer import batches_in_flight, upload
@@ -73,8 +72,7 @@ def restore_video(
             return failed(source, error)
         raise
     except TakenError:  # another program made the file meanwhile
-        work.existed = True
-        work.notes.append(not_overwritten(item.output))
+        work.kept.append(item.output)
     return work.record()
 
 
@@ -85,7 +83,7 @@ class _Work:
     Args:
         frames: number of frames that are restored.
         seconds: the network's time for them.
-        executor, notes, existed: as in `ImageDone`.
+        executor, notes, kept: as in `ImageDone`.
     """
 
     plan: RestorePlan
@@ -98,7 +96,7 @@ class _Work:
     seconds: float = 0.0
     executor: str = ""
     notes: list[str] = field(default_factory=list)
-    existed: bool = False
+    kept: list[Path] = field(default_factory=list)
 
     def run(self) -> Iterator[FrameDone]:
         """Run reader, network and writer concurrently, one batch apart from each other."""
@@ -229,7 +227,7 @@ class _Work:
             precision=plan.runtime.precision,
             peak_memory=peak_bytes(plan.runtime.device),
             notes=self.notes,
-            existed=self.existed,
+            kept=self.kept,
             frames=self.frames,
             frame_rate=str(info.rate),
             fps=float(info.rate),

@@ -405,6 +405,11 @@ def test_pictures_that_are_not_overwritten_are_named(
     call(folder, tmp_path / "many", "--weights", coarse)
     result = call(folder, tmp_path / "many", "--weights", coarse, "--compare", tmp_path / "new")
     kept = [line for line in result.stderr.splitlines() if "not overwritten" in line]
+    words = ("--weights", coarse, "--compare", tmp_path / "newer", "--json")
+    for image in json.loads(call(folder, tmp_path / "many", *words).stdout)["images"]:
+        note = f"{image['output']} already exists, not overwritten (use --overwrite)"
+        assert (image["notes"][-1], image["existed"]) == (note, True)
+        assert "kept" not in image
     count = len(list((tmp_path / "many").rglob("*.png")))
     first = tmp_path / "many" / "a.png"
     said = "files already exist, not overwritten (use --overwrite)"

@@ -697,7 +697,9 @@ def test_two_runs_of_one_command_at_a_time_both_succeed(options: Request, tmp_pa
     first = run(options)
     late = restore(waiting).run()
     assert len(late.images) == len(first.images) == len(list((tmp_path / "out").rglob("*.png")))
-    assert all(one.existed and "not overwritten" in one.notes[-1] for one in late.images)
+    assert all(
+        one.existed and [str(path) for path in one.kept] == [one.output] for one in late.images
+    )
     assert (late.skipped, late.failure) == ([], None)
 
 

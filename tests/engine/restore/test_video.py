@@ -93,8 +93,7 @@ def test_a_video_that_another_run_wrote_meanwhile_is_kept(
     run(options)
     made = output.read_bytes()
     *_, late = events
-    assert late.existed
-    assert late.notes[-1] == f"{output} already exists, not overwritten (use --overwrite)"
+    assert (late.kept, late.existed, late.notes) == ([output], True, [])
     assert output.read_bytes() == made
     assert files(tmp_path / "out") == {"a.mp4"}
     assert [one.doubt for one in run(options).skipped] == [None]
