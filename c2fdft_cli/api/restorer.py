@@ -388,7 +388,7 @@ class Restorer:
         with self._lock, self._runtime.on_device():
             executor = self._executor(samples)
             for size in filter(None, map(size_of, images)):
-                executor.rows(*size)
+                executor.check_fits(*size)
         with converting():
             return [unpack(one) for one in images]
 

@@ -407,7 +407,7 @@ def _checked(item: Item, executor: Executor) -> Item:
     if source.problem is not None:
         return item
     try:
-        executor.rows(source.height, source.width)
+        executor.check_fits(source.height, source.width)
         if source.video is not None:
             source = replace(source, video=read_through(source.video))
     except (DataError, ResourceError) as error:

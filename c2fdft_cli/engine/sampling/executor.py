@@ -116,17 +116,13 @@ class Executor:
         """The number of runs of the sampler for each image."""
         return self._samples * len(self._transforms)
 
-    def rows(self, height: int, width: int, count: int = 1) -> int:
-        """Return the rows per strip for images of this size: as many as are fast and fit.
-
-        Args:
-            height, width: pixels of each image.
-            count: images in the batch.
+    def check_fits(self, height: int, width: int) -> None:
+        """Check that an image of this size, in pixels, can be restored in the available memory.
 
         Raises:
             ResourceError: not even the narrowest strips fit; it states the size that would fit.
         """
-        return self._plan(height, width, count)[0]
+        self._plan(height, width, 1)
 
     def batch_size(self, height: int, width: int) -> int:
         """Return how many images of this size are restored in one batch."""

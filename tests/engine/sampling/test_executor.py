@@ -89,8 +89,8 @@ def test_a_small_budget_narrows_the_strips_and_changes_nothing(
 ) -> None:
     lq = image(1, 96, 64)
     whole, narrow = make(), make(max_memory=planned_bytes(tiny_net(), 96, 64, rows=48))
-    assert whole.rows(96, 64) == 96
-    rows = narrow.rows(96, 64)
+    assert whole._plan(96, 64, 1)[0] == 96
+    rows, _ = narrow._plan(96, 64, 1)
     assert MIN_ROWS <= rows < 96
     ran = narrow(lq, ["a"])
     assert ran.executor == f"strips of {rows} rows"
@@ -102,9 +102,9 @@ def test_an_image_that_cannot_fit_is_refused_with_a_size_that_would(
 ) -> None:
     executor = make(max_memory=1_000_000)
     with pytest.raises(ResourceError, match=r"640x480 px needs .* MiB of memory") as caught:
-        executor.rows(480, 640)
+        executor.check_fits(480, 640)
     assert "megapixels fit" in str(caught.value.hint)
-    assert executor.rows(16, 16)
+    executor.check_fits(16, 16)
 
 
 def test_a_share_of_the_free_memory_is_left_unless_a_limit_is_set(
@@ -118,9 +118,9 @@ def test_a_share_of_the_free_memory_is_left_unless_a_limit_is_set(
 def test_tiles_need_less_than_strips(make: Callable[..., Executor]) -> None:
     budget = 8_000_000
     with pytest.raises(ResourceError):
-        make(max_memory=budget).rows(160, 240)
+        make(max_memory=budget).check_fits(160, 240)
     executor = make(max_memory=budget, tile=32)
-    assert executor.rows(160, 240)
+    executor.check_fits(160, 240)
     assert executor(image(1, 40, 72), ["a"]).executor == "tiles of 32 px"
     assert executor(image(1, 30, 20), ["a"]).executor == "whole"
 
@@ -137,7 +137,7 @@ def test_a_batch_is_as_large_as_fits(make: Callable[..., Executor]) -> None:
 def peak_bytes(executor: Executor, lq: Tensor) -> int:
     """The peak of bytes that a run holds, without weights and input."""
     run = Sampler.__call__.__wrapped__  # type: ignore[attr-defined]
-    executor._strips.rows = executor.rows(lq.shape[-2], lq.shape[-1], len(lq))
+    executor._strips.rows, _ = executor._plan(lq.shape[-2], lq.shape[-1], len(lq))
     with torch.no_grad(), LiveBytes() as live:  # inference mode would hide the operators
         names = [str(i) for i in range(len(lq))]
         run(executor.sampler, executor.predict_noise, RUNTIME, lq, names)
@@ -197,7 +197,7 @@ def test_compiled_strips_are_planned_as_such(tiny_net: Callable[..., DFT]) -> No
     budget += SAMPLER_BYTES * 96 * 64
     for most, fits in ((budget, True), (budget - 1, False)):
         executor = Executor(strips, SAMPLER, RUNTIME, max_memory=most)
-        assert (executor.rows(96, 64) == 96) is fits
+        assert (executor._plan(96, 64, 1)[0] == 96) is fits
 
 
 def test_the_narrowest_strips_run_if_nothing_else_fits(
@@ -206,9 +206,9 @@ def test_the_narrowest_strips_run_if_nothing_else_fits(
     lq = image(1, 64, 64)
     needed = planned_bytes(tiny_net(), 64, 64, rows=1)
     with pytest.raises(ResourceError, match=f"needs {needed / 2**20:.1f} MiB"):
-        make(max_memory=needed - 1).rows(64, 64)
+        make(max_memory=needed - 1).check_fits(64, 64)
     executor = make(max_memory=needed)
-    assert executor.rows(64, 64) < MIN_ROWS
+    assert executor._plan(64, 64, 1)[0] < MIN_ROWS
     assert torch.allclose(executor(lq, ["a"]).image, make()(lq, ["a"]).image, atol=1e-4)
 
 
@@ -378,7 +378,7 @@ def test_4k_on_a_gpu_of_8_gib(on_a_gpu: Callable[[int], Executor]) -> None:
     assert large._plan(2160, 3840, 1) == (270, False)
     assert small._plan(720, 1280, 1) == (720, False)
     with pytest.raises(ResourceError, match="7680x4320 px needs"):
-        small.rows(4320, 7680)
+        small.check_fits(4320, 7680)
 
 
 def test_a_gpu_takes_three_megapixels_at_once_if_they_fit(
@@ -396,7 +396,7 @@ def test_a_cpu_offloads_nothing(make: Callable[..., Executor]) -> None:
     assert executor._least_bytes(64, 64, 1, tile=None) == least
     assert make(max_memory=least)._plan(64, 64, 1) == (1, False)
     with pytest.raises(ResourceError):
-        make(max_memory=least - 1).rows(64, 64)
+        make(max_memory=least - 1).check_fits(64, 64)
 
 
 def test_a_network_that_is_no_longer_compiled_is_reported(
