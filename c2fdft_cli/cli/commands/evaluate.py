@@ -335,7 +335,7 @@ def _evaluate(
     if not runtime.is_main:
         return
     document, words, rivals = compared(result, rival)
-    written, remarks = write(result, rivals, document, words, scores.csv, scores.report, gallery)
+    written, remarks = write(result, rivals, document, scores.csv, scores.report, gallery)
     following = None if scores.report else _with_report(source, runs, scores)
     failure = None if scores.allow_missing else _incomplete(result, rival, scores.against)
     if json:

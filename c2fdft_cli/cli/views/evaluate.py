@@ -46,7 +46,6 @@ def write(
     result: EvalResult,
     rivals: dict[str, Scored],
     document: dict[str, Any],
-    words: list[str],
     csv: Path | None,
     report: Path | None,
     gallery: Gallery,
