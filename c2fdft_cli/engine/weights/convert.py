@@ -25,11 +25,10 @@ from c2fdft_cli.engine.weights.convert_options import (
 from c2fdft_cli.engine.weights.onnx import MODULES, export_onnx
 from c2fdft_cli.engine.weights.tensors import require_export, save_safetensors, save_tensors
 from c2fdft_cli.errors import UsageError
+from c2fdft_cli.execution.device import PRECISIONS
 from c2fdft_cli.files import ensure_folder
 from c2fdft_cli.recipe.schema import Diffusion
 from c2fdft_cli.vocabulary import WeightSet
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def _cast(state: StateDict, dtype: torch.dtype) -> StateDict:
 
 
 def _dtype(options: ConvertOptions) -> torch.dtype:
-    return torch.float32 if options.half is None else DTYPES[options.half]
+    return PRECISIONS[options.half or "fp32"]
 
 
 def _sets(checkpoint: Checkpoint, options: ConvertOptions, form: str) -> list[WeightSet]:
