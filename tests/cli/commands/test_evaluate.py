@@ -13,10 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from c2fdft_cli.cli.commands.evaluate import EvalSource, Mode, mode_of
 from c2fdft_cli.data.images.picture import save_rgb8
-from c2fdft_cli.engine.evaluate.options import WeightsOptions
-from c2fdft_cli.errors import UsageError
 from tests.kit.command import run as run_command
 from tests.kit.formula import photo
 from tests.kit.images import damage_pixels
@@ -40,45 +37,6 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 @pytest.fixture
 def weights(shard_folder: Path, tmp_path: Path) -> Path:
     return write_random(tmp_path / "fine.pt", stage="fine", grid=[999], data=shard_folder)
-
-
-@pytest.mark.parametrize(
-    ("names", "without_weights", "with_weights"),
-    [
-        ({"restored": "out", "target": "target"}, Mode.IMAGES, "TARGET"),
-        ({"restored": "out"}, "nothing to score", Mode.IMAGES),
-        ({"restored": "sidd"}, Mode.BLOCKS, Mode.BLOCKS),
-        ({"restored": "sidd", "target": "target"}, Mode.BLOCKS, Mode.BLOCKS),
-        ({"restored": "sidd", "sigma": 25.0}, "--sigma needs", Mode.IMAGES),
-        ({"restored": "sidd", "data": "s"}, "--data needs", "--data cannot be combined with an"),
-        ({"restored": "x.mat", "degraded": "out"}, "SIDD blocks", "SIDD blocks"),
-        ({"pairs": "x.csv", "restored": "out"}, Mode.LIST, Mode.LIST),
-        ({"pairs": "x.csv", "restored": "sidd"}, "SIDD blocks", "SIDD blocks"),
-        ({"data": "sidd"}, "--data needs", Mode.BLOCKS),
-        ({"data": "s"}, "--data needs", Mode.SHARDS),
-        ({}, "nothing to score", Mode.SHARDS),
-        ({"restored": "out", "no_reference": True}, Mode.PHOTOS, "--no-reference takes"),
-    ],
-)
-def test_the_arguments_decide_what_is_scored(
-    folders: tuple[Path, Path],
-    monkeypatch: pytest.MonkeyPatch,
-    names: dict[str, str | float],
-    without_weights: Mode | str,
-    with_weights: Mode | str,
-) -> None:
-    monkeypatch.chdir(folders[0].parent)
-    Path("sidd").mkdir()
-    for folder in ("sidd", "."):  # the current folder is scored only if it is named
-        Path(folder, "ValidationGtBlocksSrgb.mat").touch()
-    given = {key: Path(one) if isinstance(one, str) else one for key, one in names.items()}
-    for weights, expected in ((None, without_weights), ("derain", with_weights)):
-        words = {"restored": None, "target": None, **given, "weights": weights}
-        if isinstance(expected, Mode):
-            assert mode_of(EvalSource(**words), WeightsOptions(), None) is expected
-        else:
-            with pytest.raises(UsageError, match=expected):
-                mode_of(EvalSource(**words), WeightsOptions(), None)
 
 
 def test_rows_statistics_and_protocol_are_printed(folders: tuple[Path, Path]) -> None:
