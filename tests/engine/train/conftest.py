@@ -1,4 +1,4 @@
-"""One training of each stage, shared by all tests that only read its results; no curves."""
+"""One training of each stage, shared by all tests that only read its results."""
 
 from __future__ import annotations
 
@@ -6,22 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from c2fdft_cli.engine.train import job
-from c2fdft_cli.engine.train.folder import RunFolder, draw_curves
 from tests.kit.sharing import made_once
 from tests.kit.training import request, run, stop_after
-
-
-@pytest.fixture(autouse=True)
-def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only read what curves.png is drawn from: each drawing takes as long as ten steps."""
-    monkeypatch.setattr(job, "draw_curves", RunFolder.read_metrics)
-
-
-@pytest.fixture
-def curves(_no_curves: None, plots: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw curves.png after all."""
-    monkeypatch.setattr(job, "draw_curves", draw_curves)
 
 
 @pytest.fixture(scope="session")

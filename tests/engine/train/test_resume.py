@@ -624,7 +624,7 @@ def test_edited_metrics_do_not_prevent_resuming(stopped, coarse_run):
     assert losses(stopped) == losses(coarse_run)
 
 
-def test_text_among_the_metrics_does_not_end_a_run(stopped, curves):
+def test_text_among_the_metrics_does_not_end_a_run(stopped, plots):
     """The curves are drawn from the metrics at the end of a training."""
     (stopped / "curves.png").unlink(missing_ok=True)
     path = stopped / "metrics.csv"
