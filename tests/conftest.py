@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
@@ -9,34 +10,39 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
-import torch
 
-from c2fdft_cli.core.network import DFT
-from tests.kit.formula import fill, picture
 from tests.kit.sharing import check_data, made_once
+
+# torch is not imported here: the process that only hands out tests to others starts without it
+if TYPE_CHECKING:
+    from c2fdft_cli.core.network import DFT
 
 NUMBERS = Path(__file__).parent / "numbers"
 
 # the faults are made with forks and signals that Windows does not have
 collect_ignore = ["faults"] if sys.platform == "win32" else []
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel: one thread each,
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # in the processes they start too
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also in the processes that tests start
 # images of containers may set it; each program that the tests start would compile the package anew
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-if not torch.cuda.is_available():  # read by Triton when it is imported
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+# Waiting for the disk took a tenth of a run, and no test cuts the power. A descriptor that cannot
+# be synced is still an error, and the programs that tests start sync their files.
+os.fsync = os.fstat
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Refuse a run that lacks required data; handle SIGINT although a shell may have it ignored."""
     gc.disable()  # until all tests are collected, which leaves millions of objects and no garbage
+    # Let libraries take themselves apart; Triton's would report what is left as leaks. Not earlier,
+    # because pytest itself collects garbage at its end, several times.
+    atexit.register(gc.unfreeze)
     check_data(os.environ)
+    if config.getoption("dist", "no") == "no":  # this process runs tests itself
+        _prepare_torch()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts background jobs
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -47,9 +53,13 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-def pytest_unconfigure() -> None:
-    """Let libraries take themselves apart; Triton's would report what is left as leaks."""
-    gc.unfreeze()
+def _prepare_torch() -> None:
+    """Use one thread, as tests run in parallel, and Triton's interpreter without a GPU."""
+    import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if not torch.cuda.is_available():  # read by Triton when it is imported
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -66,6 +76,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def tiny_net() -> Callable[..., DFT]:
     """Return a function that makes a small network with weights by formula."""
+    from c2fdft_cli.core.network import DFT
+    from tests.kit.formula import fill
 
     def make(**changes: Any) -> DFT:
         arguments: dict[str, Any] = {"dim": 8, "blocks": (1, 1, 1, 1), **changes}
@@ -101,6 +113,9 @@ def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def ramp() -> dict[str, Any]:
     """The official program's outputs for networks with weights by formula."""
+    import numpy as np
+    import torch
+
     cases = json.loads((NUMBERS / "ramp.json").read_text())
     with np.load(NUMBERS / "ramp.npz") as arrays:
         for name, case in cases.items():
@@ -113,6 +128,9 @@ def ramp() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def misc() -> dict[str, Any]:
     """The official program's schedules, losses, metrics, learning rates and patch cycles."""
+    import numpy as np
+    import torch
+
     numbers = json.loads((NUMBERS / "misc.json").read_text())
     with np.load(NUMBERS / "misc.npz") as arrays:
         numbers["arrays"] = {key: torch.tensor(arrays[key]) for key in arrays}
@@ -147,7 +165,10 @@ def shard_folder(tmp_path_factory: pytest.TempPathFactory, pair_folder: Path) ->
 
 
 def _write_pairs(root: Path) -> None:
+    import numpy as np
+
     from c2fdft_cli.data.images.picture import save_rgb8
+    from tests.kit.formula import picture
 
     for split, count in (("train", 10), ("val", 2)):
         for kind in ("rainy", "clean"):
