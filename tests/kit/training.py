@@ -35,11 +35,14 @@ MINI = (
     "sampling.grid=[999,500]",
     "train.log_every=2",
     "train.save_every=6",
-    "train.validate_every=4",
+    "train.validate_every=6",
     "train.validation_images=2",
     "train.micro_batch=4",
 )
 """Overrides for a training that takes seconds: 12 coarse steps, 8 fine ones."""
+
+OFTEN = "train.validate_every=4"
+"""Override for a run that is also scored, and therefore saved, between two of `MINI`'s saves."""
 
 
 def request(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.sharing import made_once
-from tests.kit.training import request, run, stop_after
+from tests.kit.training import OFTEN, request, run, stop_after
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,16 @@ def stopped_run(tmp_path_factory: pytest.TempPathFactory, shard_folder: Path) ->
 
 
 @pytest.fixture(scope="session")
+def often_scored_run(tmp_path_factory: pytest.TempPathFactory, shard_folder: Path) -> Path:
+    """A run as `stopped_run` that was also scored at step 4, of which it holds the state."""
+    return made_once(
+        tmp_path_factory,
+        "often_scored",
+        lambda folder: stop_after(request("coarse", shard_folder, folder, OFTEN), 7),
+    )
+
+
+@pytest.fixture(scope="session")
 def fine_run(
     tmp_path_factory: pytest.TempPathFactory, shard_folder: Path, coarse_run: Path
 ) -> Path:
@@ -37,5 +47,5 @@ def fine_run(
     return made_once(
         tmp_path_factory,
         "fine",
-        lambda folder: run(request("fine", shard_folder, folder, init=init)),
+        lambda folder: run(request("fine", shard_folder, folder, OFTEN, init=init)),
     )

@@ -332,13 +332,13 @@ def test_a_failure_in_scoring_loses_no_step(tmp_path, shard_folder, coarse_run, 
         with monkeypatch.context() as patch:
             patch.setattr(Validator, "_score", score)
             with pytest.raises(OSError, match="is gone"):
-                run(begin) if step == 4 else resume("coarse", tmp_path / "run")
+                run(begin) if step == 6 else resume("coarse", tmp_path / "run")
         state = load_state(tmp_path / "run" / "state.pt")
         assert (state.step, state.unscored) == (step, True)
 
     begin = request("coarse", shard_folder, tmp_path / "run")
-    failing(broken, 4)
-    failing(_up_to(8, Validator._score), 12)
+    failing(broken, 6)
+    failing(_up_to(6, Validator._score), 12)
     resume("coarse", tmp_path / "run")
     resume("coarse", tmp_path / "run")  # resuming a finished run does nothing and loses nothing
     assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")

@@ -31,6 +31,7 @@ from tests.kit import command as command_line
 from tests.kit.processes import torchrun
 from tests.kit.training import (
     MINI,
+    OFTEN,
     collect,
     losses,
     metrics,
@@ -47,14 +48,12 @@ def test_a_run_writes_the_documented_files(coarse_run):
     for name in ("recipe.yaml", "env.json", "metrics.csv", "state.pt", "coarse.pt"):
         assert (coarse_run / name).is_file(), name
     names = sorted(p.name for p in (coarse_run / "checkpoints").iterdir())
-    assert names == [
-        "best.pt", "last.pt", "step-000000006.pt", "step-000000008.pt", "step-000000012.pt"
-    ]  # fmt: skip
+    assert names == ["best.pt", "last.pt", "step-000000006.pt", "step-000000012.pt"]
     assert list((coarse_run / "samples").glob("*.png"))
     rows = metrics(coarse_run)
     assert [int(row["iteration"]) for row in rows] == [2, 4, 6, 8, 10, 12]
     assert [row["patch"] for row in rows] == ["16", "24", "24", "16", "24", "24"]
-    assert [bool(row["val_psnr"]) for row in rows] == [False, True, False, True, False, True]
+    assert [bool(row["val_psnr"]) for row in rows] == [False, False, True, False, False, True]
 
 
 def test_best_holds_the_average_with_the_highest_score(tmp_path, shard_folder, monkeypatch):
@@ -132,7 +131,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     whole = {"coarse": coarse_run, "fine": fine_run}[stage]
     weights = whole / f"{stage}.pt"
     words = ["--out", str(tmp_path / "run"), "--device", "cpu", "--precision", "fp32"]
-    start = ["--recipe", "tiny", "--data", str(shard_folder), *MINI]
+    start = ["--recipe", "tiny", "--data", str(shard_folder), *MINI, OFTEN]
     if stage == "fine":
         start += ["--from", str(coarse_run / "coarse.pt")]
     command = [sys.executable, "-m", "c2fdft_cli", f"train-{stage}", *words]

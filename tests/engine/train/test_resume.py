@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -59,8 +60,20 @@ def stopped(tmp_path, stopped_run):
 
 
 @pytest.fixture
+def scored(tmp_path, often_scored_run):
+    """The same with scores, and therefore states, of step 4 too."""
+    return shutil.copytree(often_scored_run, tmp_path / "run")
+
+
+@pytest.fixture
 def finished(tmp_path, coarse_run):
     return shutil.copytree(coarse_run, tmp_path / "finished")
+
+
+@pytest.fixture(scope="session")
+def state_of_stopped(stopped_run):
+    """The content of its state.pt: reading it takes as long as most of the tests that edit it."""
+    return load_tensors(stopped_run / "state.pt")
 
 
 def asked(out, *overrides, **more):
@@ -237,9 +250,9 @@ def test_an_override_names_the_new_folder_of_moved_shards(tmp_path, stopped, sha
     save_tensors(stopped / "state.pt", state)
     with pytest.raises(DataError, match="no such folder of shards"):
         set_up(asked(stopped))
-    options = set_up(asked(stopped, written.format(moved)))
+    options = set_up(asked(stopped, written.format(moved), "coarse.iterations=7"))
     assert options.data == moved
-    assert train(options).run().step == 12
+    assert train(options).run().step == 7
 
 
 @pytest.mark.parametrize(
@@ -277,7 +290,7 @@ def test_streak_masks_may_move_but_not_change(tmp_path, pair_folder):
     with pytest.raises(UsageError, match="the streak masks are not those of this run"):
         resume("coarse", out, f"data.streaks={moved}")
     hidden.rename(moved / "1.png")
-    assert resume("coarse", out, f"data.streaks={moved}")[0].step == 12
+    assert resume("coarse", out, f"data.streaks={moved}", "coarse.iterations=7")[0].step == 7
 
 
 def test_validation_shards_that_are_gone_are_noticed(tmp_path, stopped, shard_folder):
@@ -575,7 +588,7 @@ def test_other_weights_to_start_from_are_reported(tmp_path, shard_folder, coarse
     line = request("fine", shard_folder, tmp_path / "run", init=start, resume_auto=True)
     stop_after(line, 3)
     assert not set_up(line).notices
-    shutil.copy(coarse_run / "checkpoints" / "step-000000008.pt", start)
+    shutil.copy(coarse_run / "checkpoints" / "step-000000006.pt", start)
     expected = (
         f"the run did not start from {start}, so these weights are not used; "
         "another --out starts a run from them"
@@ -632,8 +645,8 @@ def test_text_among_the_metrics_does_not_end_a_run(stopped, plots):
     cells = row.split(",")
     cells[first.split(",").index("loss")] = "restarted here"
     path.write_text("\n".join([first, ",".join(cells), *rows, "9" * 5000 + ",,,,,,,,,"]) + "\n")
-    result, _ = resume("coarse", stopped)
-    assert result.step == 12
+    result, _ = resume("coarse", stopped, "coarse.iterations=7")
+    assert result.step == 7
     assert (stopped / "curves.png").is_file()
 
 
@@ -694,7 +707,7 @@ def test_a_state_is_read_once_and_not_kept(stopped, monkeypatch):
         return load_tensors(path)
 
     monkeypatch.setattr(states, "load_tensors", load)
-    options = set_up(asked(stopped))
+    options = set_up(asked(stopped, "coarse.iterations=7"))
     job = train(options)
     assert reads == [stopped / "state.pt"]
     assert options.resume.content is None
@@ -704,9 +717,9 @@ def test_a_state_is_read_once_and_not_kept(stopped, monkeypatch):
     job.run()
 
 
-def test_the_previous_state_is_kept(stopped):
-    assert load_state(stopped / "state.pt").step == 6
-    assert load_state(stopped / "state-previous.pt").step == 4
+def test_the_previous_state_is_kept(scored):
+    assert load_state(scored / "state.pt").step == 6
+    assert load_state(scored / "state-previous.pt").step == 4
 
 
 DAMAGES = {
@@ -726,19 +739,19 @@ DAMAGES = {
         *(pytest.param(kind, marks=pytest.mark.acceptance) for kind in ("empty", "zeros")),
     ],
 )
-def test_a_damaged_state_is_noticed_and_the_one_before_it_taken(stopped, coarse_run, damage):
-    state = stopped / "state.pt"
+def test_a_damaged_state_is_noticed_and_the_one_before_it_taken(scored, coarse_run, damage):
+    state = scored / "state.pt"
     bad = DAMAGES[damage](state.read_bytes())
     state.write_bytes(bad)
     with pytest.raises(DamagedStateError, match=r"state.pt: the training state is damaged"):
         load_state(state)
-    _, events = resume("coarse", stopped)
+    _, events = resume("coarse", scored)
     said = notices(events)[0]
     assert "is damaged" in said
     assert "resuming from the previous state, of step 4" in said
-    assert (stopped / "state-damaged.pt").read_bytes() == bad
-    assert same_weights(stopped / "coarse.pt", coarse_run / "coarse.pt")
-    assert losses(stopped) == losses(coarse_run)
+    assert (scored / "state-damaged.pt").read_bytes() == bad
+    assert same_weights(scored / "coarse.pt", coarse_run / "coarse.pt")
+    assert losses(scored) == losses(coarse_run)
 
 
 def refuse_reading(monkeypatch, path, call, code):
@@ -790,28 +803,28 @@ def test_a_swept_checkpoint_that_the_system_does_not_read_is_not_replaced(finish
     assert path.read_bytes() == before
 
 
-def test_a_missing_state_is_noticed_and_the_one_before_it_taken(tmp_path, stopped, coarse_run):
-    (stopped / "state.pt").unlink()
-    assert find_run(None, None, "coarse", tmp_path).path == stopped
-    assert set_up(asked(stopped, *MINI, recipe="tiny", resume=False, resume_auto=True)).done == 4
-    _, events = resume("coarse", stopped)
+def test_a_missing_state_is_noticed_and_the_one_before_it_taken(tmp_path, scored, coarse_run):
+    (scored / "state.pt").unlink()
+    assert find_run(None, None, "coarse", tmp_path).path == scored
+    assert set_up(asked(scored, *MINI, recipe="tiny", resume=False, resume_auto=True)).done == 4
+    _, events = resume("coarse", scored)
     assert notices(events)[0] == (
-        f"{stopped}/state.pt is missing: resuming from the previous state, of step 4"
+        f"{scored}/state.pt is missing: resuming from the previous state, of step 4"
     )
-    assert not (stopped / "state-damaged.pt").exists()
-    assert same_weights(stopped / "coarse.pt", coarse_run / "coarse.pt")
-    assert losses(stopped) == losses(coarse_run)
+    assert not (scored / "state-damaged.pt").exists()
+    assert same_weights(scored / "coarse.pt", coarse_run / "coarse.pt")
+    assert losses(scored) == losses(coarse_run)
 
 
-def test_a_run_resumed_from_an_earlier_state_keeps_its_new_checkpoints(stopped):
+def test_a_run_resumed_from_an_earlier_state_keeps_its_new_checkpoints(scored):
     """The old checkpoint of step 6 is later than the state of step 4, but is replaced."""
-    (stopped / "state.pt").write_bytes(b"")
-    again = asked(stopped, "train.keep=1", "train.save_every=1")
+    (scored / "state.pt").write_bytes(b"")
+    again = asked(scored, "train.keep=1", "train.save_every=1")
     stop_after(again, 6)
-    names = sorted(path.name for path in (stopped / "checkpoints").glob("step-*.pt"))
+    names = sorted(path.name for path in (scored / "checkpoints").glob("step-*.pt"))
     assert names == ["step-000000005.pt", "step-000000006.pt"]
-    resume("coarse", stopped, "train.keep=1")
-    names = sorted(path.name for path in (stopped / "checkpoints").glob("step-*.pt"))
+    resume("coarse", scored, "train.keep=1")
+    names = sorted(path.name for path in (scored / "checkpoints").glob("step-*.pt"))
     assert names == ["step-000000012.pt"]
 
 
@@ -844,9 +857,8 @@ def test_a_state_exists_at_each_moment_of_setting_it_aside(stopped, monkeypatch)
     ],
     ids=str,
 )  # fmt: skip
-def test_an_edited_state_is_refused_in_one_line(stopped, changes):
-    content = load_tensors(stopped / "state.pt")
-    save_tensors(stopped / "state.pt", {**content, **changes})
+def test_an_edited_state_is_refused_in_one_line(stopped, state_of_stopped, changes):
+    save_tensors(stopped / "state.pt", {**state_of_stopped, **changes})
     with pytest.raises(CheckpointError, match=r"state\.pt: "):
         resume("coarse", stopped)
 
@@ -862,9 +874,9 @@ def test_an_optimiser_state_that_does_not_fit_is_refused_in_one_line(stopped, ke
 
 @pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq", "step"])
 @pytest.mark.parametrize("change", ["short", "flat", "missing", "text"])
-def test_moments_that_do_not_fit_are_refused_in_one_line(stopped, name, change):
+def test_moments_that_do_not_fit_are_refused_in_one_line(stopped, state_of_stopped, name, change):
     """The fused AdamW would read and write beyond their memory."""
-    content = load_tensors(stopped / "state.pt")
+    content = copy.deepcopy(state_of_stopped)
     moments = content["stepper"]["optimizer"]["state"][0]
     flat = moments["exp_avg"].flatten()
     changed = {"short": torch.zeros(2), "flat": flat, "missing": None, "text": "x"}[change]
@@ -932,4 +944,4 @@ def test_a_state_of_an_earlier_version_can_be_loaded(stopped):
     save_tensors(stopped / "state.pt", state)
     (stopped / "state-previous.pt").unlink()
     assert load_state(stopped / "state.pt").step == 6
-    train(set_up(asked(stopped))).run()
+    train(set_up(asked(stopped, "coarse.iterations=7"))).run()

@@ -49,7 +49,7 @@ def test_sample_restorations_are_shown(coarse_run):
     assert len(tags) == 2
     assert all(tag.startswith("samples/") for tag in tags)
     shown = events.Images(tags[0])
-    assert [image.step for image in shown] == [4, 8, 12]
+    assert [image.step for image in shown] == [6, 12]
     assert shown[0].width == 3 * 56  # degraded, restored, target
 
 
