@@ -22,6 +22,7 @@ from c2fdft_cli.errors import DataError
 from c2fdft_cli.progress import Job, Meter
 from tests.kit.formula import picture
 from tests.kit.terminal import in_terminal, open_terminal
+from tests.kit.weights import write_random
 
 
 def work(meter: Meter) -> Generator[int, None, str]:
@@ -224,7 +225,9 @@ def test_the_cursor_is_never_hidden(tmp_path: Path) -> None:
     """A stopped or killed process could not show it again."""
     (tmp_path / "in").mkdir()
     save_rgb8(tmp_path / "in" / "a.png", picture(8, 8, 1))
-    code, said = in_terminal("restore", "in", "out", cwd=tmp_path, raw=True)
+    weights = write_random(tmp_path / "small.pt")
+    words = ("restore", "in", "out", "--weights", weights)
+    code, said = in_terminal(*words, cwd=tmp_path, raw=True)
     assert code == 0
     assert said.index("loading PyTorch") < said.index("looking at the images")
     assert "restore" in said

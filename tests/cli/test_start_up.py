@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import re
+from pathlib import Path
 
 import pytest
+
+from tests.kit.processes import python
 
 LINES = (
     (["eval", "nowhere", "nowhere2"], 3, "nowhere: no such file or folder"),
@@ -21,21 +23,23 @@ LINES = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("line", "code", "says"), LINES, ids=lambda x: " ".join(x) if isinstance(x, list) else ""
-)
-def test_early_errors_do_not_load_torch(line: list[str], code: int, says: str, tmp_path) -> None:
+def test_early_errors_do_not_load_torch(tmp_path: Path) -> None:
+    """One process for all: the first line that loads something is the first with an answer."""
     script = f"""
 import sys
 from c2fdft_cli.cli.app import app
-try:
-    app({line!r})
-except SystemExit as end:
-    code = end.code
-print("loaded:", *sorted({{"torch", "cv2", "piq"}} & {{*sys.modules}}), code, file=sys.stderr)
+for line in {[line for line, _, _ in LINES]}:
+    try:
+        app(line)
+    except SystemExit as end:
+        code = end.code
+    print("loaded:", *sorted({{"torch", "cv2", "piq"}} & {{*sys.modules}}), code, file=sys.stderr)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
-    )
-    assert says in done.stderr
-    assert done.stderr.splitlines()[-1] == f"loaded: {code}"
+    done = python("-c", script, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = re.split(r"^loaded:(.*)\n", done.stderr, flags=re.MULTILINE)
+    assert said.pop() == ""
+    found = list(zip(said[::2], said[1::2], strict=True))
+    for (words, loaded), (line, code, says) in zip(found, LINES, strict=True):
+        assert says in words, line
+        assert loaded == f" {code}", line

@@ -13,11 +13,13 @@ from typing import Any
 from c2fdft_cli.signals import STOP_SIGNALS
 
 
-def python(*words: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def python(
+    *words: object, timeout: float = 240, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run this Python with arguments, to its end."""
     return subprocess.run(
         [sys.executable, *map(str, words)],
-        capture_output=True, text=True, check=False, timeout=timeout,
+        capture_output=True, text=True, check=False, timeout=timeout, cwd=cwd,
     )  # fmt: skip
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from c2fdft_cli.core.network import DFT
@@ -13,6 +16,7 @@ from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
 from c2fdft_cli.engine.weights.pack import add_entry
 from c2fdft_cli.recipe.schema import Network, Recipe
+from tests.kit.sharing import made_once
 
 FACTS: dict[str, Any] = {
     "task": "derain",
@@ -78,3 +82,16 @@ def package(folder: Path, name: str, net: DFT, grid: list[int], **changes: Any) 
         name, write_packed(aside / f"{name}.pt", net, grid), facts, folder, overwrite=True
     )
     return folder / entry.file
+
+
+def packaged_once(
+    factory: pytest.TempPathFactory, name: str, folder: Path, package_all: Callable[[Path], object]
+) -> None:
+    """Copy packaged weights into a folder; `package_all` makes them, once in a run of the tests."""
+
+    def make(root: Path) -> None:
+        (root / "packaged").mkdir(parents=True)
+        package_all(root / "packaged")
+
+    made = made_once(factory, name, make) / "packaged"
+    shutil.copytree(made, folder, dirs_exist_ok=True)

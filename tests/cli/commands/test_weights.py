@@ -22,7 +22,7 @@ from tests.kit.command import run
 from tests.kit.formula import picture
 from tests.kit.restore import random_picture, save
 from tests.kit.training import MINI
-from tests.kit.weights import package, write_facts, write_packed
+from tests.kit.weights import package, packaged_once, write_facts, write_packed
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "recipes" / "scripts" / "train_weights.sh"
@@ -31,9 +31,15 @@ CPU = ("--device", "cpu", "--precision", "fp32")
 
 
 @pytest.fixture
-def two(packaged: Path, tiny_net: Callable[..., DFT]) -> Path:
-    package(packaged, "derain", tiny_net(), [500])
-    package(packaged, "derain-4step", tiny_net(), [999, 750, 500, 250], bad_at="heavy rain")
+def two(
+    packaged: Path, tiny_net: Callable[..., DFT], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    def package_all(folder: Path) -> None:
+        four = [999, 750, 500, 250]
+        package(folder, "derain", tiny_net(), [500])
+        package(folder, "derain-4step", tiny_net(), four, bad_at="heavy rain")
+
+    packaged_once(tmp_path_factory, "two_packages", packaged, package_all)
     return packaged
 
 

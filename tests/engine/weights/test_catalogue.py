@@ -34,14 +34,20 @@ from c2fdft_cli.engine.weights.pack import DERIVED
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.vocabulary import PACKAGED_TASKS
 from tests.kit.restore import Request, plan, random_picture, save
-from tests.kit.weights import FACTS, package
+from tests.kit.weights import FACTS, package, packaged_once
 
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
-def derain(packaged: Path, tiny_net: Callable[..., DFT]) -> Path:
-    return package(packaged, "derain", tiny_net(), [999, 500])
+def derain(
+    packaged: Path, tiny_net: Callable[..., DFT], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    def package_one(folder: Path) -> None:
+        package(folder, "derain", tiny_net(), [999, 500])
+
+    packaged_once(tmp_path_factory, "one_package", packaged, package_one)
+    return packaged / "derain.pt"
 
 
 def test_an_entry_that_is_written_is_read_back(packaged: Path, derain: Path) -> None:

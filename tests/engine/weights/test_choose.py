@@ -11,16 +11,22 @@ from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.engine.weights.choose import ChosenWeights, choose_weights, find_path, packaged_file
 from c2fdft_cli.errors import CheckpointError, UsageError
-from tests.kit.weights import FACTS, package
+from tests.kit.weights import FACTS, package, packaged_once
 
 SCORE = FACTS["scores"][0]
 
 
 @pytest.fixture
-def three(packaged: Path, tiny_net: Callable[..., DFT]) -> Path:
-    package(packaged, "derain", tiny_net(), [500], formerly=["derain-fast"])
-    package(packaged, "derain-4step", tiny_net(), [999, 750, 500, 250], seconds_per_megapixel=25)
-    package(packaged, "denoise", tiny_net(), [500], task="denoise")
+def three(
+    packaged: Path, tiny_net: Callable[..., DFT], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    def package_all(folder: Path) -> None:
+        four = [999, 750, 500, 250]
+        package(folder, "derain", tiny_net(), [500], formerly=["derain-fast"])
+        package(folder, "derain-4step", tiny_net(), four, seconds_per_megapixel=25)
+        package(folder, "denoise", tiny_net(), [500], task="denoise")
+
+    packaged_once(tmp_path_factory, "three_packages", packaged, package_all)
     return packaged
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -93,23 +94,29 @@ def named(prefix, state):
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
+KEYS = ["state_dict", "model", "net", "params", "params_ema", "weights", None]
+PREFIXES = [
+    "",
+    "module.",
+    "_orig_mod.",
+    "_orig_mod.module.",
+    "module._orig_mod.",
+    "module.module.",
+    "model.",
+    "net.",
+    "model.module._orig_mod.",
+    "netG.",
+]
+
+
 @pytest.mark.parametrize(
-    "key", ["state_dict", "model", "net", "params", "params_ema", "weights", None]
-)
-@pytest.mark.parametrize(
-    "prefix",
-    [
-        "",
-        "module.",
-        "_orig_mod.",
-        "_orig_mod.module.",
-        "module._orig_mod.",
-        "module.module.",
-        "model.",
-        "net.",
-        "model.module._orig_mod.",
-        "netG.",
-    ],
+    ("key", "prefix"),
+    dict.fromkeys(
+        [
+            *itertools.product(KEYS, ["", "module.", "net."]),
+            *itertools.product(["model", None], PREFIXES),
+        ]
+    ),
 )
 def test_weights_are_found_by_keys_and_prefixes(saved, raw, key, prefix):
     state = named(prefix, raw)

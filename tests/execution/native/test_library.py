@@ -56,6 +56,13 @@ def link(path: Path) -> None:
     path.symlink_to(path.with_suffix(".elsewhere"))
 
 
+@pytest.fixture
+def quick_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build without optimisation, which takes seconds; all other tests use optimised kernels."""
+    monkeypatch.setattr(library, "_FLAGS", [*library._FLAGS, "-O0"])
+
+
+@pytest.mark.usefixtures("quick_build")
 def test_kernels_are_built_once_in_a_folder_of_the_user(cache: Path) -> None:
     built, where = kernels_or_reason(torch.float32)
     assert built is not None
@@ -254,6 +261,7 @@ def test_without_bf16_instructions_or_with_amx_torch_multiplies_in_bf16(
     assert not cache.exists()
 
 
+@pytest.mark.usefixtures("quick_build")
 def test_a_compiler_that_does_not_know_bf16_cannot_build_them(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

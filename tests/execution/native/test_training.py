@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -84,13 +86,19 @@ def test_a_feed_forward_network(
     agree_in(feed_forward, kernels, parts(norm, FeedForward(width, factor, bias)), 2, (9, 31))
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("heads", "d"), [(2, 3), (1, 10), (5, 25)])
-@pytest.mark.parametrize("size", SIZES)
+def attention_cases() -> Iterator[Any]:
+    """All combinations; most of the largest are slow repetitions of those with fewer pixels."""
+    shapes = [(2, 3), (1, 10), (5, 25)]
+    for case in itertools.product(SIZES, shapes, [False, True], NORMS):
+        slow = case[:2] == (SIZES[-1], shapes[-1]) and case[2:] != (True, "with_bias")
+        yield pytest.param(*case, marks=[pytest.mark.acceptance] if slow else [])
+
+
+@pytest.mark.parametrize(("size", "shape", "bias", "norm"), [*attention_cases()])
 def test_attention(
-    kernels: Kernels, size: tuple[int, int], heads: int, d: int, bias: bool, norm: str
+    kernels: Kernels, size: tuple[int, int], shape: tuple[int, int], bias: bool, norm: str
 ) -> None:
+    heads, d = shape
     agree_in(attend, kernels, parts(norm, Attention(heads * d, heads, bias)), 2, size)
 
 
