@@ -30,7 +30,7 @@ from c2fdft_cli.engine.sweep.options import SweepOptions, parse_rule, parse_spac
 from c2fdft_cli.engine.sweep.report import SweepResult
 from c2fdft_cli.engine.train.events import TrainEvent, TrainResult
 from c2fdft_cli.engine.train.job import train as train_job
-from c2fdft_cli.engine.train.request import TrainRequest
+from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.weights.choose import choose_weights
 from c2fdft_cli.errors import CheckpointError, DataError, Interrupted, UsageError
@@ -217,7 +217,7 @@ def train(
         raise CheckpointError(
             "the fine stage needs weights to start from", hint="give init=, the coarse checkpoint"
         )
-    request = TrainRequest(
+    options = TrainOptions(
         stage=stage,
         recipe=None if recipe is None else name_or_path(recipe),
         overrides=_override_words(overrides),
@@ -230,7 +230,7 @@ def train(
         max_seconds=max_seconds,
     )
     try:
-        result = train_job(set_up(request)).run(on_event or (lambda _: None))
+        result = train_job(set_up(options)).run(on_event or (lambda _: None))
     # No `finally`: an error that occurs in this process only must not wait for the others.
     except Interrupted:  # all processes are interrupted together
         destroy_process_group()

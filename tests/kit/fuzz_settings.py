@@ -17,7 +17,7 @@ from c2fdft_cli.engine.restore.options import (
     parse_timesteps,
 )
 from c2fdft_cli.engine.sweep.options import parse_rule, parse_spacings, parse_steps
-from c2fdft_cli.engine.train.request import parse_minutes
+from c2fdft_cli.engine.train.options import parse_minutes
 from c2fdft_cli.errors import C2fdftError
 from c2fdft_cli.recipe.files import load_recipe, recipe_folder, recipe_from_dict
 from tests.kit.fuzz import Target, mutate_bytes

@@ -11,7 +11,7 @@ import torch
 
 from c2fdft_cli.engine.train.events import Notice, StepDone, TrainEvent, TrainResult
 from c2fdft_cli.engine.train.job import train
-from c2fdft_cli.engine.train.request import TrainRequest
+from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.progress import Job
@@ -47,7 +47,7 @@ OFTEN = "train.validate_every=4"
 
 def request(
     stage: str, data: Path | None, out: Path | None, *more: str, **changes: Any
-) -> TrainRequest:
+) -> TrainOptions:
     """Request a short training in float32 on the CPU; `more` are overrides on top of `MINI`."""
     values = {
         "stage": stage,
@@ -59,10 +59,10 @@ def request(
         "precision": "fp32",
         **changes,
     }
-    return TrainRequest(**values)
+    return TrainOptions(**values)
 
 
-def run(asked: TrainRequest) -> tuple[TrainResult, list[TrainEvent]]:
+def run(asked: TrainOptions) -> tuple[TrainResult, list[TrainEvent]]:
     """Train to the end and return the result and all events."""
     job = train(set_up(asked))
     events = list(job)
@@ -72,12 +72,12 @@ def run(asked: TrainRequest) -> tuple[TrainResult, list[TrainEvent]]:
 def resume(stage: str, out: Path, *changed: str) -> tuple[TrainResult, list[TrainEvent]]:
     """Resume the training in a run folder and train to its end."""
     return run(
-        TrainRequest(stage, out=out, overrides=[*changed], resume=True, device="cpu",
+        TrainOptions(stage, out=out, overrides=[*changed], resume=True, device="cpu",
                      precision="fp32")
     )  # fmt: skip
 
 
-def stop_after(asked: TrainRequest, step: int) -> None:
+def stop_after(asked: TrainOptions, step: int) -> None:
     """Train and abandon the job after a step, as kill -9 would: only files on disk remain."""
     events = iter(train(set_up(asked)))
     for event in events:

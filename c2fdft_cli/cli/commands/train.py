@@ -11,14 +11,14 @@ import typer
 
 from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json, takes_settings, weights_file, weights_names
-from c2fdft_cli.engine.train.request import RUN, TrainRequest
+from c2fdft_cli.engine.train.options import RUN, TrainOptions
 from c2fdft_cli.errors import CheckpointError, Interrupted, RecipeError, UsageError
 from c2fdft_cli.vocabulary import TrainedStage
 from c2fdft_cli.words import binary_size
 
 if TYPE_CHECKING:
     from c2fdft_cli.engine.train.events import TrainResult
-    from c2fdft_cli.engine.train.options import TrainOptions
+    from c2fdft_cli.engine.train.plan import TrainPlan
 
 Overrides = Annotated[
     list[str] | None,
@@ -47,7 +47,7 @@ SeedOption = Annotated[
 def train_coarse(
     *,
     overrides: Overrides = None,
-    request: TrainRequest,
+    options: TrainOptions,
     init: Annotated[
         str | None,
         typer.Option(
@@ -69,10 +69,10 @@ def train_coarse(
     Example: c2fdft train-coarse --recipe derain --data shards/Rain13K
     """
     _check_overrides(overrides or [], fine=False)
-    if not request.resume and request.recipe is None and init is None:
+    if not options.resume and options.recipe is None and init is None:
         hint = "`c2fdft recipes list` shows the recipes"
         raise RecipeError("--recipe is missing: give a name or a file", hint=hint)
-    _start(request, "coarse", overrides, seed, init, dry_run, json)
+    _start(options, "coarse", overrides, seed, init, dry_run, json)
 
 
 @takes_settings
@@ -89,7 +89,7 @@ def train_fine(
             autocompletion=weights_names,
         ),
     ] = None,
-    request: TrainRequest,
+    options: TrainOptions,
     init: Annotated[
         str | None,
         typer.Option("--init", metavar="CKPT", help="The same as --from.", rich_help_panel=RUN),
@@ -109,12 +109,12 @@ def train_fine(
         raise UsageError("--from cannot be combined with --init")
     _check_overrides(overrides or [], fine=True)
     start = source if source is not None else init
-    if not request.resume and start is None:
+    if not options.resume and start is None:
         raise CheckpointError(
             "--from is missing: there are no weights to start from",
             hint="give a coarse checkpoint: c2fdft train-fine --from coarse.pt",
         )
-    _start(request, "fine", overrides, seed, start, dry_run, json)
+    _start(options, "fine", overrides, seed, start, dry_run, json)
 
 
 def _check_overrides(words: list[str], *, fine: bool) -> None:
@@ -137,7 +137,7 @@ def _check_overrides(words: list[str], *, fine: bool) -> None:
 
 
 def _start(
-    request: TrainRequest,
+    options: TrainOptions,
     stage: TrainedStage,
     overrides: list[str] | None,
     seed: int | None,
@@ -148,18 +148,18 @@ def _start(
     """Train a stage; a missing recipe is reported before torch is loaded."""
     from c2fdft_cli.recipe.files import find_recipe
 
-    if request.recipe is not None:
-        find_recipe(request.recipe)
-    request = replace(
-        request,
+    if options.recipe is not None:
+        find_recipe(options.recipe)
+    options = replace(
+        options,
         stage=stage,
         overrides=[*(overrides or []), *([] if seed is None else [f"train.seed={seed}"])],
         init=None if init is None else weights_file(init, json),
     )
-    _run(request, dry_run, json)
+    _run(options, dry_run, json)
 
 
-def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:
+def _run(options: TrainOptions, dry_run: bool, json: bool) -> None:
     with console.loading():
         from c2fdft_cli.cli.views.train import watch
         from c2fdft_cli.engine.train.job import train
@@ -167,24 +167,24 @@ def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:
         from c2fdft_cli.execution.distributed import destroy_process_group
 
     with console.loading("setting up the training..."):
-        options = set_up(request)
+        plan = set_up(options)
     try:
         if dry_run:
-            _show_plan(options, json)
+            _show_plan(plan, json)
             destroy_process_group()
             return
         with console.loading("setting up the training..."):
-            job = train(options)
-        result = watch(job, options) if options.runtime.is_main else job.run()
+            job = train(plan)
+        result = watch(job, plan) if plan.runtime.is_main else job.run()
     # Not in a `finally`: after an error in this process only, leaving the group would wait for the
     # others; and `cli.app._end` must still see the group, to exit at once.
     except Interrupted:  # raised in all processes
         destroy_process_group()
         raise
     destroy_process_group()
-    if not options.runtime.is_main:
+    if not plan.runtime.is_main:
         return
-    following = _next_command(options, result)
+    following = _next_command(plan, result)
     if json:
         console.emit({**vars(result), "next": following})
         return
@@ -193,7 +193,7 @@ def _run(request: TrainRequest, dry_run: bool, json: bool) -> None:
     console.say_next(following)
 
 
-def _next_command(options: TrainOptions, result: TrainResult) -> str:
+def _next_command(plan: TrainPlan, result: TrainResult) -> str:
     """Return the command to run next: sweep-steps after the coarse stage, otherwise restore.
 
     A sweep needs validation images; without any, train-fine comes next. If the run folder has the
@@ -207,12 +207,12 @@ def _next_command(options: TrainOptions, result: TrainResult) -> str:
     from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 
     path, log = result.checkpoint, result.checkpoint.parent / "sweep.json"
-    if options.stage != "coarse":
+    if plan.stage != "coarse":
         return console.command("restore", "IN", "OUT", "--weights", path)
     if result.best_psnr is None:
         return console.command("train-fine", "--from", path)
     outdated = log.is_file() and is_of_other_weights(log, weights_digest(load_checkpoint(path)))
-    lost = float(alpha_bar_of_recipe(options.recipe.diffusion)[-1]) == 0
+    lost = float(alpha_bar_of_recipe(plan.recipe.diffusion)[-1]) == 0
     return console.command(
         "sweep-steps",
         path,
@@ -221,11 +221,11 @@ def _next_command(options: TrainOptions, result: TrainResult) -> str:
     )
 
 
-def _show_plan(options: TrainOptions, json: bool) -> None:
-    from c2fdft_cli.engine.train.dry_run import plan_training
+def _show_plan(plan: TrainPlan, json: bool) -> None:
+    from c2fdft_cli.engine.train.dry_run import estimate_training
 
-    job = plan_training(options)
-    if not options.runtime.is_main:
+    job = estimate_training(plan)
+    if not plan.runtime.is_main:
         job.run()
         return
     if not json:
@@ -233,11 +233,11 @@ def _show_plan(options: TrainOptions, json: bool) -> None:
             "dry run: times some steps of each patch size, for about a minute on a CPU; "
             "nothing is written"
         )
-    plan = console.draw(job)
+    estimate = console.draw(job)
     if json:
-        console.emit(plan)
+        console.emit(estimate)
         return
-    for notice in plan.notices:
+    for notice in estimate.notices:
         console.remark(f"note: {notice}")
     columns = ("patch", "batch", "micro", "iterations", "s / step", "time", "memory")
     rows = [
@@ -250,12 +250,12 @@ def _show_plan(options: TrainOptions, json: bool) -> None:
             console.duration(3600 * size.hours),
             binary_size(size.memory),
         )
-        for size in plan.stages
+        for size in estimate.stages
     ]
-    console.table(f"{options.run.path} ({plan.device}, {plan.precision})", columns, rows)
+    console.table(f"{plan.run.path} ({estimate.device}, {estimate.precision})", columns, rows)
     out = console.stdout()
-    time = console.duration(3600 * plan.hours)
-    out.print(f"total: {plan.iterations} iterations, about {time}")
-    if any(size.timed_images < size.batch // options.runtime.world for size in plan.stages):
+    time = console.duration(3600 * estimate.hours)
+    out.print(f"total: {estimate.iterations} iterations, about {time}")
+    if any(size.timed_images < size.batch // plan.runtime.world for size in estimate.stages):
         out.print("estimated from steps with fewer images than a batch has")
-    out.print(f"disk: {binary_size(plan.disk)} for checkpoints and state")
+    out.print(f"disk: {binary_size(estimate.disk)} for checkpoints and state")

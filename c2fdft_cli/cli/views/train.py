@@ -24,7 +24,7 @@ from c2fdft_cli.engine.train.events import (
     TrainResult,
     Validated,
 )
-from c2fdft_cli.engine.train.options import TrainOptions
+from c2fdft_cli.engine.train.plan import TrainPlan
 from c2fdft_cli.progress import Job
 from c2fdft_cli.words import binary_size, many
 
@@ -36,18 +36,16 @@ NO_STEP = ": no finite gradient, step skipped"
 class TrainView:
     """Collects the events of a training, of which `done` iterations are done, and renders them."""
 
-    def __init__(self, options: TrainOptions, done: int, screen: Console) -> None:
-        self._options = options
+    def __init__(self, plan: TrainPlan, done: int, screen: Console) -> None:
+        self._options = plan
         self._screen = screen
         self._steps: deque[StepDone] = deque(maxlen=SMOOTH_STEPS)
         self._remarks: deque[str] = deque(maxlen=REMARKS)
         self._best: Validated | None = None
         self._best_before: float | None = None
         self._bar: Progress = console.progress_bar(screen)
-        total = options.section.iterations
-        self._task = self._bar.add_task(
-            f"train-{options.stage}", total=total, completed=done, note=""
-        )
+        total = plan.section.iterations
+        self._task = self._bar.add_task(f"train-{plan.stage}", total=total, completed=done, note="")
 
     def take(self, event: TrainEvent) -> None:
         """Update the view with an event."""
@@ -136,11 +134,11 @@ def describe(event: TrainEvent) -> str:
     raise TypeError(f"no words for {type(event).__name__}")
 
 
-def watch(job: Job[TrainEvent, TrainResult], options: TrainOptions) -> TrainResult:
+def watch(job: Job[TrainEvent, TrainResult], plan: TrainPlan) -> TrainResult:
     """Run a training under its live view, and write train.log."""
     screen = console.stderr()
-    every = options.recipe.train.log_every
-    view = TrainView(options, options.section.iterations - len(job), screen)
+    every = plan.recipe.train.log_every
+    view = TrainView(plan, plan.section.iterations - len(job), screen)
     live = screen.is_interactive
     drawing: AbstractContextManager[object] = (
         Live(view, console=screen, refresh_per_second=4) if live else nullcontext()
@@ -150,7 +148,7 @@ def watch(job: Job[TrainEvent, TrainResult], options: TrainOptions) -> TrainResu
         for event in job:
             # Opened after the first event, because until then the folder may get another name.
             if log is None:
-                log = stack.enter_context(options.run.log())
+                log = stack.enter_context(plan.run.log())
             view.take(event)
             shown = not isinstance(event, StepDone) or event.iteration % every == 0 or event.skipped
             if shown:

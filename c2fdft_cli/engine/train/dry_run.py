@@ -12,7 +12,7 @@ from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.sampling.pairs import degradation
 from c2fdft_cli.engine.train.batches import make_loader, patch_cycle
 from c2fdft_cli.engine.train.fallbacks import Fallbacks
-from c2fdft_cli.engine.train.options import TrainOptions
+from c2fdft_cli.engine.train.plan import TrainPlan
 from c2fdft_cli.engine.train.step.objective import make_objective
 from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.engine.train.validator import scorable_validation
@@ -32,7 +32,7 @@ GROWTH = 4
 
 
 @dataclass(frozen=True)
-class SizePlan:
+class SizeEstimate:
     """One size of patch and batch over the whole training.
 
     memory: estimated bytes of activations of one micro-batch.
@@ -56,7 +56,7 @@ class SizePlan:
 
 
 @dataclass(frozen=True)
-class TrainingPlan:
+class TrainingEstimate:
     """Estimates for the whole training, in bytes of `disk`, and what to know before it starts.
 
     stages: one for each size of patch and batch; the name is the key of the JSON document.
@@ -67,18 +67,20 @@ class TrainingPlan:
     iterations: int
     hours: float
     disk: int
-    stages: list[SizePlan]
+    stages: list[SizeEstimate]
     notices: list[str]
 
 
-def plan_training(options: TrainOptions, seconds: float = SECONDS) -> Job[SizePlan, TrainingPlan]:
+def estimate_training(
+    plan: TrainPlan, seconds: float = SECONDS
+) -> Job[SizeEstimate, TrainingEstimate]:
     """Make the job that times a few steps of each size on temporary weights; nothing is written.
 
     On a CPU the steps start with one image and grow while there is time left. Each size has a
     share of `seconds`.
     """
-    sizes = _sizes(options.section, options.done)
-    return Job(_plan(options, sizes, seconds), total=len(sizes), title="dry run", unit="size")
+    sizes = _sizes(plan.section, plan.done)
+    return Job(_estimate(plan, sizes, seconds), total=len(sizes), title="dry run", unit="size")
 
 
 def _sizes(section: Stage, done: int) -> dict[tuple[int, int], tuple[int, int]]:
@@ -99,42 +101,43 @@ def _sizes(section: Stage, done: int) -> dict[tuple[int, int], tuple[int, int]]:
     return sizes
 
 
-def _plan(
-    options: TrainOptions, sizes: Mapping[tuple[int, int], tuple[int, int]], budget: float
-) -> Generator[SizePlan, None, TrainingPlan]:
-    section, runtime = options.section, options.runtime
-    if options.resume is not None:
-        options.resume.take()  # steps are timed on temporary weights: those of the run are freed
-    shards = ShardSet.open(options.data, "train")
-    scorable_validation(options.data, options.recipe)  # refuses what the training would refuse
-    degrade = degradation(options.recipe.data)
-    stepper = Stepper(make_objective(options), options.recipe.train, runtime)
-    fallbacks = Fallbacks(options, stepper, notify=lambda _: None)
+def _estimate(
+    plan: TrainPlan, sizes: Mapping[tuple[int, int], tuple[int, int]], budget: float
+) -> Generator[SizeEstimate, None, TrainingEstimate]:
+    section, runtime = plan.section, plan.runtime
+    if plan.resume is not None:
+        plan.resume.take()  # steps are timed on temporary weights: those of the run are freed
+    shards = ShardSet.open(plan.data, "train")
+    scorable_validation(plan.data, plan.recipe)  # refuses what the training would refuse
+    degrade = degradation(plan.recipe.data)
+    stepper = Stepper(make_objective(plan), plan.recipe.train, runtime)
+    fallbacks = Fallbacks(plan, stepper, notify=lambda _: None)
     fallbacks.compile()
-    plans: list[SizePlan] = []
+    estimates: list[SizeEstimate] = []
     end, per_pixel = time.monotonic() + budget, 0.0
     for number, ((patch, batch_size), (first, iterations)) in enumerate(sizes.items()):
-        batch = next(iter(make_loader(options.recipe, section, shards, degrade, first, runtime)))
+        batch = next(iter(make_loader(plan.recipe, section, shards, degrade, first, runtime)))
         fallbacks.fit(batch)
         allowed = (end - time.monotonic()) / (len(sizes) - number)
         timed, seconds = _time_step(fallbacks, batch, allowed, per_pixel * patch**2, runtime)
         per_pixel = seconds / len(batch) / patch**2
         micro = fallbacks.micro[patch]
         memory = fallbacks.bytes_per_image(patch) * micro
-        plan = SizePlan(patch, batch_size, micro, iterations, memory, seconds, timed)
-        plans.append(plan)
-        yield plan
+        estimates.append(SizeEstimate(patch, batch_size, micro, iterations, memory, seconds, timed))
+        yield estimates[-1]
     parameters = sum(p.numel() for p in stepper.net.parameters())
     # Checkpoints: the numbered ones that are kept, best.pt, the final one, and the one being
     # written. States: the newest, the previous one, and the one being written.
-    checkpoints = options.recipe.train.keep + 3
+    checkpoints = plan.recipe.train.keep + 3
     disk = parameters * (
         checkpoints * BYTES_PER_PARAMETER["checkpoint"] + 3 * BYTES_PER_PARAMETER["state"]
     )
-    hours = sum(plan.hours for plan in plans)
-    total = sum(plan.iterations for plan in plans)
-    notices = list(options.remarks(shards.has_lq))
-    return TrainingPlan(str(runtime.device), runtime.precision, total, hours, disk, plans, notices)
+    hours = sum(one.hours for one in estimates)
+    total = sum(one.iterations for one in estimates)
+    notices = list(plan.remarks(shards.has_lq))
+    return TrainingEstimate(
+        str(runtime.device), runtime.precision, total, hours, disk, estimates, notices
+    )
 
 
 def _time_step(

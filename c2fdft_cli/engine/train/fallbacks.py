@@ -11,7 +11,7 @@ import torch
 
 from c2fdft_cli.data.batches.batch import Batch
 from c2fdft_cli.engine.train.batches import patch_cycle, rank_share
-from c2fdft_cli.engine.train.options import TrainOptions
+from c2fdft_cli.engine.train.plan import TrainPlan
 from c2fdft_cli.engine.train.step.memory import (
     choose_micro_batch,
     step_bytes,
@@ -44,19 +44,17 @@ class Fallbacks:
     `notify` is called with a sentence for the user when something is done differently.
     """
 
-    def __init__(
-        self, options: TrainOptions, stepper: Stepper, notify: Callable[[str], None]
-    ) -> None:
-        self._options, self._stepper, self._runtime = options, stepper, options.runtime
+    def __init__(self, plan: TrainPlan, stepper: Stepper, notify: Callable[[str], None]) -> None:
+        self._plan, self._stepper, self._runtime = plan, stepper, plan.runtime
         self._notify = stepper.recorder.notify = notify
-        self._cycle = patch_cycle(options.section)
+        self._cycle = patch_cycle(plan.section)
         self.micro: dict[int, int] = {}
         """Size of the micro-batches, by patch size."""
         self._fitted: set[int] = set()
 
     def compile(self) -> None:
         """Compile the network as `train.compile` of the recipe requires."""
-        setting = self._options.recipe.train.compile
+        setting = self._plan.recipe.train.compile
         # The fused feed-forward kernels should move fewer bytes than compiled code; the two have
         # not been compared in time.
         by_hand = any(part == FEED_FORWARD for part, _ in self._kernels)
@@ -68,8 +66,8 @@ class Fallbacks:
 
     def _pixels(self) -> int:
         """Estimate how many pixels the network processes in a whole training, in this process."""
-        section, options = self._options.section, self._options
-        calls = len(options.timesteps) if isinstance(section, FineStage) else 1
+        section, plan = self._plan.section, self._plan
+        calls = len(plan.timesteps) if isinstance(section, FineStage) else 1
         pixels = [rows * p**2 for p, rows in zip(section.patches, section.batches, strict=True)]
         passes = 3 * calls * section.iterations  # forward, and backward twice as long
         return sum(pixels) // len(pixels) * passes // self._runtime.world
@@ -81,14 +79,14 @@ class Fallbacks:
 
     def bytes_per_image(self, patch: int) -> int:
         """Estimate the bytes of activations in a step, for each image of a micro-batch."""
-        options = self._options
-        calls = len(options.timesteps)
-        network, section = options.recipe.network, options.section
+        plan = self._plan
+        calls = len(plan.timesteps)
+        network, section = plan.recipe.network, plan.section
         return step_bytes(network, section, calls, patch, self._runtime, self._kernels)
 
     @cached_property
     def _kernels(self) -> Kernels:
-        recipe = self._options.recipe
+        recipe = self._plan.recipe
         return training_kernels(recipe.network, recipe.train.compile, self._runtime)
 
     def fit(self, batch: Batch) -> None:
@@ -105,7 +103,7 @@ class Fallbacks:
         self._fitted.add(patch)
         self._stepper.recorder.forget()  # so that the recorded step's memory counts as free
         if patch not in self.micro:  # otherwise it is known from the state that the run resumed
-            wanted = self._options.recipe.train.micro_batch
+            wanted = self._plan.recipe.train.micro_batch
             each = self.bytes_per_image(patch)
             parameters = sum(p.numel() for p in self._stepper.net.parameters())
             fixed = weight_bytes(parameters, self._runtime.dtype)
@@ -137,7 +135,7 @@ class Fallbacks:
     def step(self, batch: Batch) -> StepResult:
         """Do one optimiser step; call `fit` with a batch of this patch size first."""
         k, patch = batch.iteration, batch.gt.shape[-1]
-        lr = self._options.learning_rate(k)
+        lr = self._plan.learning_rate(k)
         share = rank_share(self._runtime, self._cycle.size_at(k)[1])
         # A failed attempt can be repeated: the batch contains its random numbers, and the weights
         # change only at the very end of a step.

@@ -26,7 +26,7 @@ from c2fdft_cli.engine.train.events import (
 )
 from c2fdft_cli.engine.train.fallbacks import Fallbacks
 from c2fdft_cli.engine.train.folder import draw_curves
-from c2fdft_cli.engine.train.options import TrainOptions
+from c2fdft_cli.engine.train.plan import TrainPlan
 from c2fdft_cli.engine.train.state import (
     LoadedState,
     RunImages,
@@ -58,7 +58,7 @@ CURVES_EVERY = 30.0
 """Minimum seconds between two drawings of curves.png; each takes about half a second."""
 
 
-def train(options: TrainOptions) -> Job[TrainEvent, TrainResult]:
+def train(plan: TrainPlan) -> Job[TrainEvent, TrainResult]:
     """Make the job that trains one stage; it yields an event for each step, score and saved file.
 
     Raises:
@@ -72,19 +72,19 @@ def train(options: TrainOptions) -> Job[TrainEvent, TrainResult]:
         Interrupted: raised while iterating: stopped by a signal or the time limit, after saving
             the state.
     """
-    training = _Training(options)
+    training = _Training(plan)
     return Job(
         training.events(),
         total=training.section.iterations - training.step,
-        title=f"train-{options.stage}",
+        title=f"train-{plan.stage}",
         unit="step",
     )
 
 
-def resume_command(options: TrainOptions) -> str:
-    """Return the command line that resumes the run of these options."""
-    out = str(options.run.path)
-    return for_shell("c2fdft", f"train-{options.stage}", "--resume", "--out", out)
+def resume_command(plan: TrainPlan) -> str:
+    """Return the command line that resumes this run."""
+    out = str(plan.run.path)
+    return for_shell("c2fdft", f"train-{plan.stage}", "--resume", "--out", out)
 
 
 @dataclass
@@ -112,18 +112,18 @@ class _Window:
 class _Training:
     """One run of a training process: checks and loads everything, then yields the events."""
 
-    def __init__(self, options: TrainOptions) -> None:
-        self.options = options
-        self.recipe, self.run, self.runtime = options.recipe, options.run, options.runtime
-        self.section = options.section
+    def __init__(self, plan: TrainPlan) -> None:
+        self.plan = plan
+        self.recipe, self.run, self.runtime = plan.recipe, plan.run, plan.runtime
+        self.section = plan.section
         self.cycle = patch_cycle(self.section)
         # first, because this may raise a UsageError, and usage is checked before data
         self.board = TensorBoard(
             self.run.tensorboard, self.recipe.train.tensorboard, self.runtime.is_main
         )
-        self.shards = ShardSet.open(options.data, "train")
-        pairs = scorable_validation(options.data, self.recipe) if self.runtime.is_main else None
-        self.stepper = Stepper(make_objective(options), self.recipe.train, self.runtime)
+        self.shards = ShardSet.open(plan.data, "train")
+        pairs = scorable_validation(plan.data, self.recipe) if self.runtime.is_main else None
+        self.stepper = Stepper(make_objective(plan), self.recipe.train, self.runtime)
         # here, before anything is written, because invalid settings of a degradation are an error
         degrade = degradation(self.recipe.data)
         images = RunImages(
@@ -131,23 +131,23 @@ class _Training:
             validation="" if pairs is None else pairs.shards.fingerprint,
             streaks="" if degrade is None or degrade.streaks is None else degrade.streaks.digest(),
         )
-        self.state = RunState(options, images, self.stepper)
+        self.state = RunState(plan, images, self.stepper)
         self.step = self.saved = 0
         self.curves_at = time.monotonic()
         self.window = _Window()
         self.unscored = False
         self.notices: list[Notice] = []
         self.fallbacks = Fallbacks(
-            options, self.stepper, notify=lambda text: self.notices.append(Notice(text))
+            plan, self.stepper, notify=lambda text: self.notices.append(Notice(text))
         )
-        if options.resume is not None:
-            self._restore_state(options.resume)
+        if plan.resume is not None:
+            self._restore_state(plan.resume)
         if self.runtime.world > 1:
             refuse_unlike_starts(self._start(), self.runtime)
         self.loader = make_loader(
             self.recipe, self.section, self.shards, degrade, self.step + 1, self.runtime
         )
-        self.validator = Validator(options, pairs, self.state, self.board)
+        self.validator = Validator(plan, pairs, self.state, self.board)
 
     def _restore_state(self, state: StateToResume) -> None:
         path, loaded = state.path, state.take()
@@ -177,7 +177,7 @@ class _Training:
 
     def _start(self) -> str:
         """Describe the state that this process starts from, for a comparison with the others."""
-        resume = self.options.resume
+        resume = self.plan.resume
         if resume is None:
             return "a new run"
         return f"step {self.step}, sha256 {sha256_of(resume.path)[:12]}"
@@ -199,13 +199,13 @@ class _Training:
             what = "the validation images of these shards are not those of this run"
         else:
             return
-        raise UsageError(what, where=self.options.data, hint=f"give --data {hint}")
+        raise UsageError(what, where=self.plan.data, hint=f"give --data {hint}")
 
     def events(self) -> Generator[TrainEvent, None, TrainResult]:
         with self._opened_run():
             self._agree_on_folder()
             # Only now is the name of the folder, which the hint contains, final in all processes.
-            resume = f"resume from the last saved state with {resume_command(self.options)}"
+            resume = f"resume from the last saved state with {resume_command(self.plan)}"
             with unwinding(resume):
                 return (yield from self._events())
 
@@ -217,7 +217,7 @@ class _Training:
     def _events(self) -> Generator[TrainEvent, None, TrainResult]:
         started = time.monotonic()
         yield self._begun()
-        yield from map(Notice, self.options.remarks(self.shards.has_lq))
+        yield from map(Notice, self.plan.remarks(self.shards.has_lq))
         yield from self._reporting(self.fallbacks.compile)
         with graceful_stop() as request, closing(self.board):
             self.board.open(self.logged_step)
@@ -231,7 +231,7 @@ class _Training:
         # This runs even if there was no step left: a run that was killed exactly here has its last
         # state but no final checkpoint, and writes the checkpoint when it is resumed.
         self._refuse_diverged()
-        checkpoint = self.run.path / f"{self.options.stage}.pt"
+        checkpoint = self.run.path / f"{self.plan.stage}.pt"
         if self.runtime.is_main:
             self.state.save_final(checkpoint, self.step)
             draw_curves(self.run)
@@ -248,7 +248,7 @@ class _Training:
 
     def _begun(self) -> Begun:
         return Begun(
-            data=self.options.data,
+            data=self.plan.data,
             pairs=len(self.shards),
             validation=self.validator.images,
             parameters=sum(one.numel() for one in self.stepper.net.parameters()),
@@ -273,11 +273,11 @@ class _Training:
         if not self.runtime.is_main:
             yield
             return
-        resume = self.options.resume
+        resume = self.plan.resume
         # The folder may be changed only under the lock. What was checked before the lock was held
         # is checked again: that the state is still the one that was read, or (in `begun`) that the
         # folder is still free.
-        with self.run.begun(self.options.files) if resume is None else self.run.held():
+        with self.run.begun(self.plan.files) if resume is None else self.run.held():
             if resume is None:
                 self._save()  # from now on the run can be resumed
             else:
@@ -299,8 +299,8 @@ class _Training:
         # killed between writing that row and the next save has the row already: it is dropped
         # here, because it will be logged again.
         self.run.cut_metrics(self.logged_step)
-        if self.options.files:  # the recipe or the precision has changed: save it in the state too
-            self.run.write_files(self.options.files)
+        if self.plan.files:  # the recipe or the precision has changed: save it in the state too
+            self.run.write_files(self.plan.files)
             self._save()
 
     def _agree_on_folder(self) -> None:
@@ -318,7 +318,7 @@ class _Training:
             self.step = batch.iteration
             now = time.perf_counter()
             yield self._count(result, now - clock, self.loader.waited - waited)
-            limit = self.options.max_seconds
+            limit = self.plan.max_seconds
             out_of_time = limit is not None and time.monotonic() - started >= limit
             # Signals and clocks differ between processes, but all must stop after the same step:
             # a process that continued would wait for the gradients of those that have stopped.
@@ -430,5 +430,5 @@ class _Training:
         return Interrupted(
             f"stopped after step {self.step} of {self.section.iterations}, state saved",
             signal_number=request.signal_number or signal.SIGTERM,
-            hint=f"resume with {resume_command(self.options)}",
+            hint=f"resume with {resume_command(self.plan)}",
         )

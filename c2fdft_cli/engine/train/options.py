@@ -1,80 +1,73 @@
-"""The checked options of a training."""
+"""The options of a training, as the user gives them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from c2fdft_cli.core.learning_rate import learning_rate
-from c2fdft_cli.engine.train.folder import RunFolder
-from c2fdft_cli.engine.weights.checkpoint import Checkpoint
-from c2fdft_cli.execution.device import Runtime
-from c2fdft_cli.recipe.schema import Recipe, Stage
+from c2fdft_cli.errors import UsageError
+from c2fdft_cli.settings import DEVICE, PRECISION, SHARDS, check_settings, setting
 from c2fdft_cli.vocabulary import TrainedStage
 
-if TYPE_CHECKING:
-    from c2fdft_cli.engine.train.state import StateToResume
+RUN = "Start and end"
+"""Help panel of the options that few runs need."""
+
+
+def parse_minutes(text: str) -> float:
+    """Parse a number of minutes into seconds; raise UsageError unless it is finite and >= 0."""
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 <= minutes < math.inf:
+        raise UsageError(f"--max-time must be a number of minutes, got {text!r}")
+    return minutes * 60
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """The options of a training, made from a request by `setup.set_up`.
+    """What to train; `setup.set_up` turns it into `TrainPlan`.
 
-    section: the recipe's section of the stage; `fine.recompute: auto` is replaced by a choice.
-    recipe_name: name of the recipe, which the run is named after.
-    data: folder of shards.
-    precision: as requested on the command line, or "auto"; a resumed run keeps it.
-    timesteps: those of the sampler, descending, for validation and the fine objective.
-    init: weights to start from; None for random weights, and for a resumed run.
-    started_from: digest of the weights that the run started from, "" for random ones; None for a
-        resumed run whose state does not say it.
-    resume: the run's own state to resume from; None for a new run.
-    done: iterations that a resumed run has already done.
-    max_seconds: save and stop after this time.
-    files: text files to write into the run folder, by name; for a resumed run, those that change.
-    notices: notices for the user about these choices.
+    Args:
+        overrides: changes to the recipe, as `key=value`.
+        init: checkpoint to start from.
+        recipe: name or file of the recipe; None for the checkpoint's own.
+        data: folder of shards; None for the recipe's, or else the checkpoint's own.
+        max_seconds: save and stop after this time.
     """
 
-    stage: TrainedStage
-    recipe: Recipe
-    section: Stage
-    recipe_name: str
-    data: Path
-    run: RunFolder
-    runtime: Runtime
-    timesteps: list[int]
-    precision: str = "auto"
-    init: Checkpoint | None = None
-    started_from: str | None = ""
-    resume: StateToResume | None = None
-    done: int = 0
-    max_seconds: float | None = None
-    files: dict[str, str] = field(default_factory=dict)
-    notices: tuple[str, ...] = ()
+    stage: TrainedStage = "coarse"
+    overrides: list[str] = field(default_factory=list)
+    init: Path | None = None
+    recipe: str | None = setting(None, "Recipe: a name or a file.", metavar="NAME|FILE")
+    data: Path | None = setting(None, SHARDS)
+    out: Path | None = setting(
+        None, "Run folder (default: a new folder under runs/).", metavar="RUN"
+    )
+    resume: bool = setting(
+        False, "Resume the run in --out (default: the newest run of this stage)."
+    )
+    resume_auto: bool = setting(
+        False,
+        "Start the run in --out (default: runs/RECIPE-STAGE), or resume it if it has a state: one "
+        "command line for jobs that are submitted repeatedly. A finished run exits with 0.",
+        panel=RUN,
+    )
+    max_seconds: float | None = setting(
+        None,
+        "Save and stop (exit 143) after MINUTES.",
+        option="--max-time",
+        metavar="MINUTES",
+        parse=parse_minutes,
+        panel=RUN,
+    )
+    device: str = setting("auto", DEVICE)
+    precision: str = setting("auto", PRECISION)
 
-    def learning_rate(self, iteration: int) -> float:
-        """Return the learning rate of an iteration, from 1."""
-        periods = [(period.length, period.floor) for period in self.section.periods]
-        return learning_rate(iteration - 1, self.section.lr, periods)
-
-    def remarks(self, has_lq: bool) -> Iterator[str]:
-        """Yield what the user should know before the first step, or instead of it in a dry run.
-
-        has_lq: whether the shards hold degraded images.
-        """
-        yield from self.runtime.notes
-        yield from self.notices
-        synthetic, periods = self.recipe.data.synthesize, self.section.periods
-        if synthetic is not None and has_lq:
-            yield (
-                f"training on synthetic {synthetic}: the shards' own degraded images are not used "
-                "(data.synthesize=null uses them)"
-            )
-        end, iterations = sum(period.length for period in periods), self.section.iterations
-        if end < iterations and periods[-1].floor == 0:
-            yield (
-                f"the learning rate is 0 after iteration {end} of {iterations}, where "
-                f"{self.stage}.periods end at a floor of 0: make them longer or the floor higher"
-            )
+    def __post_init__(self) -> None:
+        check_settings(self)
+        # the text of the option is checked when it is parsed, but a Python caller may pass any
+        # number
+        if self.max_seconds is not None and not self.max_seconds >= 0:
+            raise UsageError(f"--max-time must be at least 0, got {self.max_seconds}")

@@ -1,4 +1,4 @@
-"""Turn a request into the options of a training: checks recipe, device, checkpoint and data."""
+"""Plan a training by its options: checks recipe, device, checkpoint and data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from c2fdft_cli.engine.sampling.pairs import settings_without_effect
 from c2fdft_cli.engine.sampling.subject import weights_digest
 from c2fdft_cli.engine.train.folder import RunFolder, auto_run, find_run, new_run
 from c2fdft_cli.engine.train.options import TrainOptions
-from c2fdft_cli.engine.train.request import TrainRequest
+from c2fdft_cli.engine.train.plan import TrainPlan
 from c2fdft_cli.engine.train.state import StateToResume, load_newest
 from c2fdft_cli.engine.train.step.memory import choose_recompute
 from c2fdft_cli.engine.weights.build import (
@@ -64,54 +64,54 @@ MAY_CHANGE = {
 """Keys that may change when a run is resumed; those without a section are of the run's stage."""
 
 
-def set_up(request: TrainRequest) -> TrainOptions:
-    """Check a request, in the order usage, recipe, device, checkpoint, data; return its options.
+def set_up(options: TrainOptions) -> TrainPlan:
+    """Check the options, in the order usage, recipe, device, checkpoint, data; return the plan.
 
     Raises:
         UsageError, RecipeError, ResourceError, CheckpointError, DataError: the first problem found.
     """
     refuse_tasks_without_rank()
-    if request.resume and request.resume_auto:
+    if options.resume and options.resume_auto:
         raise UsageError("--resume cannot be combined with --resume-auto")
-    named = None if request.recipe is None else Path(request.recipe).stem
-    if request.resume:
-        if request.init is not None:
+    named = None if options.recipe is None else Path(options.recipe).stem
+    if options.resume:
+        if options.init is not None:
             raise UsageError(
                 "--resume keeps the run's weights, so it cannot be combined with --from or --init",
                 hint="--resume-auto accepts the command line that started the run",
             )
-        return _resumed(request, find_run(request.out, named, request.stage))
-    if request.resume_auto:
+        return _resumed(options, find_run(options.out, named, options.stage))
+    if options.resume_auto:
         # A checkpoint is opened only if the recipe's name has to come from it: a run that resumes
         # does not need the weights that it started from.
-        init = None if request.init is None or named else load_checkpoint(request.init)
-        run = auto_run(request.out, _recipe_name(request, init), request.stage)
+        init = None if options.init is None or named else load_checkpoint(options.init)
+        run = auto_run(options.out, _recipe_name(options, init), options.stage)
         if run.has_state():
-            return _resumed(request, run)
-        request = replace(request, out=run.path)
-    return _begun(request)
+            return _resumed(options, run)
+        options = replace(options, out=run.path)
+    return _begun(options)
 
 
-def _begun(request: TrainRequest) -> TrainOptions:
-    """Return the options of a new run."""
-    recipe = None if request.recipe is None else load_recipe(request.recipe, request.overrides)
-    if request.init is None and recipe is not None:
-        _data(request, recipe, None)  # a missing --data is reported first
-    runtime = make_runtime(request.device, request.precision)
+def _begun(options: TrainOptions) -> TrainPlan:
+    """Return the plan of a new run."""
+    recipe = None if options.recipe is None else load_recipe(options.recipe, options.overrides)
+    if options.init is None and recipe is not None:
+        _data(options, recipe, None)  # a missing --data is reported first
+    runtime = make_runtime(options.device, options.precision)
     join_training(runtime)
-    init = None if request.init is None else load_checkpoint(request.init)
+    init = None if options.init is None else load_checkpoint(options.init)
     notices: tuple[str, ...] = ()
     if init is not None:
-        recipe, notices = _recipe_with(init, recipe, request)
+        recipe, notices = _recipe_with(init, recipe, options)
     if recipe is None:
         raise RecipeError("--recipe is missing", hint="`c2fdft recipes list` shows the recipes")
-    if request.precision == "auto":  # the recipe decides, even if it is the checkpoint's
+    if options.precision == "auto":  # the recipe decides, even if it is the checkpoint's
         runtime = with_precision(runtime, recipe.train.precision, "train.precision")
     runtime = agree_on_precision(runtime)
-    data = _data(request, recipe, init)
+    data = _data(options, recipe, init)
     _check_shards(data)
-    name = _recipe_name(request, init)
-    timesteps, about_timesteps = _timesteps(request, recipe, init)
+    name = _recipe_name(options, init)
+    timesteps, about_timesteps = _timesteps(options, recipe, init)
     refuse_lost_image(timesteps, alpha_bar_of_recipe(recipe.diffusion))
     # The run's recipe states the timesteps and shards in use, so that it describes the run fully.
     recipe = replace(
@@ -119,30 +119,30 @@ def _begun(request: TrainRequest) -> TrainOptions:
         sampling=replace(recipe.sampling, steps=len(timesteps), grid=timesteps),
         data=replace(recipe.data, shards=str(data)),
     )
-    keys = stated_keys(request.recipe, request.overrides)
-    return TrainOptions(
-        stage=request.stage,
+    keys = stated_keys(options.recipe, options.overrides)
+    return TrainPlan(
+        stage=options.stage,
         recipe=recipe,
         recipe_name=name,
         data=data,
-        run=new_run(request.out, name, request.stage),
-        section=_section(recipe, request.stage, len(timesteps), runtime),
+        run=new_run(options.out, name, options.stage),
+        section=_section(recipe, options.stage, len(timesteps), runtime),
         runtime=runtime,
-        precision=request.precision,
+        precision=options.precision,
         timesteps=timesteps,
         init=init,
         started_from="" if init is None else weights_digest(init),
-        max_seconds=request.max_seconds,
+        max_seconds=options.max_seconds,
         files={
             "recipe.yaml": write_recipe(recipe),
-            "env.json": _environment(request.stage, name, runtime),
+            "env.json": _environment(options.stage, name, runtime),
         },
         notices=notices + about_timesteps + settings_without_effect(recipe.data, keys),
     )
 
 
-def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
-    """Return the options of a resumed run, made from its state and the request's changes."""
+def _resumed(options: TrainOptions, run: RunFolder) -> TrainPlan:
+    """Return the plan of a resumed run, made from its state and the changes requested."""
     # Taken before the state is read, so that a state which another process renames into place
     # during the reading is noticed too.
     stamp = run.state_stamp()
@@ -151,31 +151,31 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
     if meta.stage == "released" or meta.recipe is None or meta.data is None or meta.grid is None:
         what = "the state lacks the stage, the recipe, the data or the timesteps"
         raise CheckpointError(what, where=path)
-    if meta.stage != request.stage:
+    if meta.stage != options.stage:
         raise UsageError(
-            f"train-{request.stage} cannot resume a {meta.stage} run",
+            f"train-{options.stage} cannot resume a {meta.stage} run",
             where=run.path,
             hint=f"use train-{meta.stage} --resume",
         )
     own = recipe_from_dict(meta.recipe, (), str(path))
-    recipe, changes = _changed_recipe(request, own, run, meta.data)
-    if request.recipe is None:
+    recipe, changes = _changed_recipe(options, own, run, meta.data)
+    if options.recipe is None:
         notices += _edited_copy(run, own)
-    notices += _other_start(request.init, state.started_from)
-    iterations = recipe.section(request.stage).iterations
+    notices += _other_start(options.init, state.started_from)
+    iterations = recipe.section(options.stage).iterations
     if iterations < state.step:
         raise UsageError(
-            f"{request.stage}.iterations={iterations} is less than the {state.step} iterations "
+            f"{options.stage}.iterations={iterations} is less than the {state.step} iterations "
             "that are done",
             where=run.path,
         )
     data = Path(recipe.data.shards or meta.data)
-    runtime = make_runtime(request.device, request.precision)
+    runtime = make_runtime(options.device, options.precision)
     join_training(runtime)
-    requested = state.precision if request.precision == "auto" else request.precision
+    requested = state.precision if options.precision == "auto" else options.precision
     wanted = recipe.train.precision if requested == "auto" else requested
     # A run in a precision that only GPUs have can resume on a CPU; the notice below reports it.
-    if request.precision == "auto" and not (wanted in GPU_ONLY and runtime.device.type == "cpu"):
+    if options.precision == "auto" and not (wanted in GPU_ONLY and runtime.device.type == "cpu"):
         runtime = with_precision(runtime, wanted, f"the precision in {path}")
     runtime = agree_on_precision(runtime)
     _check_shards(data)
@@ -184,10 +184,10 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
         notices += (f"the run resumes in {runtime.precision}; it was in {state.computed_in}",)
     if iterations == state.step and not state.unscored:
         notices += (f"the run is finished: {state.step} of {iterations} iterations are done",)
-    return TrainOptions(
-        stage=request.stage,
+    return TrainPlan(
+        stage=options.stage,
         recipe=recipe,
-        section=_section(recipe, request.stage, len(meta.grid), runtime),
+        section=_section(recipe, options.stage, len(meta.grid), runtime),
         recipe_name=meta.recipe_name or "run",
         data=data,
         run=run,
@@ -197,7 +197,7 @@ def _resumed(request: TrainRequest, run: RunFolder) -> TrainOptions:
         started_from=state.started_from,
         resume=StateToResume(path, stamp, state),
         done=state.step,
-        max_seconds=request.max_seconds,
+        max_seconds=options.max_seconds,
         files={"recipe.yaml": write_recipe(recipe)}
         if changes or requested != state.precision
         else {},
@@ -218,34 +218,34 @@ def _section(recipe: Recipe, stage: TrainedStage, calls: int, runtime: Runtime) 
 
 
 def _changed_recipe(
-    request: TrainRequest, own: Recipe, run: RunFolder, data: str
+    options: TrainOptions, own: Recipe, run: RunFolder, data: str
 ) -> tuple[Recipe, list[str]]:
-    """Apply the request's changes to the run's recipe; return it with a text for each change.
+    """Apply the changes requested to the run's recipe; return it with a text for each change.
 
-    If the request names a recipe, it is compared with the run's key by key; all keys of the other
+    If the options name a recipe, it is compared with the run's key by key; all keys of the other
     stage may differ. Its `data.shards` is the folder to use: `data`, unless another is given.
 
     Raises:
         UsageError: keys differ that may not change; the message lists all of them.
     """
-    if request.recipe is None:
-        requested = recipe_from_dict(own.to_dict(), request.overrides, where=str(run.path))
+    if options.recipe is None:
+        requested = recipe_from_dict(own.to_dict(), options.overrides, where=str(run.path))
     else:
-        requested = load_recipe(request.recipe, request.overrides)
-        if request.init is not None:  # the weights that the run started from decide these
+        requested = load_recipe(options.recipe, options.overrides)
+        if options.init is not None:  # the weights that the run started from decide these
             requested = replace(requested, network=own.network, diffusion=own.diffusion)
-    if _same_timesteps(request, own, requested):
+    if _same_timesteps(options, own, requested):
         requested = replace(requested, sampling=replace(own.sampling, eta=requested.sampling.eta))
-    named = request.recipe is not None or "data.shards" in stated(request.overrides)
-    shards = request.data or Path((named and requested.data.shards) or data)
+    named = options.recipe is not None or "data.shards" in stated(options.overrides)
+    shards = options.data or Path((named and requested.data.shards) or data)
     requested = replace(requested, data=replace(requested.data, shards=str(shards)))
     changes = _differences(own, requested)
-    other = "fine." if request.stage == "coarse" else "coarse."
+    other = "fine." if options.stage == "coarse" else "coarse."
     fixed = [
         f"{key}: {old} in the run, {new} requested"
         for key, (old, new) in changes.items()
         if not (key in MAY_CHANGE or key.startswith(other))
-        and key.removeprefix(f"{request.stage}.") not in MAY_CHANGE
+        and key.removeprefix(f"{options.stage}.") not in MAY_CHANGE
     ]
     if fixed:
         # The recipe may have changed since the run began, with a newer version of the program.
@@ -254,7 +254,7 @@ def _changed_recipe(
             "--resume keeps the run's recipe, but the requested recipe differs from it",
             where=run.path,
             details=fixed,
-            hint=("" if request.recipe is None else own_recipe)
+            hint=("" if options.recipe is None else own_recipe)
             + "start a new run from its weights with --init; docs/training.md, Changing a run, "
             "lists what may change",
         )
@@ -295,10 +295,10 @@ def _other_start(given: Path | None, started_from: str | None) -> tuple[str, ...
     return (f"{what}; another --out starts a run from them",)
 
 
-def _same_timesteps(request: TrainRequest, own: Recipe, requested: Recipe) -> bool:
-    """Whether the request keeps the timesteps: equal ones, or none stated for given weights."""
-    requested_keys = _KEYS_OF_TIMESTEPS & stated(request.overrides).keys()
-    if request.stage == "fine" and request.init is not None and not requested_keys:
+def _same_timesteps(options: TrainOptions, own: Recipe, requested: Recipe) -> bool:
+    """Whether the options keep the timesteps: equal ones, or none stated for given weights."""
+    requested_keys = _KEYS_OF_TIMESTEPS & stated(options.overrides).keys()
+    if options.stage == "fine" and options.init is not None and not requested_keys:
         return True
     try:
         return timesteps_of_recipe(requested.sampling, requested.diffusion) == own.sampling.grid
@@ -318,14 +318,14 @@ def _differences(old: Recipe, new: Recipe) -> dict[str, tuple[str, str]]:
 
 
 def _recipe_with(
-    init: Checkpoint, recipe: Recipe | None, request: TrainRequest
+    init: Checkpoint, recipe: Recipe | None, options: TrainOptions
 ) -> tuple[Recipe, tuple[str, ...]]:
     """Return the requested recipe, or the checkpoint's, with the network of the checkpoint.
 
     Network and diffusion are those of the weights; if the recipe differs, a notice reports it.
     """
     if recipe is None:
-        recipe = init.recipe(request.overrides)
+        recipe = init.recipe(options.overrides)
     if recipe is None:
         raise RecipeError(
             "this checkpoint contains no recipe", where=init.path, hint="name one with --recipe"
@@ -333,7 +333,7 @@ def _recipe_with(
     own = replace(recipe, network=init.meta.network, diffusion=init.meta.diffusion)
     requested = [
         one
-        for one in request.overrides
+        for one in options.overrides
         if any(key.startswith(("network.", "diffusion.")) for key in stated([one]))
     ]
     if requested and own != recipe:
@@ -351,7 +351,7 @@ def _recipe_with(
 
 
 def _timesteps(
-    request: TrainRequest, recipe: Recipe, init: Checkpoint | None
+    options: TrainOptions, recipe: Recipe, init: Checkpoint | None
 ) -> tuple[list[int], tuple[str, ...]]:
     """Return the timesteps (from overrides, the checkpoint or the recipe, in this order), notices.
 
@@ -360,11 +360,11 @@ def _timesteps(
     Raises:
         RecipeError: the timesteps are not among those of the given weights' diffusion.
     """
-    requested = _KEYS_OF_TIMESTEPS & stated(request.overrides).keys()
+    requested = _KEYS_OF_TIMESTEPS & stated(options.overrides).keys()
     given = None
-    if init is not None and request.stage == "fine" and not requested:
+    if init is not None and options.stage == "fine" and not requested:
         given = init.meta.grid
-    if given is not None and request.recipe is None:
+    if given is not None and options.recipe is None:
         return given, ()
     try:
         timesteps = timesteps_of_recipe(recipe.sampling, recipe.diffusion)
@@ -383,27 +383,27 @@ def _timesteps(
     return given, (notice,)
 
 
-def _recipe_name(request: TrainRequest, init: Checkpoint | None) -> str:
+def _recipe_name(options: TrainOptions, init: Checkpoint | None) -> str:
     """Return the recipe's name, which the run folder is named after, or "run" if it has none."""
-    if request.recipe is not None:
-        return Path(request.recipe).stem
+    if options.recipe is not None:
+        return Path(options.recipe).stem
     name = None if init is None else init.meta.recipe_name
     # The checkpoint may come from elsewhere, and a name that is a path would lead out of runs/.
     usable = name and name.isprintable() and not set(name) & set("/\\:") and len(name) <= MAX_NAME
     return name if name and usable else "run"
 
 
-def _data(request: TrainRequest, recipe: Recipe, init: Checkpoint | None) -> Path:
+def _data(options: TrainOptions, recipe: Recipe, init: Checkpoint | None) -> Path:
     """Return the shard folder: --data, or else the recipe's, or else the checkpoint's.
 
     Raises:
         UsageError: none of them names a folder.
         DataError: the checkpoint's folder is missing, or holds other images than then.
     """
-    if request.data is not None:
-        return request.data
-    named = "data.shards" in stated(request.overrides)
-    if recipe.data.shards is not None and (named or request.recipe is not None):
+    if options.data is not None:
+        return options.data
+    named = "data.shards" in stated(options.overrides)
+    if recipe.data.shards is not None and (named or options.recipe is not None):
         return Path(recipe.data.shards)
     if init is None or init.meta.data is None:
         raise UsageError(

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.train.folder import RunFolder, link
-from c2fdft_cli.engine.train.options import TrainOptions
+from c2fdft_cli.engine.train.plan import TrainPlan
 from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.engine.weights.checkpoint import (
     Meta,
@@ -45,7 +45,7 @@ class LoadedState:
     """The content of state.pt; states of older versions may lack the fields with a default.
 
     fingerprint, scored_on, streaks: the digests in `RunImages`; None if they are not known.
-    started_from: as in `TrainOptions`.
+    started_from: as in `TrainPlan`.
     """
 
     step: Annotated[int, Field(ge=0), NotBool]
@@ -100,8 +100,8 @@ class RunImages(NamedTuple):
 class RunState:
     """Writes a run's state and checkpoints; the rename of state.pt is the commit."""
 
-    def __init__(self, options: TrainOptions, images: RunImages, stepper: Stepper) -> None:
-        self._options = options
+    def __init__(self, plan: TrainPlan, images: RunImages, stepper: Stepper) -> None:
+        self._plan = plan
         self.images = images
         self._stepper = stepper
         self.best_psnr: float | None = None
@@ -123,7 +123,7 @@ class RunState:
             window: sums since the last row of metrics.csv.
             unscored: whether the validation of this step is still due.
         """
-        run = self._options.run
+        run = self._plan.run
         if step:
             numbered = run.numbered(step)
             self._save_weights(numbered, self.meta(step))
@@ -134,20 +134,20 @@ class RunState:
             "step": step,
             "stepper": self._stepper.state(),
             "micro": micro,
-            "micro_batch": self._options.recipe.train.micro_batch,
-            "machine": machine(self._options.runtime),
+            "micro_batch": self._plan.recipe.train.micro_batch,
+            "machine": machine(self._plan.runtime),
             # The requested precision, and the one used on this machine. A run that resumes on
             # another machine in another precision keeps the request, and uses it again when it
             # is back.
-            "precision": self._options.precision,
-            "computed_in": self._options.runtime.precision,
+            "precision": self._plan.precision,
+            "computed_in": self._plan.runtime.precision,
             "window": window,
             "unscored": unscored,
             "best_psnr": self.best_psnr,
             "fingerprint": self.images.train,
             "scored_on": self.images.validation,
             "streaks": self.images.streaks,
-            "started_from": self._options.started_from,
+            "started_from": self._plan.started_from,
             "meta": self.meta(step).to_json(),
         }
         # After the checkpoints, because the rename of the state is the commit. If the run is
@@ -155,11 +155,11 @@ class RunState:
         run.keep_state()
         save_tensors(run.state, state)
         # last, so that a save that fails (for example on a full disk) removes nothing
-        run.keep_latest(self._options.recipe.train.keep, step)
+        run.keep_latest(self._plan.recipe.train.keep, step)
 
     def save_best(self, step: int) -> None:
         """Write best.pt."""
-        self._save_weights(self._options.run.checkpoints / "best.pt", self.meta(step))
+        self._save_weights(self._plan.run.checkpoints / "best.pt", self.meta(step))
 
     def save_final(self, path: Path, step: int) -> None:
         """Write the stage's final checkpoint; keep timesteps that a sweep has stored in it."""
@@ -176,17 +176,17 @@ class RunState:
 
     def meta(self, step: int) -> Meta:
         """Return the metadata of a checkpoint of this step."""
-        options = self._options
+        plan = self._plan
         return Meta(
-            network=options.recipe.network,
-            diffusion=options.recipe.diffusion,
-            stage=options.stage,
+            network=plan.recipe.network,
+            diffusion=plan.recipe.diffusion,
+            stage=plan.stage,
             step=step,
-            grid=options.timesteps,
-            grid_from="training" if options.stage == "fine" else "recipe",
-            recipe=options.recipe.to_dict(),
-            recipe_name=options.recipe_name,
-            data=str(options.data),
+            grid=plan.timesteps,
+            grid_from="training" if plan.stage == "fine" else "recipe",
+            recipe=plan.recipe.to_dict(),
+            recipe_name=plan.recipe_name,
+            data=str(plan.data),
             data_train=self.images.train,
             data_val=self.images.validation or None,
             metrics=dict(self.metrics),

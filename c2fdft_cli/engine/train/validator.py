@@ -25,7 +25,7 @@ from c2fdft_cli.engine.sampling.scoring import (
     spread_indices,
 )
 from c2fdft_cli.engine.train.events import Notice, TrainEvent, Validated
-from c2fdft_cli.engine.train.options import TrainOptions
+from c2fdft_cli.engine.train.plan import TrainPlan
 from c2fdft_cli.engine.train.state import RunState
 from c2fdft_cli.engine.train.tensorboard import TensorBoard
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe
@@ -62,9 +62,9 @@ class Validator:
     """Restores and scores the validation images, if any, and saves the best checkpoint."""
 
     def __init__(
-        self, options: TrainOptions, pairs: PairSource | None, state: RunState, board: TensorBoard
+        self, plan: TrainPlan, pairs: PairSource | None, state: RunState, board: TensorBoard
     ) -> None:
-        self._options = options
+        self._plan = plan
         self._pairs = pairs
         self._state = state
         self._board = board
@@ -72,7 +72,7 @@ class Validator:
     @property
     def images(self) -> int:
         """The number of validation images that a score is the mean of."""
-        wanted = self._options.recipe.train.validation_images
+        wanted = self._plan.recipe.train.validation_images
         return len(spread_indices(len(self._pairs or ()), wanted))
 
     def validate(
@@ -114,18 +114,18 @@ class Validator:
         return scored, any_rank_after_validation(ended)
 
     def _score(self, step: int, pairs: PairSource, request: StopRequest) -> Validated:
-        options, recipe = self._options, self._options.recipe
+        plan, recipe = self._plan, self._plan.recipe
         protocol = PROTOCOLS[recipe.train.protocol]
         executor = Executor(
-            StripNetwork(self._state.ema, dtype=options.runtime.dtype),
+            StripNetwork(self._state.ema, dtype=plan.runtime.dtype),
             Sampler(
                 alpha_bar_of_recipe(recipe.diffusion),
-                options.timesteps,
+                plan.timesteps,
                 recipe.sampling.eta,
                 # the same noise each time, so that scores differ only because of the weights
                 recipe.train.seed,
             ),
-            options.runtime,
+            plan.runtime,
         )
 
         def restore(lq: Tensor, names: Sequence[str]) -> Restored:
@@ -164,7 +164,7 @@ class Validator:
         if views is None or views.degraded is None or views.target is None:
             return
         pixels = np.concatenate([views.degraded, views.restored, views.target], axis=1)
-        save_rgb8(self._options.run.samples / f"{label}-{step:09d}.png", pixels)
+        save_rgb8(self._plan.run.samples / f"{label}-{step:09d}.png", pixels)
         self._board.sample(label, step, pixels)
 
 

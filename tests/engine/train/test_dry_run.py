@@ -13,9 +13,9 @@ from c2fdft_cli.engine.tools.bench import random_batch
 from c2fdft_cli.engine.train import dry_run
 from c2fdft_cli.engine.train import fallbacks as attempts
 from c2fdft_cli.engine.train.batches import patch_cycle
-from c2fdft_cli.engine.train.dry_run import _sizes, _time_step, plan_training
+from c2fdft_cli.engine.train.dry_run import _sizes, _time_step, estimate_training
 from c2fdft_cli.engine.train.events import Notice
-from c2fdft_cli.engine.train.request import TrainRequest
+from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.errors import Interrupted
 from c2fdft_cli.execution.device import Runtime
@@ -26,15 +26,15 @@ from tests.kit.training import request, run
 def test_the_plan_of_a_begun_run_is_for_the_remaining_steps(tmp_path, shard_folder):
     with pytest.raises(Interrupted):
         run(request("coarse", shard_folder, tmp_path / "run", max_seconds=0.0))
-    plan = plan_training(
-        set_up(TrainRequest("coarse", out=tmp_path / "run", resume=True, device="cpu"))
+    plan = estimate_training(
+        set_up(TrainOptions("coarse", out=tmp_path / "run", resume=True, device="cpu"))
     ).run()
     assert plan.iterations == 11
     assert [(s.patch, s.iterations) for s in plan.stages] == [(16, 5), (24, 6)]
 
 
 def test_a_plan_estimates_hours_and_the_bytes_of_the_run(tmp_path, shard_folder, coarse_run):
-    plan = plan_training(set_up(request("coarse", shard_folder, tmp_path / "run"))).run()
+    plan = estimate_training(set_up(request("coarse", shard_folder, tmp_path / "run"))).run()
     seconds = sum(stage.iterations * stage.seconds_per_step for stage in plan.stages)
     assert plan.hours == pytest.approx(seconds / 3600)
     # last.pt is a link to the newest; a file exists twice while its new version is written
@@ -46,7 +46,7 @@ def test_a_plan_estimates_hours_and_the_bytes_of_the_run(tmp_path, shard_folder,
 def test_a_plan_has_the_notices_of_the_training(tmp_path, shard_folder):
     changed = ("data.synthesize=noise", "coarse.periods=[{length: 4, floor: 0}]")
     asked = request("coarse", shard_folder, tmp_path / "run", *changed)
-    plan = plan_training(set_up(asked)).run()
+    plan = estimate_training(set_up(asked)).run()
     assert len(plan.notices) == 2
     assert plan.notices[0].startswith("training on synthetic noise: the shards' own degraded")
     assert plan.notices[1].startswith("the learning rate is 0 after iteration 4 of 12")
@@ -56,7 +56,7 @@ def test_a_plan_has_the_notices_of_the_training(tmp_path, shard_folder):
 
 
 def test_planning_writes_nothing(tmp_path, shard_folder):
-    plan = plan_training(set_up(request("coarse", shard_folder, tmp_path / "run"))).run()
+    plan = estimate_training(set_up(request("coarse", shard_folder, tmp_path / "run"))).run()
     assert [(s.patch, s.batch, s.iterations) for s in plan.stages] == [(16, 4, 6), (24, 2, 6)]
     assert all(stage.memory > 0 and stage.seconds_per_step > 0 for stage in plan.stages)
     assert not (tmp_path / "run").exists()
@@ -87,7 +87,7 @@ def test_planning_a_billion_iterations_is_fast():
 @pytest.mark.parametrize(("seconds", "timed"), [(0.0, [1, 0]), (3600.0, [4, 2])])
 def test_planning_times_smaller_steps_if_time_is_short(tmp_path, shard_folder, seconds, timed):
     options = set_up(request("coarse", shard_folder, tmp_path / "run"))
-    plan = plan_training(options, seconds).run()
+    plan = estimate_training(options, seconds).run()
     assert [stage.timed_images for stage in plan.stages] == timed
     first, second = (stage.seconds_per_step for stage in plan.stages)
     if not timed[1]:  # the time grows with the number of pixels
@@ -133,7 +133,9 @@ def test_a_plan_shares_the_time_and_counts_whole_micro_batches(tmp_path, shard_f
     monkeypatch.setattr(dry_run, "_time_step", timed)
     monkeypatch.setattr(attempts, "compile_in_place", lambda net, wish, _: compiled.append(wish))
     plans = [
-        plan_training(set_up(request("coarse", shard_folder, tmp_path / "run", *more)), 1e6).run()
+        estimate_training(
+            set_up(request("coarse", shard_folder, tmp_path / "run", *more)), 1e6
+        ).run()
         for more in ((), ("train.micro_batch=1",))
     ]
     assert allowed[:2] == pytest.approx([5e5, 1e6], rel=0.01)

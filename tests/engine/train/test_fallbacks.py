@@ -14,7 +14,7 @@ from c2fdft_cli.engine.sampling.sampler import Sampler
 from c2fdft_cli.engine.tools.bench import random_batch
 from c2fdft_cli.engine.train import fallbacks as attempts
 from c2fdft_cli.engine.train.job import train
-from c2fdft_cli.engine.train.options import TrainOptions
+from c2fdft_cli.engine.train.plan import TrainPlan
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.train.state import load_state
 from c2fdft_cli.engine.train.step.objective import make_objective
@@ -33,7 +33,7 @@ from tests.kit.training import (
 )
 
 
-def fallbacks_of(options: TrainOptions) -> attempts.Fallbacks:
+def fallbacks_of(options: TrainPlan) -> attempts.Fallbacks:
     stepper = Stepper(make_objective(options), options.recipe.train, options.runtime)
     return attempts.Fallbacks(options, stepper, notify=print)
 

@@ -21,7 +21,7 @@ from c2fdft_cli.engine.train import job as train_job
 from c2fdft_cli.engine.train import validator
 from c2fdft_cli.engine.train.events import Saved, StepDone, Validated
 from c2fdft_cli.engine.train.job import train
-from c2fdft_cli.engine.train.request import TrainRequest, parse_minutes
+from c2fdft_cli.engine.train.options import TrainOptions, parse_minutes
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.train.state import load_state
 from c2fdft_cli.engine.train.step.stepper import Stepper, StepResult
@@ -277,7 +277,7 @@ def test_a_time_limit_that_is_no_number_of_minutes_is_refused(text):
 @pytest.mark.parametrize("seconds", [-1.0, math.nan])
 def test_a_time_limit_of_a_python_program_is_checked_too(seconds):
     with pytest.raises(UsageError, match="--max-time must be at least 0"):
-        TrainRequest(max_seconds=seconds)
+        TrainOptions(max_seconds=seconds)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("0", 0), ("1.5", 90), ("600", 36000)])
@@ -382,7 +382,7 @@ def test_the_coarse_stage_fine_tunes_given_weights_on_other_pairs(tmp_path, pair
     from c2fdft_cli.engine.train.step.objective import make_objective
 
     prepare(PrepareOptions(source=pair_folder / "val", out=tmp_path / "own")).run()
-    wish = TrainRequest("coarse", data=tmp_path / "own", out=tmp_path / "run",
+    wish = TrainOptions("coarse", data=tmp_path / "own", out=tmp_path / "run",
                         init=fine_run / "fine.pt", overrides=["coarse.iterations=3"],
                         device="cpu", precision="fp32")  # fmt: skip
     given = load_checkpoint(fine_run / "fine.pt")
@@ -413,7 +413,7 @@ def test_a_run_cannot_be_resumed_with_other_data(tmp_path, pair_folder, coarse_r
     prepare(PrepareOptions(source=pair_folder / "train", out=tmp_path / "other")).run()
     with pytest.raises(UsageError, match="not the ones"):
         run(
-            TrainRequest(
+            TrainOptions(
                 "coarse", out=coarse_run, resume=True, data=tmp_path / "other", device="cpu"
             )
         )

@@ -25,11 +25,11 @@ from c2fdft_cli.engine.sweep.options import Rule, SweepOptions
 from c2fdft_cli.engine.tools.bench import random_batch
 from c2fdft_cli.engine.train import setup
 from c2fdft_cli.engine.train import state as states
-from c2fdft_cli.engine.train.dry_run import plan_training
+from c2fdft_cli.engine.train.dry_run import estimate_training
 from c2fdft_cli.engine.train.events import Validated
 from c2fdft_cli.engine.train.folder import RunFolder, find_run
 from c2fdft_cli.engine.train.job import _Training, train
-from c2fdft_cli.engine.train.request import TrainRequest
+from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.setup import MAY_CHANGE, set_up
 from c2fdft_cli.engine.train.state import DamagedStateError, load_newest, load_state
 from c2fdft_cli.engine.train.step.stepper import Stepper
@@ -79,7 +79,7 @@ def state_of_stopped(stopped_run):
 def asked(out, *overrides, **more):
     """A request to resume the run in a folder."""
     more = {"resume": True, **more}
-    return TrainRequest(stage="coarse", out=out, overrides=[*overrides], device="cpu", **more)
+    return TrainOptions(stage="coarse", out=out, overrides=[*overrides], device="cpu", **more)
 
 
 # --- what may change -----------------------------------------------------------------------------
@@ -174,7 +174,9 @@ def test_a_state_without_what_a_run_needs_is_refused(stopped, key):
     state = load_tensors(stopped / "state.pt")
     state["meta"] = json.dumps({**json.loads(state["meta"]), key: None})
     save_tensors(stopped / "state.pt", state)
-    with pytest.raises(CheckpointError, match="lacks the recipe, the data or the timesteps"):
+    with pytest.raises(
+        CheckpointError, match="lacks the stage, the recipe, the data or the timesteps"
+    ):
         set_up(asked(stopped))
 
 
@@ -408,7 +410,7 @@ def test_another_folder_of_the_shards_is_saved_immediately(tmp_path, stopped, sh
         moved = shutil.copytree(shard_folder, tmp_path / name)
         text = named.read_text()
         named.write_text(text.replace(f"shards: {shard_folder}", f"shards: {tmp_path / 'c'}"))
-        wish = TrainRequest("coarse", out=stopped, resume=True, device="cpu", **more)
+        wish = TrainOptions("coarse", out=stopped, resume=True, device="cpu", **more)
         stop_after(wish, 7)
         meta = load_state(stopped / "state.pt").meta
         assert meta.data == meta.recipe["data"]["shards"] == str(moved)
@@ -598,7 +600,7 @@ def test_other_weights_to_start_from_are_reported(tmp_path, shard_folder, coarse
     assert expected in notices(events)
     finished = set_up(line)
     assert finished.notices[0] == expected
-    resumed = set_up(TrainRequest("fine", out=tmp_path / "run", resume=True, device="cpu"))
+    resumed = set_up(TrainOptions("fine", out=tmp_path / "run", resume=True, device="cpu"))
     assert resumed.started_from == finished.started_from
 
 
@@ -616,7 +618,7 @@ def test_tasks_of_srun_without_a_rank_are_refused(tmp_path, shard_folder, monkey
 
 
 def test_a_notice_says_whose_network_is_used(tmp_path, shard_folder, fine_run):
-    wish = TrainRequest(
+    wish = TrainOptions(
         stage="coarse", recipe="tiny", data=shard_folder, out=tmp_path / "run",
         init=fine_run / "fine.pt", device="cpu",
     )  # fmt: skip
@@ -711,7 +713,7 @@ def test_a_state_is_read_once_and_not_kept(stopped, monkeypatch):
     job = train(options)
     assert reads == [stopped / "state.pt"]
     assert options.resume.content is None
-    plan_training(again := set_up(asked(stopped)), seconds=0).run()
+    estimate_training(again := set_up(asked(stopped)), seconds=0).run()
     assert again.resume.content is None
     assert again.resume.take().step == 6  # whoever takes it twice gets it from the file
     job.run()

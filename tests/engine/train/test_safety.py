@@ -23,7 +23,7 @@ from c2fdft_cli.engine.train import validator as train_validation
 from c2fdft_cli.engine.train.events import StepDone, Validated
 from c2fdft_cli.engine.train.folder import COLUMNS, RunFolder
 from c2fdft_cli.engine.train.job import train
-from c2fdft_cli.engine.train.request import TrainRequest
+from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.train.state import load_state
 from c2fdft_cli.engine.train.step.stepper import Stepper
@@ -46,7 +46,7 @@ from tests.kit.training import (
 
 
 def test_precision_comes_from_the_recipe_of_the_checkpoint_too(shard_folder, coarse_run, tmp_path):
-    wish = TrainRequest("fine", init=coarse_run / "coarse.pt", out=tmp_path / "run", device="cpu")
+    wish = TrainOptions("fine", init=coarse_run / "coarse.pt", out=tmp_path / "run", device="cpu")
     stated = replace(wish, overrides=["train.precision=bf16"])
     assert set_up(stated).runtime.precision == "bf16"
     assert set_up(replace(stated, recipe="tiny", overrides=[*MINI])).recipe.network.dim == 8
@@ -59,7 +59,7 @@ def test_a_resumed_run_keeps_the_requested_precision(tmp_path, shard_folder):
     out = tmp_path / "run"
     with pytest.raises(Interrupted):
         run(request("coarse", shard_folder, out, precision="bf16", max_seconds=0.0))
-    again = TrainRequest("coarse", out=out, resume=True, device="cpu")
+    again = TrainOptions("coarse", out=out, resume=True, device="cpu")
     options = set_up(again)
     assert (options.precision, options.runtime.precision) == ("bf16", "bf16")
     assert options.notices == ()
@@ -100,7 +100,7 @@ def test_shards_may_be_named_in_the_recipe(tmp_path, shard_folder, coarse_run):
 def test_shards_given_by_data_take_precedence_over_the_recipe(tmp_path, shard_folder, coarse_run):
     named = "data.shards=elsewhere"
     run(request("coarse", shard_folder, tmp_path / "run", named, "coarse.iterations=1"))
-    wish = TrainRequest("fine", init=tmp_path / "run" / "coarse.pt", device="cpu")
+    wish = TrainOptions("fine", init=tmp_path / "run" / "coarse.pt", device="cpu")
     assert set_up(wish).data == shard_folder
     assert set_up(wish).recipe.data.shards == str(shard_folder)
     with pytest.raises(DataError, match="elsewhere: no such folder of shards"):
@@ -119,10 +119,10 @@ def test_a_run_in_fp16_can_be_resumed_on_a_cpu(tmp_path, shard_folder, coarse_ru
         run(request("coarse", shard_folder, out, max_seconds=0.0))
     state = load_tensors(out / "state.pt")
     save_tensors(out / "state.pt", {**state, "precision": "fp16", "computed_in": "fp16"})
-    options = set_up(TrainRequest("coarse", out=out, resume=True, device="cpu"))
+    options = set_up(TrainOptions("coarse", out=out, resume=True, device="cpu"))
     assert options.notices[0].endswith("; it was in fp16")
     assert options.precision == "fp16"  # stored, so that it applies again on the other machine
-    fine = TrainRequest("fine", init=coarse_run / "coarse.pt", device="cpu")
+    fine = TrainOptions("fine", init=coarse_run / "coarse.pt", device="cpu")
     with pytest.raises(UsageError, match=r"train\.precision fp16 needs a GPU") as caught:
         set_up(replace(fine, overrides=["train.precision=fp16"]))
     assert "--precision fp32" in caught.value.hint
@@ -349,13 +349,13 @@ SAME_NAME = """
     import os, sys
     from pathlib import Path
     from c2fdft_cli.engine.train.job import train
-    from c2fdft_cli.engine.train.request import TrainRequest
+    from c2fdft_cli.engine.train.options import TrainOptions
     from c2fdft_cli.engine.train.setup import set_up
     from c2fdft_cli.execution.distributed import barrier, destroy_process_group
 
     data, *overrides = sys.argv[1:]
     overrides.append("coarse.iterations=1")
-    request = TrainRequest(recipe="tiny", overrides=overrides, data=Path(data), device="cpu")
+    request = TrainOptions(recipe="tiny", overrides=overrides, data=Path(data), device="cpu")
     options = set_up(request)
     barrier()
     if os.environ["RANK"] == "0":
@@ -380,14 +380,14 @@ OWN_FOLDERS = """
     import os, sys
     from pathlib import Path
     from c2fdft_cli.engine.train.job import train
-    from c2fdft_cli.engine.train.request import TrainRequest
+    from c2fdft_cli.engine.train.options import TrainOptions
     from c2fdft_cli.engine.train.setup import set_up
     from c2fdft_cli.errors import UsageError
     from c2fdft_cli.execution.distributed import destroy_process_group
 
     data, machines, *overrides = sys.argv[1:]
     out = Path(machines, os.environ["RANK"], "run")
-    request = TrainRequest(recipe="tiny", overrides=overrides, data=Path(data), device="cpu",
+    request = TrainOptions(recipe="tiny", overrides=overrides, data=Path(data), device="cpu",
                            precision="fp32", out=out, resume_auto=True)
     try:
         train(set_up(request))
@@ -417,7 +417,7 @@ def test_a_state_that_another_process_advanced_is_noticed(tmp_path, shard_folder
     with pytest.raises(Interrupted):
         run(request("coarse", shard_folder, out, "coarse.iterations=4", max_seconds=0.0))
     late = train(
-        set_up(TrainRequest("coarse", out=out, resume=True, device="cpu", precision="fp32"))
+        set_up(TrainOptions("coarse", out=out, resume=True, device="cpu", precision="fp32"))
     )
     resume("coarse", out)
     rows = losses(out)
@@ -448,7 +448,7 @@ ONE_RANK_FAILS = """
     from c2fdft_cli.engine.train import fallbacks
     from c2fdft_cli.engine.train.step import objective
     from c2fdft_cli.execution.distributed import destroy_process_group
-    from c2fdft_cli.engine.train.request import TrainRequest
+    from c2fdft_cli.engine.train.options import TrainOptions
     from c2fdft_cli.engine.train.setup import set_up
     from c2fdft_cli.engine.train.job import train
 
@@ -463,7 +463,7 @@ ONE_RANK_FAILS = """
 
     objective.Objective.forward = hungry
     data, out, *overrides = sys.argv[1:]
-    request = TrainRequest(
+    request = TrainOptions(
         stage="coarse", recipe="tiny", overrides=[*overrides, "coarse.iterations=2"],
         data=Path(data), out=Path(out), device="cpu", precision="fp32",
     )

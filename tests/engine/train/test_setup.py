@@ -15,9 +15,9 @@ from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.prepare.job import prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.train import setup
-from c2fdft_cli.engine.train.dry_run import plan_training
+from c2fdft_cli.engine.train.dry_run import estimate_training
 from c2fdft_cli.engine.train.job import train
-from c2fdft_cli.engine.train.request import TrainRequest
+from c2fdft_cli.engine.train.options import TrainOptions
 from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, replace_meta
 from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
@@ -28,7 +28,7 @@ from tests.kit.weights import write_random
 
 def test_recipe_data_and_timesteps_come_from_the_checkpoint(tmp_path, shard_folder, coarse_run):
     options = set_up(
-        TrainRequest(stage="fine", init=coarse_run / "coarse.pt", device="cpu", out=tmp_path / "f")
+        TrainOptions(stage="fine", init=coarse_run / "coarse.pt", device="cpu", out=tmp_path / "f")
     )
     assert options.timesteps == [999, 500]
     assert options.data == shard_folder
@@ -61,7 +61,7 @@ def test_inherited_settings_without_effect_are_not_reported(shard_folder, tmp_pa
     )
     options = [
         set_up(
-            TrainRequest(recipe=str(recipe), data=shard_folder, device="cpu", out=tmp_path / "run")
+            TrainOptions(recipe=str(recipe), data=shard_folder, device="cpu", out=tmp_path / "run")
         )
         for recipe in ("denoise-real", tmp_path / "own.yaml")
     ]
@@ -92,7 +92,7 @@ def test_what_a_fine_stage_recomputes_is_chosen_once(
 def test_another_set_in_the_folder_that_the_checkpoint_names_is_refused(tmp_path, shard_folder):
     weights = tmp_path / "coarse.pt"
     write_random(weights, stage="coarse", data=shard_folder, data_train="0" * 64)
-    wish = TrainRequest(stage="fine", init=weights, device="cpu", out=tmp_path / "f")
+    wish = TrainOptions(stage="fine", init=weights, device="cpu", out=tmp_path / "f")
     what = r"training images in this folder .* not those that .*coarse\.pt was trained with"
     with pytest.raises(DataError, match=what):
         set_up(wish)
@@ -122,7 +122,7 @@ def test_names_in_a_checkpoint_never_lead_outside_of_runs(
     given = load_checkpoint(source)
     assert replace_meta(source, replace(given.meta, recipe_name=recipe_name), given.ema)
     for auto in (False, True):
-        asked = TrainRequest(stage="fine", init=source, device="cpu", resume_auto=auto)
+        asked = TrainOptions(stage="fine", init=source, device="cpu", resume_auto=auto)
         assert set_up(asked).run.path == Path(folder)
 
 
@@ -131,7 +131,7 @@ def test_a_state_of_no_stage_is_refused(tmp_path, coarse_run):
     values["meta"] = json.dumps({**json.loads(values["meta"]), "stage": "released"})
     save_tensors(tmp_path / "state.pt", values)
     with pytest.raises(CheckpointError, match="the state lacks the stage"):
-        set_up(TrainRequest("coarse", out=tmp_path, resume=True))
+        set_up(TrainOptions("coarse", out=tmp_path, resume=True))
 
 
 def test_impossible_requests_are_refused(tmp_path, shard_folder, coarse_run):
@@ -147,14 +147,14 @@ def test_impossible_requests_are_refused(tmp_path, shard_folder, coarse_run):
             CheckpointError,
             "a folder, not a checkpoint",
         ),
-        (TrainRequest("coarse", out=empty, resume=True), DataError, "no run to resume"),
+        (TrainOptions("coarse", out=empty, resume=True), DataError, "no run to resume"),
         (
-            TrainRequest("fine", out=coarse_run, resume=True),
+            TrainOptions("fine", out=coarse_run, resume=True),
             UsageError,
             "train-fine cannot resume a coarse run",
         ),
         (
-            TrainRequest("coarse", out=coarse_run, resume=True, overrides=["coarse.lr=1"]),
+            TrainOptions("coarse", out=coarse_run, resume=True, overrides=["coarse.lr=1"]),
             UsageError,
             "--resume keeps the run's recipe",
         ),
@@ -251,7 +251,7 @@ def test_shards_are_found_in_any_form_of_override(tmp_path, shard_folder, coarse
     for name, written in enumerate(("data.shards={}", "data={{shards: {}}}", "data.shards ={}")):
         override = written.format(shard_folder)
         assert set_up(request("coarse", None, tmp_path / f"c{name}", override)).data == shard_folder
-        wish = TrainRequest("fine", [override], coarse_run / "coarse.pt", device="cpu")
+        wish = TrainOptions("fine", [override], coarse_run / "coarse.pt", device="cpu")
         assert set_up(wish).data == shard_folder
 
 
@@ -295,7 +295,7 @@ def test_a_validation_image_too_small_to_score_is_refused_before_the_first_step(
         save_rgb8(source / "val" / side / "0.png", np.zeros((10, 24, 3), np.uint8))
     data, out = tmp_path / "data", tmp_path / "run"
     prepare(PrepareOptions(source, data)).run()
-    for start in (train, lambda options: plan_training(options).run()):
+    for start in (train, lambda options: estimate_training(options).run()):
         with pytest.raises(DataError, match="0: 24 x 10 px, but SSIM needs 11 x 11"):
             start(set_up(request("coarse", data, out)))
     assert not out.exists()

@@ -83,13 +83,13 @@ def test_samples_are_of_the_images_that_are_scored(validator, tmp_path):
     entries = [Entry(str(number), 16, 16) for number in range(4)]
     header = replace(HEADER, split="val")
     write_shard(tmp_path / "val-00000.h5", entries, pairs_of(entries), header)
-    recipe = scorer._options.recipe
+    recipe = scorer._plan.recipe
     two = replace(recipe, train=replace(recipe.train, validation_images=2))
-    scorer._options = replace(scorer._options, recipe=two)
+    scorer._plan = replace(scorer._plan, recipe=two)
     scorer._pairs = scorable_validation(tmp_path, two)
     assert scorer.images == 2
     validate(scorer, 4)
-    samples = scorer._options.run.samples.iterdir()
+    samples = scorer._plan.run.samples.iterdir()
     assert {path.name for path in samples} == {"0-000000004.png", "2-000000004.png"}
 
 
@@ -107,8 +107,8 @@ def test_images_are_scored_in_the_precision_of_the_training_and_not_kept(validat
 
     monkeypatch.setattr(module, "StripNetwork", network)
     monkeypatch.setattr(module, "mean_scores", means)
-    options = scorer._options
-    runtime = replace(options.runtime, dtype=torch.bfloat16)
-    scorer._options = replace(options, runtime=runtime)
+    plan = scorer._plan
+    runtime = replace(plan.runtime, dtype=torch.bfloat16)
+    scorer._plan = replace(plan, runtime=runtime)
     validate(scorer, 4)
     assert seen == [torch.bfloat16, None]

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.core.objectives import coarse_loss, fine_loss
-from c2fdft_cli.engine.train.options import TrainOptions
+from c2fdft_cli.engine.train.plan import TrainPlan
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe, make_network
 from c2fdft_cli.execution.block_gradients import install
 from c2fdft_cli.execution.cuda.cards import lay_out_weights
@@ -62,22 +62,22 @@ class Objective(nn.Module):
         )
 
 
-def make_objective(options: TrainOptions) -> Objective:
+def make_objective(plan: TrainPlan) -> Objective:
     """Make the stage's objective with its initial weights, on the device."""
-    net = _start_network(options).to(options.runtime.device)
-    if options.runtime.device.type == "cuda":
+    net = _start_network(plan).to(plan.runtime.device)
+    if plan.runtime.device.type == "cuda":
         lay_out_weights(net)
-    alpha_bar = alpha_bar_of_recipe(options.recipe.diffusion).to(options.runtime.device)
-    section = options.section
-    fine = (section, options.timesteps) if isinstance(section, FineStage) else None
+    alpha_bar = alpha_bar_of_recipe(plan.recipe.diffusion).to(plan.runtime.device)
+    section = plan.section
+    fine = (section, plan.timesteps) if isinstance(section, FineStage) else None
     return Objective(net, alpha_bar, fine)
 
 
-def _start_network(options: TrainOptions) -> DFT:
+def _start_network(plan: TrainPlan) -> DFT:
     """Make the network with the weights that the stage starts from."""
-    if options.init is None:
+    if plan.init is None:
         # sampled on the CPU, so that a seed gives the same weights on every device
-        with seeded(options.recipe.train.seed):
-            return make_network(options.recipe.network)
-    start_from = options.recipe.fine.start_from if options.stage == "fine" else "ema"
-    return options.init.network(start_from).train()
+        with seeded(plan.recipe.train.seed):
+            return make_network(plan.recipe.network)
+    start_from = plan.recipe.fine.start_from if plan.stage == "fine" else "ema"
+    return plan.init.network(start_from).train()
