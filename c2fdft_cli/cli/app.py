@@ -150,7 +150,7 @@ def report(error: C2fdftError) -> int:
     if hint:
         lines.append(f"hint: {hint}")
     for line in map(console.one_line, lines):
-        sys.stderr.write(console.folded(line, sys.stderr) + "\n")
+        sys.stderr.write(console.wrapped(line, sys.stderr) + "\n")
     _emit_error(error.exit_code, what, hint, error.details)
     return error.exit_code
 

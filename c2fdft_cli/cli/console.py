@@ -51,7 +51,7 @@ TIME = 12
 
 NAME_WIDTH, TEXT_WIDTH, MAX_NUMBER = 24, 12, 20
 """Widths in a table, in columns of the screen: the least width of a column of names and of one of
-other text, before they are folded, and the longest number."""
+other text, before they are wrapped, and the longest number."""
 
 NARROW = 60
 """On a screen with fewer columns a progress bar omits the percentage."""
@@ -116,7 +116,7 @@ def one_line(text: str) -> str:
     return _BREAK.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-def folded(line: str, stream: TextIO) -> str:
+def wrapped(line: str, stream: TextIO) -> str:
     """Break a line between words if it is longer than the terminal is wide.
 
     A part of a list, which is indented, continues with two more spaces. Nothing is changed if the
@@ -321,7 +321,7 @@ def duration(seconds: float) -> str:
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table on stdout, with numbers aligned to the right and text to the left.
 
-    Numbers are never folded: columns of numbers that do not fit are printed in further tables.
+    Numbers are never wrapped: columns of numbers that do not fit are printed in further tables.
     """
     from rich.table import Table
     from rich.text import Text

@@ -51,7 +51,7 @@ strips are no faster."""
 
 # Official network, bf16, on an H100: 37.0 ms launched one by one and 19.6 recorded at 512x512
 # (2^23.6 values), 64.3 and 63.0 at 1280x720 (2^25.4): docs/performance.md.
-MOST_RECORDED = 1 << 26
+MAX_RECORDED_CALL = 1 << 26
 """Values of the first level's stream up to which a call is recorded; more keep a GPU busy."""
 
 # 128 rows of 256 px at the official width. At this size a call took 2.30 s in strips of 52 rows,
@@ -168,7 +168,7 @@ class StripNetwork:
 
     def _call(self, x: Tensor, t: Tensor, out: Tensor, rows: int) -> None:
         """Run a call into `out`; on a GPU record it if launches would take most of its time."""
-        small = x[:, 0].numel() * self.net.dim <= MOST_RECORDED
+        small = x[:, 0].numel() * self.net.dim <= MAX_RECORDED_CALL
         if not small or self.compiled or self.offload_skips or not records(x.device):
             # A recording reserves its memory, which a call that is not recorded may need.
             self.forget()

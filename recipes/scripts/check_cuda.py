@@ -48,7 +48,7 @@ from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.sampler import Sampler
 from c2fdft_cli.engine.tools.bench import network_macs, random_batch
-from c2fdft_cli.engine.train.step.memory import step_bytes, training_kernels, weight_bytes
+from c2fdft_cli.engine.train.step.memory import kernels_in_use, step_bytes, weight_bytes
 from c2fdft_cli.engine.train.step.objective import Objective
 from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.engine.weights.build import make_network
@@ -577,7 +577,7 @@ def memory(check: Check) -> None:
         check.expect(f"bytes of strips of {rows} rows", 0.8 < ratio < 1.2, of_plan=round(ratio, 3))
     stepper = make_stepper(random_network(check.network(), runtime.device), runtime)
     fixed = weight_bytes(sum(p.numel() for p in model.parameters()), runtime.dtype)
-    kernels = training_kernels(check.network(), "off", runtime)
+    kernels = kernels_in_use(check.network(), "off", runtime)
     for patch in (32, 64, 128):
         peak = _allocated_by(partial(stepper.try_out, random_batch(8, patch, 1000), 8))
         planned = fixed + 8 * step_bytes(check.network(), Stage(), 1, patch, runtime, kernels)

@@ -321,8 +321,8 @@ def test_a_line_is_folded_to_the_width_of_a_terminal(
 ) -> None:
     master, end = open_terminal(columns)
     with os.fdopen(master, "rb"), os.fdopen(end, "w") as terminal:
-        assert console.folded(line, terminal) == (shown or line)
-    assert console.folded(line, io.StringIO()) == line
+        assert console.wrapped(line, terminal) == (shown or line)
+    assert console.wrapped(line, io.StringIO()) == line
 
 
 def test_a_job_without_events_draws_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:

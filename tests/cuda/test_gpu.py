@@ -15,7 +15,7 @@ from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.sampler import Sampler
 from c2fdft_cli.engine.tools.bench import random_batch
 from c2fdft_cli.engine.tools.doctor import examine
-from c2fdft_cli.engine.train.step.memory import step_bytes, training_kernels
+from c2fdft_cli.engine.train.step.memory import kernels_in_use, step_bytes
 from c2fdft_cli.engine.train.step.objective import Objective
 from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.execution.cuda.cards import AMPERE, WIDEST_ON_CHIP, lay_out_weights
@@ -143,7 +143,7 @@ def test_the_memory_of_a_training_step_is_as_planned(runtime: Runtime) -> None:
     before = start_counting()
     stepper.try_out(batch, 8)
     each = (torch.cuda.max_memory_allocated() - before) / 8
-    kernels = training_kernels(Network(blocks=BLOCKS), "off", runtime)
+    kernels = kernels_in_use(Network(blocks=BLOCKS), "off", runtime)
     planned = step_bytes(Network(blocks=BLOCKS), Stage(), 1, 64, runtime, kernels)
     assert 0.8 * planned < each < 1.6 * planned
 

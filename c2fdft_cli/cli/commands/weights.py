@@ -198,4 +198,4 @@ def _tell(entry: PackagedWeights) -> None:
         f"  model card: {entry.card}",
     )
     for line in lines:
-        sys.stdout.write(console.folded(line, sys.stdout) + "\n")
+        sys.stdout.write(console.wrapped(line, sys.stdout) + "\n")

@@ -17,7 +17,12 @@ from c2fdft_cli.engine.evaluate.sidd import CHOSEN_BY, PROTOCOL, BlockPairs
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.engine.sampling.pairs import PairSource
 from c2fdft_cli.engine.sampling.scoring import Scored, notes_of, restore_and_score, spread_indices
-from c2fdft_cli.engine.sampling.subject import Subject, open_shards, open_subject, trained_timesteps
+from c2fdft_cli.engine.sampling.subject import (
+    Subject,
+    open_subject,
+    open_validation_of,
+    trained_timesteps,
+)
 from c2fdft_cli.errors import CheckpointError, UsageError
 from c2fdft_cli.progress import Job
 from c2fdft_cli.words import many
@@ -48,7 +53,7 @@ def evaluate_weights(
         UsageError, ResourceError, CheckpointError, DataError: whichever occurs first.
     """
     subject = _open(checkpoint, runs, options, pairs)
-    pairs = pairs or open_shards(data, subject)
+    pairs = pairs or open_validation_of(data, subject)
     return _job(subject, pairs, _chosen(pairs, subject, runs, options), runs, options)
 
 
@@ -74,7 +79,7 @@ def compare_weights(
         UsageError, ResourceError, CheckpointError, DataError: whichever occurs first.
     """
     ours, theirs = (_open(path, runs, options, pairs) for path in (a, b))
-    pairs = pairs or open_shards(data, ours)
+    pairs = pairs or open_validation_of(data, ours)
     notes = []
     if theirs.protocol != ours.protocol:
         own, theirs = theirs.protocol.name, replace(theirs, protocol=ours.protocol)

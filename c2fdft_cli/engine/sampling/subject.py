@@ -83,7 +83,7 @@ def open_subject(path: Path, *, protocol: str | None, device: str, precision: st
     )
 
 
-def open_shards(folder: Path | None, subject: Subject) -> ShardPairs:
+def open_validation_of(folder: Path | None, subject: Subject) -> ShardPairs:
     """Open the validation pairs of a shard folder.
 
     Args:

@@ -21,8 +21,8 @@ from c2fdft_cli.engine.sampling.scoring import (
 )
 from c2fdft_cli.engine.sampling.subject import (
     Subject,
-    open_shards,
     open_subject,
+    open_validation_of,
     trained_timesteps,
     weights_digest,
 )
@@ -77,7 +77,7 @@ def sweep(checkpoint: Path, options: SweepOptions) -> Job[Tried, SweepResult]:
         device=options.device,
         precision=options.precision,
     )
-    run = Sweep(options, subject, open_shards(options.data, subject))
+    run = Sweep(options, subject, open_validation_of(options.data, subject))
     total = len(run.schedules) * len(run.names) * len(run.seeds)
     return Job(run.work(), total=total, title="sweep-steps", unit="restoration")
 

@@ -18,7 +18,7 @@ from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.pipeline import cores
 from c2fdft_cli.recipe.schema import Data, Recipe, Stage
 
-MAX_WORKERS = 8
+MAX_AUTO_WORKERS = 8
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108
 _SHARED_BYTES = 1 << 30
 """Shared memory in bytes that the prefetched batches of eight worker processes need."""
@@ -60,7 +60,7 @@ def worker_count(data: Data, device: torch.device, processors: int, shared_bytes
         return 0
     if data.synthesize is None:
         return 2
-    return max(1, min(MAX_WORKERS, processors - 1))
+    return max(1, min(MAX_AUTO_WORKERS, processors - 1))
 
 
 def free_shared_memory() -> float:

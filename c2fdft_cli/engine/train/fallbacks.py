@@ -14,8 +14,8 @@ from c2fdft_cli.engine.train.batches import patch_cycle, rank_share
 from c2fdft_cli.engine.train.plan import TrainPlan
 from c2fdft_cli.engine.train.step.memory import (
     choose_micro_batch,
+    kernels_in_use,
     step_bytes,
-    training_kernels,
     weight_bytes,
 )
 from c2fdft_cli.engine.train.step.stepper import Stepper, StepResult
@@ -87,7 +87,7 @@ class Fallbacks:
     @cached_property
     def _kernels(self) -> Kernels:
         recipe = self._plan.recipe
-        return training_kernels(recipe.network, recipe.train.compile, self._runtime)
+        return kernels_in_use(recipe.network, recipe.train.compile, self._runtime)
 
     def fit(self, batch: Batch) -> None:
         """Choose the micro-batch of this patch size, once; all processes use the same one.

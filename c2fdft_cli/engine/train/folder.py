@@ -288,7 +288,7 @@ class RunFolder:
             if re.fullmatch(r"\d{1,18}", row["iteration"] or "") and row["val_ssim"] is not None
         ]
 
-    def numbered(self, step: int) -> Path:
+    def checkpoint_of(self, step: int) -> Path:
         """Return the path of the checkpoint of a step."""
         return self.checkpoints / f"step-{step:09d}.pt"
 
@@ -300,7 +300,7 @@ class RunFolder:
         """
         # steps are written with nine digits, so the names sort in the order of the steps
         found = sorted(self.checkpoints.glob("step-*.pt"))
-        for path in [one for one in found if one <= self.numbered(step)][:-keep]:
+        for path in [one for one in found if one <= self.checkpoint_of(step)][:-keep]:
             path.unlink()
 
     @contextmanager

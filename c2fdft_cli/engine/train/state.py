@@ -125,7 +125,7 @@ class RunState:
         """
         run = self._plan.run
         if step:
-            numbered = run.numbered(step)
+            numbered = run.checkpoint_of(step)
             self._save_weights(numbered, self.meta(step))
             link(numbered, run.checkpoints / "last.pt")
         # No random state is needed: batches, noise and times are functions of seed and iteration.

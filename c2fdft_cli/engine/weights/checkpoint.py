@@ -177,7 +177,7 @@ def replace_meta(path: Path, meta: Meta, weights: Mapping[str, Tensor]) -> bool:
         loaded: dict[WeightSet, StateDict] = file.load(sets)
     last, held = list(loaded.items())[-1]
     with enough_memory(path):
-        if not same_tensors(plain(full_precision(held, path)), weights):
+        if not same_tensors(plain(in_float32(held, path)), weights):
             return False
     meta.versions = versions()
     if file.is_safetensors:  # this program writes one set to this format
@@ -254,13 +254,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         sets, about = weights_in(file)
         loaded: dict[WeightSet, StateDict] = file.load(sets)
     with enough_memory(path):
-        states = [plain(full_precision(state, path)) for state in loaded.values()]
+        states = [plain(in_float32(state, path)) for state in loaded.values()]
     params, ema = states[0], states[-1]  # the same set if there is only one
     meta = Meta(infer_network(ema, path)) if about is None else read_meta(about, path)
     return Checkpoint(path, params, ema, meta, tuple(loaded))
 
 
-def full_precision(state: Mapping[str, Tensor], path: Path) -> StateDict:
+def in_float32(state: Mapping[str, Tensor], path: Path) -> StateDict:
     """Convert the weights to float32; CheckpointError for values that are not finite there."""
     full = {name: tensor.float() for name, tensor in state.items()}
     for name, tensor in full.items():

@@ -11,7 +11,7 @@ import pytest
 
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.sampling import subject as subject_module
-from c2fdft_cli.engine.sampling.subject import open_shards, trained_timesteps
+from c2fdft_cli.engine.sampling.subject import open_validation_of, trained_timesteps
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, Meta
 from c2fdft_cli.errors import CheckpointError, DataError
 from c2fdft_cli.recipe.schema import Network, Recipe
@@ -56,13 +56,13 @@ def test_another_set_in_the_folder_that_the_weights_name_is_refused(shard_folder
         weights.meta.data, weights.meta.data_val = str(shard_folder), known
         subject = SimpleNamespace(recipe=Recipe(), checkpoint=weights)
         if known != other:
-            assert len(open_shards(None, subject)) == 2
+            assert len(open_validation_of(None, subject)) == 2
             continue
         what = rf"{own[:8]}\) are not those that fine\.pt was trained with \(00000000\)"
         with pytest.raises(DataError, match=what) as caught:
-            open_shards(None, subject)
+            open_validation_of(None, subject)
         assert str(caught.value.hint).endswith(f"--data {shard_folder}")
-        assert len(open_shards(shard_folder, subject)) == 2
+        assert len(open_validation_of(shard_folder, subject)) == 2
 
 
 def test_a_folder_without_validation_shards_is_refused(tmp_path, monkeypatch):
@@ -70,7 +70,7 @@ def test_a_folder_without_validation_shards_is_refused(tmp_path, monkeypatch):
     for pairs in (None, []):
         monkeypatch.setattr(subject_module, "open_validation", lambda *_, pairs=pairs: pairs)
         with pytest.raises(DataError, match=f"^{here}: no validation shards") as caught:
-            open_shards(tmp_path, subject)
+            open_validation_of(tmp_path, subject)
         assert caught.value.hint == "prepare the set again with --val N"
     with pytest.raises(DataError, match=f"^{here}/none: no such folder of shards"):
-        open_shards(tmp_path / "none", subject)
+        open_validation_of(tmp_path / "none", subject)

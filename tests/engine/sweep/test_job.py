@@ -22,7 +22,7 @@ from c2fdft_cli.data.shards.format import Entry, ShardHeader
 from c2fdft_cli.engine.prepare.job import prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.sampling.scoring import Scored
-from c2fdft_cli.engine.sampling.subject import open_shards, open_subject
+from c2fdft_cli.engine.sampling.subject import open_subject, open_validation_of
 from c2fdft_cli.engine.sweep import job as sweep_job
 from c2fdft_cli.engine.sweep import log as sweep_log
 from c2fdft_cli.engine.sweep import report
@@ -624,7 +624,7 @@ def test_single_steps_are_shares_of_the_diffusion(shards: Path, tmp_path: Path) 
     path, few = tmp_path / "c.pt", {"recipe": recipe.to_dict(), "diffusion": recipe.diffusion}
     write_weights(path, "coarse", shards, **few)
     subject = open_subject(path, protocol=None, device="cpu", precision="fp32")
-    one = Sweep(SweepOptions(steps=(1,)), subject, open_shards(None, subject))
+    one = Sweep(SweepOptions(steps=(1,)), subject, open_validation_of(None, subject))
     assert list(one.schedules) == [(99,), (30,), (50,), (70,)]
 
 

@@ -263,7 +263,7 @@ def test_a_network_that_trains_by_the_kernels_is_not_compiled(
     wishes = []
     monkeypatch.setattr(attempts, "MUCH_WORK", 1)
     monkeypatch.setattr(attempts, "compile_in_place", lambda net, wish, _: wishes.append(wish))
-    monkeypatch.setattr(attempts, "training_kernels", lambda *_: frozenset({(part, 8)}))
+    monkeypatch.setattr(attempts, "kernels_in_use", lambda *_: frozenset({(part, 8)}))
     options = set_up(request("coarse", shard_folder, tmp_path / "r", "train.compile=auto"))
     fallbacks_of(options).compile()
     assert wishes == [asked]

@@ -92,7 +92,7 @@ def test_a_folder_with_checkpoints_but_without_a_state_is_not_empty(tmp_path):
     run = RunFolder(tmp_path / "run")
     run.create({})
     run.check_free()
-    run.numbered(3).touch()
+    run.checkpoint_of(3).touch()
     with pytest.raises(UsageError, match="not empty"):
         run.check_free()
 

@@ -195,7 +195,7 @@ def test_large_calls_are_not_recorded(
     graphs: type[Graph],  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(strips, "MOST_RECORDED", 16 * 16 * 8 - 1)
+    monkeypatch.setattr(strips, "MAX_RECORDED_CALL", 16 * 16 * 8 - 1)
     x, t = wave([1, 6, 16, 16], 0.1), torch.tensor([500.0])
     for _ in range(3):
         network(x, t)

@@ -63,7 +63,7 @@ def saved_bytes(
         recompute_levels: whether the backward pass recomputes levels.
         dtype: type that autocast computes in; float32 for no autocast.
         device: device type; under autocast, all but the CPU compute layer norms in float32.
-        kernels: parts that run by kernels that keep less; see `training_kernels`.
+        kernels: parts that run by kernels that keep less; see `kernels_in_use`.
     """
     kept = dict(_saved_bytes(json.dumps(asdict(network)), patch, dtype, device, kernels))
     outside, inputs = kept.pop(OUTSIDE), kept.pop(INPUTS)
@@ -203,7 +203,7 @@ def _of_weight(tensor: Tensor) -> bool:
     return hasattr(made_by, "variable")
 
 
-def training_kernels(network: Network, compiling: Compile, runtime: Runtime) -> Kernels:
+def kernels_in_use(network: Network, compiling: Compile, runtime: Runtime) -> Kernels:
     """Return which parts of a network train with kernels that keep less than torch's operators.
 
     Shapes of blocks that have not been tested yet with the fused Triton kernels are tested now.
@@ -246,7 +246,7 @@ def choose_recompute(
         return stage.recompute
     if runtime.device.type != "cuda":
         return "call"
-    kernels = training_kernels(network, compiling, runtime)
+    kernels = kernels_in_use(network, compiling, runtime)
     usable = int(free_bytes(runtime.device) * MARGIN)
 
     def fits(way: RecomputeSetting, whole: bool) -> bool:

@@ -32,7 +32,7 @@ from c2fdft_cli.recipe.schema import Train
 
 # The one step that was timed, of 14 million values, took 63 to 80 ms and kept an H100 busy for 42
 # (docs/performance.md, On a GPU).
-MOST_RECORDED = 1 << 25
+MAX_RECORDED_STEP = 1 << 25
 """Largest number of values in the first level's stream (pixels x channels) for which a step is
 recorded: with more values the launches no longer limit the GPU."""
 
@@ -145,7 +145,7 @@ class Stepper:
 
     def _is_recorded(self, batch: Batch, micro_batch: int) -> bool:
         """Whether to use a CUDA graph: for a small, undivided batch in a single process."""
-        small = batch.gt[:, 0].numel() * self.net.dim <= MOST_RECORDED
+        small = batch.gt[:, 0].numel() * self.net.dim <= MAX_RECORDED_STEP
         whole = micro_batch >= len(batch) and not dist.is_initialized()
         return small and whole and records(self.runtime.device)
 

@@ -17,9 +17,9 @@ from c2fdft_cli.engine.train.step.memory import (
     OF_CPU,
     choose_micro_batch,
     choose_recompute,
+    kernels_in_use,
     saved_bytes,
     step_bytes,
-    training_kernels,
     weight_bytes,
 )
 from c2fdft_cli.engine.train.step.objective import Objective
@@ -147,7 +147,7 @@ def test_the_kernels_are_counted_where_they_train(monkeypatch, device, dtype, co
     monkeypatch.setattr(memory, "chosen_for", chosen)
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, _: module)
     runtime = Runtime(torch.device(device), dtype)
-    assert training_kernels(SMALL, compiling, runtime) == {(NORM, width) for width in widths}
+    assert kernels_in_use(SMALL, compiling, runtime) == {(NORM, width) for width in widths}
 
 
 def held_after_forward(network, count, patch, device):
@@ -197,7 +197,7 @@ def test_whole_batches_of_each_process_have_to_fit_or_single_images(monkeypatch,
 
     monkeypatch.setattr(memory, "free_bytes", lambda _: free)
     monkeypatch.setattr(memory, "MARGIN", 0.5)
-    monkeypatch.setattr(memory, "training_kernels", lambda *_: NO_KERNELS)
+    monkeypatch.setattr(memory, "kernels_in_use", lambda *_: NO_KERNELS)
     monkeypatch.setattr(memory, "step_bytes", counted)
     stage = FineStage(recompute="auto", patches=[24, 32], batches=[16, 8])
     runtime = Runtime(torch.device("cuda"), world=world)
@@ -268,12 +268,12 @@ def test_what_the_compiled_kernels_keep_is_counted(bias):
 )
 def test_the_compiled_kernels_are_counted_where_they_train(compiling, dtype, expected):
     """Not in blocks that torch.compile traces."""
-    assert training_kernels(SMALL, compiling, Runtime(CPU.device, dtype)) == expected
+    assert kernels_in_use(SMALL, compiling, Runtime(CPU.device, dtype)) == expected
 
 
 def test_without_a_compiler_torchs_kernels_are_counted(monkeypatch):
     monkeypatch.setattr(memory, "kernels_for", lambda device, dtype: None)
-    assert training_kernels(SMALL, "auto", CPU) == NO_KERNELS
+    assert kernels_in_use(SMALL, "auto", CPU) == NO_KERNELS
 
 
 @needs_a_compiler

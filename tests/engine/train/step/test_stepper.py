@@ -269,7 +269,7 @@ def test_micro_batches_large_steps_and_several_processes_are_not_recorded(
 ) -> None:
     stepper = make_stepper()
     if reason == "large":
-        monkeypatch.setattr(stepper_module, "MOST_RECORDED", 2 * 16 * 16 * 8 - 1)
+        monkeypatch.setattr(stepper_module, "MAX_RECORDED_STEP", 2 * 16 * 16 * 8 - 1)
     if reason == "several processes":
         monkeypatch.setattr(stepper_module.dist, "is_initialized", lambda: True)
         monkeypatch.setattr(stepper_module.dist, "all_reduce", lambda loss: None)
