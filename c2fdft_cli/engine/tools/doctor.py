@@ -187,7 +187,8 @@ def _cpu_kernels() -> Finding:
         return Finding("CPU kernels", False, f"torch's ({found})", "compiled kernels are faster")
     half, reason = kernels_or_reason(torch.bfloat16)
     in_half = reason if half is not None else f"torch's ({reason})"
-    return Finding("CPU kernels", True, f"compiled: {found}; for bf16: {in_half}")
+    in_training = "" if kernels.can_train else "; in training torch's (its BLAS has no sgemm_)"
+    return Finding("CPU kernels", True, f"compiled: {found}; for bf16: {in_half}{in_training}")
 
 
 def _opencv() -> Finding:

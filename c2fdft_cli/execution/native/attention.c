@@ -258,30 +258,37 @@ static int depthwise_back(Team team, int images, int height, int width, int c, c
  * of the norm is added to time, [times][c], which is that of all images or of each. Gradients other than
  * that of x are NULL if they are not needed. */
 typedef struct {
-    float *x, *time, *gain, *norm_bias, *qkv, *qkv_bias, *taps, *taps_bias, *temperature, *project,
-        *project_bias;
+    float *x, *gain, *qkv, *taps, *temperature, *project;
+    float *time, *norm_bias, *qkv_bias, *taps_bias, *project_bias; /* only the forward pass reads them */
 } Attend;
 
-/* The parts of `kept`: the norm's shift of each image, qkv before and after the depth-wise convolution,
- * and what `mix` writes. */
-enum { SHIFT, BEFORE, QKV, CHANNELS, MIXING, KEPT };
+/* What the forward pass keeps for the backward pass. */
+enum {
+    SHIFT,    /* [images][c], of the norm */
+    BEFORE,   /* [images][pixels][3c]: q, k and v before the depth-wise convolution */
+    QKV,      /* the same after it */
+    CHANNELS, /* as `Channels` in mixing.h */
+    MIXING,   /* [images][c][c] */
+    ATTEND_KEPT
+};
 
-static ptrdiff_t split_kept(ptrdiff_t images, ptrdiff_t pixels, int c, int heads, float *kept, float **of) {
-    const ptrdiff_t sizes[KEPT] = {
+static ptrdiff_t split_attend(ptrdiff_t images, ptrdiff_t pixels, int c, int heads, float *kept, float **of) {
+    const ptrdiff_t sizes[ATTEND_KEPT] = {
         [SHIFT] = images * c,
         [BEFORE] = 3 * images * pixels * c,
         [QKV] = 3 * images * pixels * c,
         [CHANNELS] = 2 * images * c * (c / heads + 1),
         [MIXING] = images * c * c,
     };
-    return split(KEPT, sizes, kept, of);
+    return split(ATTEND_KEPT, sizes, kept, of);
 }
 
+/* The number of floats that are kept. */
 ptrdiff_t attend_floats(int images, int pixels, int c, int heads) {
-    return split_kept(images, pixels, c, heads, NULL, NULL);
+    return split_attend(images, pixels, c, heads, NULL, NULL);
 }
 
-/* `kept` has `attend_floats` floats. Returns 0, or -1 if memory runs out, as `attend_back`. */
+/* y = x + attention(norm(x, time)); writes `kept` too. Returns 0, or -1 if memory runs out. */
 int attend(Parallel parallel, int threads, const Layer *layer, const Attend *s, float *kept, float *y) {
     enum { WEIGHT, TAPS, SUMS, MATRICES, COUNT };
     Team team = {parallel, threads};
@@ -293,9 +300,9 @@ int attend(Parallel parallel, int threads, const Layer *layer, const Attend *s, 
         [SUMS] = (ptrdiff_t)n * sums_floats(c, d),
         [MATRICES] = n * panel_floats(c, c),
     };
-    float *of[KEPT] = {0}, *at[COUNT], *buffer = allocate(COUNT, sizes, at);
+    float *of[ATTEND_KEPT] = {0}, *at[COUNT], *buffer = allocate(COUNT, sizes, at);
     if (!buffer) return -1;
-    split_kept(n, pixels, c, heads, kept, of);
+    split_attend(n, pixels, c, heads, kept, of);
     norm_shifts(n, c, layer->times, s->time, s->norm_bias, of[SHIFT]);
     for (int channel = 0; channel < 3 * c; channel++) {
         for (int t = 0; t < 9; t++) at[TAPS][t * 3 * c + channel] = s->taps[channel * 9 + t];
@@ -322,11 +329,19 @@ int attend(Parallel parallel, int threads, const Layer *layer, const Attend *s, 
     return failed ? -1 : 0;
 }
 
+/* Write the gradients `to`, from `grad`, that of y, and what `attend` kept. A few images at a time, so that
+ * what one kernel writes is still in the cache for the next. Returns 0, or -1 if memory runs out. */
 int attend_back(Parallel parallel, int threads, Gemm gemm, const Layer *layer, const Attend *s, float *kept,
                 const float *grad, const Attend *to) {
     enum {
-        OF_MIXING, GRAM, TURNED, SCALE, OF_IMAGES, TAPS, MATRICES, WEIGHT, OF_QKV, OF_BEFORE, NORMED, SUMS,
-        OF_TAPS, OF_SOME, COUNT
+        OF_MIXING,    /* gradients of the mixing matrices, [images][c][c] */
+        GRAM, TURNED, SCALE, TEMPERATURES, /* of `mix_back` */
+        TAPS,         /* turned, [10][3c] */
+        MATRICES, WEIGHT, /* packed: the mixing matrices, and the weight of q, k and v, transposed */
+        OF_QKV, OF_BEFORE, NORMED, /* of a few images: gradients after and before the convolution, the norm */
+        SUMS,         /* of `norm_back_rows`, [images][2][c] */
+        OF_TAPS, TAPS_PART, /* [9][3c]: of all images, and of a few */
+        COUNT
     };
     Team team = {parallel, threads};
     int c = layer->c, wide = 3 * c, heads = layer->inner, d = c / heads;
@@ -338,7 +353,7 @@ int attend_back(Parallel parallel, int threads, Gemm gemm, const Layer *layer, c
         [GRAM] = n * c * d,
         [TURNED] = n * c * d,
         [SCALE] = n * 2 * c,
-        [OF_IMAGES] = n * heads,
+        [TEMPERATURES] = n * heads,
         [TAPS] = 10 * wide,
         [MATRICES] = n * panel_floats(c, c),
         [WEIGHT] = panel_floats(wide, c),
@@ -347,11 +362,11 @@ int attend_back(Parallel parallel, int threads, Gemm gemm, const Layer *layer, c
         [NORMED] = step * size,
         [SUMS] = n * 2 * c,
         [OF_TAPS] = 9 * wide,
-        [OF_SOME] = 9 * wide,
+        [TAPS_PART] = 9 * wide,
     };
-    float *of[KEPT] = {0}, *at[COUNT], *buffer = allocate(COUNT, sizes, at);
+    float *of[ATTEND_KEPT] = {0}, *at[COUNT], *buffer = allocate(COUNT, sizes, at);
     if (!buffer) return -1;
-    split_kept(n, pixels, c, heads, kept, of);
+    split_attend(n, pixels, c, heads, kept, of);
     for (ptrdiff_t i = 0; i < n; i++)
         pixel_products(gemm, c, c, pixels, grad + i * size, c, of[QKV] + i * 3 * size + 2 * c, wide, 0,
                        at[OF_MIXING] + i * matrix);
@@ -361,7 +376,7 @@ int attend_back(Parallel parallel, int threads, Gemm gemm, const Layer *layer, c
     }
     memset(at[OF_TAPS], 0, sizeof(float) * 9 * (size_t)wide);
     int failed = mix_back(team, layer->images, c, heads, at[OF_MIXING], of[CHANNELS],
-                          s->temperature, s->project, at[GRAM], at[TURNED], at[SCALE], at[OF_IMAGES],
+                          s->temperature, s->project, at[GRAM], at[TURNED], at[SCALE], at[TEMPERATURES],
                           to->project) ||
                  pack(parallel, threads, layer->images, c, c, of[MIXING], c, 1, matrix, NULL, at[MATRICES]) ||
                  pack(parallel, threads, 1, wide, c, s->qkv, c, 1, 0, NULL, at[WEIGHT]);
@@ -373,18 +388,18 @@ int attend_back(Parallel parallel, int threads, Gemm gemm, const Layer *layer, c
                                 at[MATRICES] + i * panel_floats(c, c), at[GRAM] + (ptrdiff_t)i * c * d,
                                 at[TURNED] + (ptrdiff_t)i * c * d, at[SCALE] + i * 2 * c, at[OF_QKV]) ||
                  depthwise_back(team, images, layer->height, layer->width, wide, of[BEFORE] + i * 3 * size,
-                                at[OF_QKV], at[TAPS], at[OF_BEFORE], at[OF_SOME]) ||
+                                at[OF_QKV], at[TAPS], at[OF_BEFORE], at[TAPS_PART]) ||
                  norm_linear_back(team, images, pixels, c, wide, s->x + i * size, norm, at[WEIGHT],
                                   at[OF_BEFORE], from, at[NORMED], to->x + i * size, at[SUMS] + i * 2 * c) ||
                  (to->qkv_bias && column_sums(team, all, wide, at[OF_BEFORE], i > 0, to->qkv_bias)) ||
                  (to->taps_bias && column_sums(team, all, wide, at[OF_QKV], i > 0, to->taps_bias));
         if (to->qkv)
             pixel_products(gemm, wide, c, all, at[OF_BEFORE], wide, at[NORMED], c, i > 0, to->qkv);
-        for (int j = 0; j < 9 * wide; j++) at[OF_TAPS][j] += at[OF_SOME][j];
+        for (int j = 0; j < 9 * wide; j++) at[OF_TAPS][j] += at[TAPS_PART][j];
     }
     failed = failed || (to->project_bias && column_sums(team, (int)(n * pixels), c, grad, 0, to->project_bias));
     for (int j = 0; to->taps && j < 9 * wide; j++) to->taps[j % wide * 9 + j / wide] = at[OF_TAPS][j];
-    if (to->temperature) add_parts(layer->images, heads, at[OF_IMAGES], to->temperature);
+    if (to->temperature) add_parts(layer->images, heads, at[TEMPERATURES], to->temperature);
     norm_gradients(layer->images, c, layer->times, at[SUMS], to->time, to->gain, to->norm_bias);
     free(buffer);
     return failed ? -1 : 0;

@@ -89,31 +89,41 @@ static void feed_forward_back_item(const void *job, int i, float *normed_grad) {
 
 /* What the layer is computed from, or the gradients of these tensors, as `Attend` in attention.c. */
 typedef struct {
-    float *x, *time, *gain, *norm_bias, *widen, *widen_bias, *narrow, *narrow_bias;
+    float *x, *gain, *widen, *narrow;
+    float *time, *norm_bias, *widen_bias, *narrow_bias; /* only the forward pass reads them */
 } FeedForward;
 
-/* The parts of `kept`: the norm's shift of each image, and the hidden layer before GELU. */
-enum { NORM_SHIFT, HIDDEN_LAYER, LEFT };
+/* What the forward pass keeps for the backward pass. */
+enum {
+    NORM_SHIFT,   /* [images][c] */
+    HIDDEN_LAYER, /* before GELU, [images][pixels][hidden] */
+    FEED_FORWARD_KEPT
+};
 
-static ptrdiff_t split_left(ptrdiff_t images, ptrdiff_t pixels, int c, int hidden, float *kept, float **of) {
-    const ptrdiff_t sizes[LEFT] = {images * c, images * pixels * hidden};
-    return split(LEFT, sizes, kept, of);
+static ptrdiff_t split_feed_forward(ptrdiff_t images, ptrdiff_t pixels, int c, int hidden, float *kept,
+                                    float **of) {
+    const ptrdiff_t sizes[FEED_FORWARD_KEPT] = {
+        [NORM_SHIFT] = images * c,
+        [HIDDEN_LAYER] = images * pixels * hidden,
+    };
+    return split(FEED_FORWARD_KEPT, sizes, kept, of);
 }
 
+/* The number of floats that are kept. */
 ptrdiff_t feed_forward_floats(int images, int pixels, int c, int hidden) {
-    return split_left(images, pixels, c, hidden, NULL, NULL);
+    return split_feed_forward(images, pixels, c, hidden, NULL, NULL);
 }
 
-/* Returns 0, or -1 if memory runs out, as `feed_forward_back`. */
+/* y = x + ffn(norm(x, time)); writes `kept` too. Returns 0, or -1 if memory runs out. */
 int feed_forward(Parallel parallel, int threads, const Layer *layer, const FeedForward *s, float *kept,
                  float *y) {
     enum { WIDEN, NARROW, COUNT };
     Team team = {parallel, threads};
     int n = layer->images, c = layer->c, hidden = layer->inner, of_image = layer->height * layer->width;
-    const ptrdiff_t sizes[COUNT] = {panel_floats(c, hidden), panel_floats(hidden, c)};
-    float *of[LEFT] = {0}, *at[COUNT], *buffer = allocate(COUNT, sizes, at);
+    const ptrdiff_t sizes[COUNT] = {[WIDEN] = panel_floats(c, hidden), [NARROW] = panel_floats(hidden, c)};
+    float *of[FEED_FORWARD_KEPT] = {0}, *at[COUNT], *buffer = allocate(COUNT, sizes, at);
     if (!buffer) return -1;
-    split_left(n, of_image, c, hidden, kept, of);
+    split_feed_forward(n, of_image, c, hidden, kept, of);
     norm_shifts(n, c, layer->times, s->time, s->norm_bias, of[NORM_SHIFT]);
     Layers job = {.tiles = tiles_of(n, of_image), .c = c, .hidden = hidden, .x = s->x,
                   .norm = {s->gain, of[NORM_SHIFT], layer->eps, layer->centred}, .first = at[WIDEN],
@@ -125,8 +135,9 @@ int feed_forward(Parallel parallel, int threads, const Layer *layer, const FeedF
     return failed ? -1 : 0;
 }
 
-/* A few images at a time, or a part of one, so that what one kernel writes is still in the cache for the
- * products that sum over these pixels. */
+/* Write the gradients `to`, from `grad`, that of y, and what `feed_forward` kept. A few images at a time, or
+ * a part of one, so that what one kernel writes is still in the cache for the products that sum over these
+ * pixels. Returns 0, or -1 if memory runs out. */
 int feed_forward_back(Parallel parallel, int threads, Gemm gemm, const Layer *layer, const FeedForward *s,
                       float *kept, const float *grad, const FeedForward *to) {
     enum { NARROW, WIDEN, ACTIVE, OF_HIDDEN, NORMED, PART, SUMS, COUNT };
@@ -145,9 +156,9 @@ int feed_forward_back(Parallel parallel, int threads, Gemm gemm, const Layer *la
         [PART] = (ptrdiff_t)images * 2 * c,
         [SUMS] = (ptrdiff_t)n * 2 * c,
     };
-    float *of[LEFT] = {0}, *at[COUNT], *buffer = allocate(COUNT, sizes, at);
+    float *of[FEED_FORWARD_KEPT] = {0}, *at[COUNT], *buffer = allocate(COUNT, sizes, at);
     if (!buffer) return -1;
-    split_left(n, of_image, c, hidden, kept, of);
+    split_feed_forward(n, of_image, c, hidden, kept, of);
     memset(at[SUMS], 0, sizeof(float) * (size_t)sizes[SUMS]);
     int failed = pack(parallel, threads, 1, c, hidden, s->narrow, hidden, 1, 0, NULL, at[NARROW]) ||
                  pack(parallel, threads, 1, hidden, c, s->widen, c, 1, 0, NULL, at[WIDEN]);

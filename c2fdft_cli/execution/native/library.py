@@ -113,11 +113,14 @@ class Kernels:
 
         Raises:
             MemoryError: there is no memory for its buffers.
+            RuntimeError: `can_train` is false.
         """
+        if self._gemm is None:  # a call through a null pointer would end the process
+            raise RuntimeError("torch's libraries have no sgemm_, which training needs")
         self.call(name, self._gemm, *arguments)
 
     def floats(self, name: str, *sizes: int) -> int:
-        """Return the size of a buffer, as one of the functions with this result computes it."""
+        """Return the number of floats that a buffer needs, from the function of this name."""
         return int(getattr(self._library, name)(*sizes))
 
     def pack(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -6,7 +6,8 @@
  *
  * Activations are [pixel][channel]. Work is divided into items by size alone, never by the number
  * of threads, and sums over items are added in the order of the items. So results do not depend on
- * the number of threads, and every run on one machine gives the same bits.
+ * the number of threads, and every run on one machine gives the same bits. Of the products that
+ * torch's BLAS computes in training (`pixel_products` in tiles.h) this is not known.
  */
 #pragma once
 #include <stddef.h>

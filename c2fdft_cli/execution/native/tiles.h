@@ -89,7 +89,8 @@ static float *allocate(int count, const ptrdiff_t *sizes, float **parts) {
     return buffer;
 }
 
-/* sgemm of torch's BLAS, which is the fastest for sums over pixels. Its matrices are column-major. */
+/* sgemm of torch's BLAS, which is the fastest for sums over pixels. Its matrices are column-major, and its
+ * integers have 32 bits, as torch's own calls of it do. */
 typedef void (*Gemm)(const char *, const char *, const int *, const int *, const int *, const float *,
                      const float *, const int *, const float *, const int *, const float *, float *,
                      const int *);

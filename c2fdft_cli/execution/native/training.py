@@ -2,10 +2,10 @@
 
 The formulas are those of `execution.block_gradients`, for the norm those of norm.h. The kernels
 work on tiles of pixels, and apply the norm, GELU and their derivatives to a tile while it is in the
-cache. Products that sum over the pixels, such as the gradients of weights, are torch's BLAS: it is
-faster there. The backward pass takes a few images at a time, in the feed-forward network also a
-part of one, so that what one kernel writes is still in the cache for the next. It computes norms
-and GELU again, which is faster than to keep them.
+cache. The gradients of weight matrices, products that sum over the pixels, are left to torch's
+BLAS: it is faster there. The backward pass takes a few images at a time, in the feed-forward
+network also a part of one, so that what one kernel writes is still in the cache for the next. It
+computes norms and GELU again, which is faster than to keep them.
 
 A pass of a layer is a single call: between large kernels, Python and torch find nothing of theirs
 in the cache, and the hundreds of small operations of a block took a tenth of a step.
@@ -62,7 +62,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, kernels: Kernels) -> 
     Raises:
         ValueError: the widths of x and weight differ.
     """
-    _check_widths(weight.shape[1], x)
+    if x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"expected {weight.shape[1]} channels, got {list(x.shape)}")
     return _Linear.apply(x, weight, bias, kernels)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -74,13 +75,12 @@ def attend(
     Raises:
         ValueError: the shapes do not fit, or the width is not a multiple of the heads.
     """
-    width, heads = attention.qkv.in_channels, attention.heads
-    _check_inputs(width, x, time, norm)
-    if width % heads:
-        raise ValueError(f"{width} channels are not a multiple of {heads} heads")
-    return _NormedLayer.apply(  # type: ignore[no-any-return, no-untyped-call]
-        kernels, "attend", heads, x, time, *_attention_weights(norm, attention)
-    )
+    c, heads = x.shape[-1], attention.heads
+    if c % heads:
+        raise ValueError(f"{c} channels are not a multiple of {heads} heads")
+    weights = _attention_weights(norm, attention)
+    _check_sizes(x, time, weights, (c, 3 * c * c, 27 * c, heads, c * c, c, 3 * c, 3 * c, c))
+    return _NormedLayer.apply(kernels, "attend", heads, 5, x, time, *weights)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def feed_forward(
@@ -91,39 +91,36 @@ def feed_forward(
     Raises:
         ValueError: the shapes do not fit.
     """
-    _check_inputs(ffn.project_in.in_channels, x, time, norm)
-    hidden = ffn.project_in.out_channels
-    return _NormedLayer.apply(  # type: ignore[no-any-return, no-untyped-call]
-        kernels, "feed_forward", hidden, x, time, *_feed_forward_weights(norm, ffn)
-    )
+    c, hidden = x.shape[-1], ffn.project_in.weight.shape[0]
+    weights = _feed_forward_weights(norm, ffn)
+    _check_sizes(x, time, weights, (c, c * hidden, c * hidden, c, hidden, c))
+    return _NormedLayer.apply(kernels, "feed_forward", hidden, 3, x, time, *weights)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _attention_weights(norm: PixelNorm, attention: Attention) -> Weights:
-    qkv, taps, out = attention.qkv, attention.qkv_dwconv, attention.project_out
+    """Return the weights in the order of `Attend` in attention.c, without x and time."""
+    gain, qkv, taps, out = norm.body, attention.qkv, attention.qkv_dwconv, attention.project_out
     return (
-        *(norm.body.weight, norm.body.bias, qkv.weight, qkv.bias, taps.weight, taps.bias),
-        *(attention.temperature, out.weight, out.bias),
+        *(gain.weight, qkv.weight, taps.weight, attention.temperature, out.weight),
+        *(gain.bias, qkv.bias, taps.bias, out.bias),
     )
 
 
 def _feed_forward_weights(norm: PixelNorm, ffn: FeedForward) -> Weights:
-    widen, narrow = ffn.project_in, ffn.project_out
-    return (
-        *(norm.body.weight, norm.body.bias),
-        *(widen.weight, widen.bias, narrow.weight, narrow.bias),
-    )
+    """Return the weights in the order of `FeedForward` in feed_forward.c, without x and time."""
+    gain, widen, narrow = norm.body, ffn.project_in, ffn.project_out
+    return gain.weight, widen.weight, narrow.weight, gain.bias, widen.bias, narrow.bias
 
 
-def _check_inputs(width: int, x: Tensor, time: Tensor, norm: PixelNorm) -> None:
-    _check_widths(width, x, time, norm.body.weight)
-    if len(time) not in (1, len(x)):
-        raise ValueError(f"expected a time, or one for each of {len(x)} images, got {len(time)}")
-
-
-def _check_widths(width: int, *tensors: Tensor) -> None:
-    for one in tensors:
-        if one.shape[-1] != width:
-            raise ValueError(f"expected {width} channels, got {list(one.shape)}")
+def _check_sizes(x: Tensor, time: Tensor, weights: Weights, sizes: Sequence[int]) -> None:
+    """Raise ValueError unless the kernels, which get addresses, stay within these tensors."""
+    n, width = x.shape[0], x.shape[-1]
+    if x.dim() != 4 or time.shape not in ((1, width), (n, width)):
+        raise ValueError(f"a time of shape {list(time.shape)} does not fit {list(x.shape)}")
+    for one, size in zip(weights, sizes, strict=True):
+        if one is not None and one.numel() != size:
+            what = f"weights of shape {list(one.shape)} do not fit {width} channels"
+            raise ValueError(f"{what}: {size} values expected")
 
 
 class _Linear(torch.autograd.Function):
@@ -168,43 +165,56 @@ class _Layer(ctypes.Structure):
 class _NormedLayer(torch.autograd.Function):
     """`x + f(norm(x, time))`, by the kernels `name` and `name_back`.
 
-    inner: the number of heads, or the width of the hidden layer. weights: gain and bias of the norm
-    and what f has, in the order of the kernel's structure.
+    inner: the number of heads, or the width of the hidden layer. weights: those that the backward
+    pass reads, `read` of them, then the biases, that of the norm first.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, kernels: Kernels, name: str, inner: int, x: Tensor, time: Tensor, *weights: Tensor
+        ctx: Any,
+        kernels: Kernels,
+        name: str,
+        inner: int,
+        read: int,
+        x: Tensor,
+        time: Tensor,
+        *weights: Tensor | None,
     ) -> Tensor:
-        tensors = [None if one is None else one.contiguous() for one in (x, time, *weights)]
+        given = (x, *weights[:read], time, *weights[read:])
+        tensors = [None if one is None else one.contiguous() for one in given]
         n, h, w, c = x.shape
-        layer = _Layer(
-            *(n, h, w, c, inner, len(time), weights[1] is not None, _CACHED_VALUES, NORM_EPS)
-        )
+        centred = weights[read] is not None
+        layer = _Layer(n, h, w, c, inner, time.shape[0], centred, _CACHED_VALUES, NORM_EPS)
         kept = x.new_empty(kernels.floats(f"{name}_floats", n, h * w, c, inner))
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
         kernels.call(
             *(name, ctypes.byref(layer), _addresses(tensors), kept.data_ptr(), y.data_ptr())
         )
-        ctx.save_for_backward(kept, *tensors)
-        ctx.kernels, ctx.name, ctx.layer = kernels, name, layer
+        # Not time and the biases: whoever changes them in place before the backward pass may do so.
+        ctx.save_for_backward(kept, *tensors[: read + 1])
+        ctx.shapes = [None if one is None else one.shape for one in given]
+        ctx.kernels, ctx.name, ctx.layer, ctx.read = kernels, name, layer, read
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # Read only once, because a recomputed level provides the saved tensors only once.
-        kept, x, *others = ctx.saved_tensors
-        grad, dx = grad.contiguous(), torch.empty_like(x)
+        kept, x, *weights = ctx.saved_tensors
+        needs, read, grad = ctx.needs_input_grad[4:], ctx.read, grad.contiguous()
+        needed = (True, *needs[2 : 2 + read], needs[1], *needs[2 + read :])
         gradients = [
-            torch.empty_like(one) if needed else None
-            for one, needed in zip(others, ctx.needs_input_grad[4:], strict=True)
+            grad.new_empty(shape) if need and shape is not None else None
+            for shape, need in zip(ctx.shapes, needed, strict=True)
         ]
+        tensors = [x, *weights, *[None] * (len(gradients) - len(weights) - 1)]
         ctx.kernels.call_backward(
-            *(f"{ctx.name}_back", ctypes.byref(ctx.layer), _addresses([x, *others])),
-            *(kept.data_ptr(), grad.data_ptr(), _addresses([dx, *gradients])),
+            *(f"{ctx.name}_back", ctypes.byref(ctx.layer), _addresses(tensors)),
+            *(kept.data_ptr(), grad.data_ptr(), _addresses(gradients)),
         )
-        return None, None, None, dx, *gradients
+        dx, *of_weights = gradients[: read + 1]
+        dtime, *of_biases = gradients[read + 1 :]
+        return None, None, None, None, dx, dtime, *of_weights, *of_biases
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:

@@ -299,7 +299,7 @@ def test_results_do_not_depend_on_the_number_of_threads(kernels: Kernels) -> Non
             leaf = x.clone().requires_grad_()
             y = feed_forward(attend(leaf, time, norm, attn, kernels), time, norm, ffn, kernels)
             y.backward(x)
-            # The gradients of other weights are torch's products, and so may be what follows from
+            # The gradients of other weights are of torch's BLAS, and so may be what follows from
             # them: at this size torch divides none of them.
             found.append([y, leaf.grad, attn.qkv_dwconv.weight.grad, norm.body.weight.grad])
     finally:
@@ -327,27 +327,76 @@ def test_counted_and_fake_operators_are_torchs(kernels: Kernels) -> None:
     assert training_kernels(weight[:0]) is None
 
 
-def test_a_wrong_width_is_refused(kernels: Kernels) -> None:
-    x, time = wave([1, 3, 3, 8], 0.37), torch.zeros(1, 6)
+def layers() -> list[tuple[Callable[..., Tensor], nn.Module, nn.Module]]:
+    """Return both layers with a norm and what comes after it."""
+    made = ((attend, Attention(6, 2, True)), (feed_forward, FeedForward(6, 2.0, True)))
+    return [(layer, *parts("with_bias", part)) for layer, part in made]
+
+
+def test_tensors_that_do_not_fit_are_refused(kernels: Kernels) -> None:
+    """The kernels get addresses, and would read and write beyond the tensors."""
+    x = wave([2, 3, 3, 6], 0.37)
     with pytest.raises(ValueError, match=r"expected 6 channels, got \[1, 3, 3, 8\]"):
-        linear(x, wave([4, 6], 0.53), None, kernels)
-    with pytest.raises(ValueError, match="expected 6 channels"):
-        feed_forward(x, time, *parts("with_bias", FeedForward(6, 1.0, False)), kernels)
-    with pytest.raises(ValueError, match="expected 6 channels"):
-        attend(x, time, *parts("with_bias", Attention(6, 2, False)), kernels)
-    with pytest.raises(ValueError, match="8 channels are not a multiple of 3 heads"):
-        attend(x, torch.zeros(1, 8), PixelNorm(8, "bias_free"), Attention(8, 3, False), kernels)
-    for layer, part in (
-        (feed_forward, FeedForward(8, 1.0, False)),
-        (attend, Attention(8, 2, False)),
-    ):
-        norm = PixelNorm(8, "bias_free")
-        with pytest.raises(ValueError, match=r"expected 8 channels, got \[1, 6\]"):
-            layer(x, time, norm, part, kernels)
-        with pytest.raises(ValueError, match=r"expected 8 channels, got \[6\]"):
-            layer(x, torch.zeros(1, 8), PixelNorm(6, "bias_free"), part, kernels)
-        with pytest.raises(ValueError, match="a time, or one for each of 1 images, got 2"):
-            layer(x, torch.zeros(2, 8), norm, part, kernels)
+        linear(wave([1, 3, 3, 8], 0.37), wave([4, 6], 0.53), None, kernels)
+    with pytest.raises(ValueError, match="6 channels are not a multiple of 4 heads"):
+        attend(x, x[:1, 0, 0], PixelNorm(6, "with_bias"), Attention(6, 4, True), kernels)
+    for layer, norm, part in layers():
+        for shape in ([1, 8], [3, 6], [6], [2, 1, 6], [1, 3, 6]):
+            with pytest.raises(
+                ValueError, match=r"a time of shape \[.* does not fit \[2, 3, 3, 6\]"
+            ):
+                layer(x, torch.zeros(shape), norm, part, kernels)
+        for module in (*norm.modules(), *part.modules()):
+            for name, right in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(torch.cat([right, right])))
+                with pytest.raises(ValueError, match=r"weights of shape .* do not fit 6 channels"):
+                    layer(x, torch.zeros(1, 6), norm, part, kernels)
+                setattr(module, name, right)
+        layer(x, torch.zeros(1, 6), norm, part, kernels)
+
+
+def test_a_hidden_layer_has_the_width_of_its_weights(kernels: Kernels) -> None:
+    """Such as one that was pruned: the attributes of its convolutions state the former width."""
+    made = parts("with_bias", FeedForward(6, 4.0, True))
+    ffn = made[1]
+    ffn.project_in.weight = nn.Parameter(ffn.project_in.weight[:7].detach())
+    ffn.project_in.bias = nn.Parameter(ffn.project_in.bias[:7].detach())
+    ffn.project_out.weight = nn.Parameter(ffn.project_out.weight[:, :7].detach())
+    agree_in(feed_forward, kernels, made, 2, (5, 9))
+
+
+def test_what_only_the_forward_pass_reads_may_change_before_the_backward_pass(
+    kernels: Kernels,
+) -> None:
+    x, time = wave([2, 5, 7, 6], 0.37), wave([2, 6], 0.9).requires_grad_()
+    for layer, norm, part in layers():
+        leaves = [time, *norm.parameters(), *part.parameters()]
+        biases = [module.bias for module in (*norm.modules(), *part.modules()) if has_bias(module)]
+        before = torch.autograd.grad(layer(x, time, norm, part, kernels).sum(), leaves)
+        loss = layer(x, time, norm, part, kernels).sum()
+        with torch.no_grad():
+            for one in (time, *biases):
+                one.mul_(3)
+        for mine, theirs in zip(torch.autograd.grad(loss, leaves), before, strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def has_bias(module: nn.Module) -> bool:
+    return getattr(module, "bias", None) is not None
+
+
+def test_without_torchs_blas_torchs_operators_train(
+    kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_gemm", None)
+    monkeypatch.setattr(f"{training_kernels.__module__}.kernels_for", lambda *_: kernels)
+    weight = wave([4, 6], 0.53)
+    assert not kernels.can_train
+    assert training_kernels(weight) is None
+    layer, *both = layers()[1]
+    y = layer(wave([1, 3, 3, 6], 0.3), torch.zeros(1, 6), *both, kernels)
+    with pytest.raises(RuntimeError, match="have no sgemm_"):
+        y.sum().backward()
 
 
 @pytest.mark.parametrize("layer", [attend, feed_forward])
