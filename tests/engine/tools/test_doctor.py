@@ -130,8 +130,8 @@ def test_the_kernels_of_this_cpu_are_reported(monkeypatch: pytest.MonkeyPatch) -
     found = findings()["CPU kernels"]
     assert (found.good, found.found) == (False, "torch's (C2FDFT_NATIVE is off)")
     kernels = {
-        torch.float32: (object(), "/home/a/1.so"),
-        torch.bfloat16: (object(), "/home/a/2.so"),
+        torch.float32: (SimpleNamespace(can_train=True), "/home/a/1.so"),
+        torch.bfloat16: (SimpleNamespace(can_train=False), "/home/a/2.so"),
     }
     monkeypatch.setattr(doctor, "kernels_or_reason", kernels.get)
     found = findings()["CPU kernels"]
@@ -139,6 +139,8 @@ def test_the_kernels_of_this_cpu_are_reported(monkeypatch: pytest.MonkeyPatch) -
     kernels[torch.bfloat16] = None, "no AVX-512 BF16"
     found = findings()["CPU kernels"]
     assert found.found == "compiled: /home/a/1.so; for bf16: torch's (no AVX-512 BF16)"
+    kernels[torch.float32] = SimpleNamespace(can_train=False), "/home/a/1.so"
+    assert findings()["CPU kernels"].found.endswith("in training torch's (its BLAS has no sgemm_)")
 
 
 @pytest.mark.parametrize(
