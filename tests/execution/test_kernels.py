@@ -30,7 +30,9 @@ def test_only_a_cpu_sums_half_precision_in_pieces():
     assert calls(512, "meta") == calls(16, "meta")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.acceptance)]
+)
 def test_one_compilation_serves_all_sizes(dtype):
     torch._dynamo.reset()
     count = CompileCounter()

@@ -37,7 +37,7 @@ class TrainView:
     """Collects the events of a training, of which `done` iterations are done, and renders them."""
 
     def __init__(self, plan: TrainPlan, done: int, screen: Console) -> None:
-        self._options = plan
+        self._plan = plan
         self._screen = screen
         self._steps: deque[StepDone] = deque(maxlen=SMOOTH_STEPS)
         self._remarks: deque[str] = deque(maxlen=REMARKS)
@@ -64,7 +64,7 @@ class TrainView:
     def __rich__(self) -> RenderableType:
         lines = [Text(line, style="dim") for line in self._remarks]
         body = Group(self._bar, self._numbers(), *lines)
-        return console.Inset(Panel(body, title=str(self._options.run.path), title_align="left"))
+        return console.Inset(Panel(body, title=str(self._plan.run.path), title_align="left"))
 
     def _numbers(self) -> RenderableType:
         if not self._steps:
@@ -84,7 +84,7 @@ class TrainView:
             ("patch", f"{last.patch} px"), ("batch", str(last.batch)), ("lr", f"{last.lr:.3g}"),
             ("mean loss", f"{loss:.4f}"), ("images/s", f"{rate:.1f}"),
             ("data wait", f"{waited:.1%}"),
-            ("precision", self._options.runtime.precision),
+            ("precision", self._plan.runtime.precision),
             ("memory", binary_size(last.memory)),
             ("best", self._best_score()),
         )  # fmt: skip

@@ -160,8 +160,8 @@ def test_the_budget_covers_what_a_run_holds(
     [
         ({}, None),
         ({}, 32),
-        ({"eta": 1.0}, None),
-        ({"samples": 3}, None),
+        pytest.param({"eta": 1.0}, None, marks=pytest.mark.acceptance),
+        pytest.param({"samples": 3}, None, marks=pytest.mark.acceptance),
         ({"transforms": (0, 1, 2)}, None),
         ({"eta": 1.0, "samples": 3}, 32),
     ],

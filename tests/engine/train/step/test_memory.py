@@ -91,7 +91,7 @@ def test_gradients_and_cast_weights_are_counted():
 @pytest.mark.parametrize(
     ("device", "fused"),
     [
-        ("cpu", False),
+        pytest.param("cpu", False, marks=pytest.mark.acceptance),
         pytest.param("cuda", False, marks=pytest.mark.acceptance),
         ("cuda", True),
     ],
@@ -226,8 +226,17 @@ def test_with_recomputing_memory_does_not_grow_with_the_steps():
     assert peak("level", 8) < 1.05 * level
 
 
-@pytest.mark.parametrize("recompute", ["none", "level"])
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize(
+    ("kind", "recompute"),
+    [
+        *((kind, "none") for kind in NETWORKS),
+        ("narrow", "level"),
+        *(
+            pytest.param(kind, "level", marks=pytest.mark.acceptance)
+            for kind in sorted({*NETWORKS} - {"narrow"})
+        ),
+    ],
+)
 def test_the_estimate_is_near_the_bytes_held(kind, recompute):
     network = replace(NETWORKS[kind], blocks=[3, 1, 1, 1])  # one block of each is counted
     held = peak(recompute, 1, network)

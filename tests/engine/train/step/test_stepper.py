@@ -151,7 +151,7 @@ def test_skipped_steps_in_a_row_are_counted() -> None:
 @pytest.mark.parametrize(
     ("recompute", "dtype"),
     [
-        (None, torch.float32),
+        pytest.param(None, torch.float32, marks=pytest.mark.acceptance),
         ("none", torch.float32),
         pytest.param("call", torch.bfloat16, marks=pytest.mark.acceptance),
         pytest.param("level", torch.float32, marks=pytest.mark.acceptance),
