@@ -313,7 +313,7 @@ def test_running_out_of_memory_in_scoring_skips_only_the_score(
 
     monkeypatch.setattr(Sampler, "__call__", called)
     monkeypatch.setattr(Executor, "__init__", started)
-    _, events = run(request("coarse", shard_folder, tmp_path / "run"))
+    _, events = run(request("coarse", shard_folder, tmp_path / "run", "train.validate_every=4"))
     expected = "step 4: not enough memory to restore the validation images, so there is no score"
     assert expected in notices(events)
     scored = [bool(row["val_psnr"]) for row in metrics(tmp_path / "run")]
