@@ -123,7 +123,7 @@ class Checkpoint:
         return task if isinstance(task, str) else None
 
     def timesteps(self) -> list[int]:
-        """Return the timesteps to sample at: the file's own, otherwise 4, spaced by default."""
+        """Return the timesteps to sample at: the file's own, otherwise 4, or all if fewer exist."""
         total = self.meta.diffusion.timesteps
         return self.meta.grid or spaced_timesteps(min(4, total), total=total)
 

@@ -60,7 +60,7 @@ _SIGNATURES = {
 }
 _TRAINING_SIGNATURES = {
     "linear": ("i", "pi iiii pl ppp"),
-    "mix": ("i", "pi iii ppp pp"),
+    "mix": ("i", "pi iii ppp pp"),  # `attend` calls it; the tests alone call it from Python
     "attend_floats": ("l", "iiii"),
     "attend": ("i", "pi pppp"),
     "attend_back": ("i", "pi p ppppp"),

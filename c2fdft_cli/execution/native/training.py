@@ -8,7 +8,7 @@ network also a part of one, so that what one kernel writes is still in the cache
 computes norms and GELU again, which is faster than to keep them.
 
 A pass of a layer is a single call: between large kernels, Python and torch find nothing of theirs
-in the cache, and the hundreds of small operations of a block took 2 to 8 % of a step.
+in the cache, and the small operations that this replaced took 2 to 8 % of a step.
 """
 
 from __future__ import annotations

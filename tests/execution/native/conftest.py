@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from typing import NoReturn
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def kernels() -> Kernels:
     """The float32 kernels compiled for this machine; skips the test if there are none."""
     found = built(torch.float32)
     if not found.can_train:
-        pytest.skip("torch's libraries have no sgemm_")
+        lacking("torch's libraries have no sgemm_")
     return found
 
 
@@ -38,7 +39,11 @@ def built(dtype: torch.dtype) -> Kernels:
         return found
     if dtype == torch.bfloat16 and reason in (NO_BF16, AMX):
         pytest.skip(reason)
-    # If golden checks must not be skipped, a failed build must not be skipped either.
+    return lacking(reason)
+
+
+def lacking(reason: str) -> NoReturn:
+    """Skip the test; fail if golden checks must not be skipped, as then no failed build may be."""
     strict = os.environ.get("CI") or os.environ.get(MISSING_DATA) == "fail"
     if strict and sys.platform == "linux" and any(map(shutil.which, COMPILERS)):
         pytest.fail(f"there is a compiler, but no kernels: {reason}")
