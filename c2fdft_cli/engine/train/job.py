@@ -27,13 +27,8 @@ from c2fdft_cli.engine.train.events import (
 from c2fdft_cli.engine.train.fallbacks import Fallbacks
 from c2fdft_cli.engine.train.folder import draw_curves
 from c2fdft_cli.engine.train.plan import TrainPlan
-from c2fdft_cli.engine.train.state import (
-    LoadedState,
-    RunImages,
-    RunState,
-    StateToResume,
-    machine,
-)
+from c2fdft_cli.engine.train.saving import RunImages, RunState, machine
+from c2fdft_cli.engine.train.state import LoadedState, StateToResume
 from c2fdft_cli.engine.train.step.objective import make_objective
 from c2fdft_cli.engine.train.step.stepper import CALMER, Stepper, StepResult
 from c2fdft_cli.engine.train.tensorboard import TensorBoard

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from c2fdft_cli.core.learning_rate import learning_rate
 from c2fdft_cli.engine.train.folder import RunFolder
+from c2fdft_cli.engine.train.state import StateToResume
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.recipe.schema import Recipe, Stage
 from c2fdft_cli.vocabulary import TrainedStage
-
-if TYPE_CHECKING:
-    from c2fdft_cli.engine.train.state import StateToResume
 
 
 @dataclass(frozen=True)

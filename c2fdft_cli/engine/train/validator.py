@@ -26,7 +26,7 @@ from c2fdft_cli.engine.sampling.scoring import (
 )
 from c2fdft_cli.engine.train.events import Notice, TrainEvent, Validated
 from c2fdft_cli.engine.train.plan import TrainPlan
-from c2fdft_cli.engine.train.state import RunState
+from c2fdft_cli.engine.train.saving import RunState
 from c2fdft_cli.engine.train.tensorboard import TensorBoard
 from c2fdft_cli.engine.weights.build import alpha_bar_of_recipe
 from c2fdft_cli.errors import ResourceError

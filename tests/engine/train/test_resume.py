@@ -23,7 +23,7 @@ from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.sweep.job import sweep
 from c2fdft_cli.engine.sweep.options import Rule, SweepOptions
 from c2fdft_cli.engine.tools.bench import random_batch
-from c2fdft_cli.engine.train import setup
+from c2fdft_cli.engine.train import saving, setup
 from c2fdft_cli.engine.train import state as states
 from c2fdft_cli.engine.train.dry_run import estimate_training
 from c2fdft_cli.engine.train.events import Validated
@@ -237,7 +237,7 @@ def test_a_save_that_fails_removes_no_checkpoint(stopped, monkeypatch):
     def full(*_):
         raise ResourceError("the disk is full")
 
-    monkeypatch.setattr(states, "save_tensors", full)
+    monkeypatch.setattr(saving, "save_tensors", full)
     before = set((stopped / "checkpoints").glob("step-*.pt"))
     with pytest.raises(ResourceError, match="the disk is full"):
         resume("coarse", stopped)

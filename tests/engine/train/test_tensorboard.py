@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from c2fdft_cli.engine.train import state as states
+from c2fdft_cli.engine.train import saving
 from c2fdft_cli.engine.train.events import StepDone
 from c2fdft_cli.engine.train.folder import RunFolder
 from c2fdft_cli.engine.train.job import train
@@ -77,14 +77,14 @@ def test_events_are_on_disk_when_the_state_is_saved(tmp_path, shard_folder):
 
 def test_events_are_flushed_before_each_save(tmp_path, shard_folder, monkeypatch):
     """TensorBoard writes in a thread, which only seldom lags behind."""
-    calls, save = [], states.save_tensors
+    calls, save = [], saving.save_tensors
 
     def saved(path, content):
         calls.append("save")
         save(path, content)
 
     monkeypatch.setattr(TensorBoard, "flush", lambda _: calls.append("flush"))
-    monkeypatch.setattr(states, "save_tensors", saved)
+    monkeypatch.setattr(saving, "save_tensors", saved)
     events = iter(train(set_up(request("coarse", shard_folder, tmp_path / "run"))))
     next(events)
     events.close()
