@@ -70,7 +70,7 @@ def fused_passes() -> Passes:
     return Passes(passes.gather, passes.mixing, passes.apply)
 
 
-class Trial(NamedTuple):
+class KernelTrial(NamedTuple):
     """The result of comparing one part of the kernels with the plain version.
 
     error: relative difference from the plain result, or None if the kernel failed.
@@ -171,7 +171,7 @@ def has_triton() -> bool:
 
 def try_out(
     block: PreparedBlock, device: torch.device, width: int, even_slower: bool = False
-) -> tuple[Passes, list[Trial]]:
+) -> tuple[Passes, list[KernelTrial]]:
     """Compare and time the kernels part by part on random pixels.
 
     Returns:
@@ -180,7 +180,7 @@ def try_out(
     try:
         fused = fused_passes()
     except Exception as error:  # whatever Triton lacks here, the plain passes need none of it
-        return PLAIN, [Trial("all", None, failure=_first_line(error))]
+        return PLAIN, [KernelTrial("all", None, failure=_first_line(error))]
     source = torch.Generator(device).manual_seed(0)
     shape = (1, TRIED_ROWS, max(1, TRIED_VALUES // TRIED_ROWS // width), width)
     z, time = (torch.randn(s, device=device, generator=source) for s in (shape, (1, width)))
@@ -219,7 +219,7 @@ def try_part(
     fused: Callable[..., Any],
     plain: Callable[..., Any],
     dtype: torch.dtype,
-) -> Trial:
+) -> KernelTrial:
     """Compare and time one part.
 
     Args:
@@ -234,11 +234,13 @@ def try_part(
         error = max(_relative(a, b) for a, b in zip(found, want, strict=True))
         # Not `error > ...`, which is false for NaN.
         if not error <= ALLOWED[dtype]:
-            return Trial(name, error)
-        return Trial(name, error, _seconds(lambda: work(fused)), _seconds(lambda: work(plain)))
+            return KernelTrial(name, error)
+        return KernelTrial(
+            name, error, _seconds(lambda: work(fused)), _seconds(lambda: work(plain))
+        )
     except Exception as error:  # Triton and drivers raise many kinds
         # Usually the plain passes still work; if not, `watched_trial` reports it.
-        return Trial(name, None, failure=_first_line(error))
+        return KernelTrial(name, None, failure=_first_line(error))
 
 
 def _relative(found: Tensor, want: Tensor) -> float:

@@ -28,7 +28,7 @@ from c2fdft_cli.core.block import Block
 from c2fdft_cli.core.layers import PixelNorm
 from c2fdft_cli.execution.cuda.cards import WIDEST_ON_CHIP
 from c2fdft_cli.execution.fused import choose
-from c2fdft_cli.execution.fused.choose import Trial, try_part
+from c2fdft_cli.execution.fused.choose import KernelTrial, try_part
 
 Normed = Callable[[PixelNorm, Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor]]
 """Function of a norm, the stream `z: [n, h, w, c]`, time and dtype: `norm(z) + time` and z."""
@@ -137,7 +137,7 @@ def _choose(
     dtype: torch.dtype,
     fused: _Way,
     plain: _Way,
-    run: Callable[[], Trial],
+    run: Callable[[], KernelTrial],
 ) -> _Way:
     """Return one of two versions according to a trial, whose result is stored under the key."""
     # In a network under autocast the stream is in half precision, the result of convolutions.
@@ -157,13 +157,13 @@ def _choose(
     return choose.choose_once((*key, z.dtype, z.shape[-1]), z.device, dtype, plain, compare)
 
 
-def _try_where(z: Tensor, run: Callable[[], Trial]) -> Trial:
+def _try_where(z: Tensor, run: Callable[[], KernelTrial]) -> KernelTrial:
     """Run a trial with the GPU of z as the current one, to which CUDA events belong."""
     with torch.cuda.device_of(z):  # type: ignore[no-untyped-call]
         return run()
 
 
-def try_norm(layer: PixelNorm, stream: Tensor, dtype: torch.dtype) -> Trial:
+def try_norm(layer: PixelNorm, stream: Tensor, dtype: torch.dtype) -> KernelTrial:
     """Compare and time the kernels, forward and backward, on random pixels of two images.
 
     Args:
@@ -186,7 +186,7 @@ def try_norm(layer: PixelNorm, stream: Tensor, dtype: torch.dtype) -> Trial:
     return try_part(NORM, forward_and_backward, fused_norm, plain_norm, dtype)
 
 
-def try_feed_forward(block: Block, stream: Tensor, dtype: torch.dtype) -> Trial:
+def try_feed_forward(block: Block, stream: Tensor, dtype: torch.dtype) -> KernelTrial:
     """Do the same as `try_norm` for the feed-forward network of a block."""
     z, d, _, time = _trial_tensors(stream)
 

@@ -189,7 +189,7 @@ class _OnGpu(Tensor):
 def test_both_kinds_of_trials_are_watched(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
 
-    def count(*_: object, **__: object) -> tuple[choose.Passes, list[choose.Trial]]:
+    def count(*_: object, **__: object) -> tuple[choose.Passes, list[choose.KernelTrial]]:
         tried.append(len(list(cache.iterdir())))
         return choose.PLAIN, []
 
@@ -202,7 +202,9 @@ def test_both_kinds_of_trials_are_watched(cache: Path, monkeypatch: pytest.Monke
     assert choose.passes_for(prepared) == choose.PLAIN
 
     monkeypatch.setattr(choose, "_chosen", {})
-    monkeypatch.setattr(training, "_try_where", lambda *_: (count(), choose.Trial("norm", None))[1])
+    monkeypatch.setattr(
+        training, "_try_where", lambda *_: (count(), choose.KernelTrial("norm", None))[1]
+    )
     norm = PixelNorm(16, "with_bias")
     z = torch.zeros(1, 4, 4, 16)
     training.norm_for(norm, z.half().as_subclass(_OnGpu), torch.float16)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from c2fdft_cli.core.layers import PixelNorm
 from c2fdft_cli.execution.fused import choose, training
-from c2fdft_cli.execution.fused.choose import Trial
+from c2fdft_cli.execution.fused.choose import KernelTrial
 from tests.kit.formula import fill, wave
 from tests.kit.gpu import require_triton
 
@@ -78,9 +78,9 @@ def test_the_norm_is_tried_on_the_streams_gpu(
     z = wave([1, 4, 4, 16], 0.3)
     seen: list[Tensor | None] = []
 
-    def tried(*_: object) -> Trial:
+    def tried(*_: object) -> KernelTrial:
         seen.append(current.here())
-        return Trial("norm", None)
+        return KernelTrial("norm", None)
 
     monkeypatch.setattr(choose, "_chosen", {})
     monkeypatch.setattr(choose, "kernels_run_on", lambda _: True)

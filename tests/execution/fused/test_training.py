@@ -269,7 +269,7 @@ def test_unsupported_cases_are_not_tried(monkeypatch: pytest.MonkeyPatch, case: 
 
 @pytest.mark.usefixtures("small")
 def test_choices_are_listed_by_part_and_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    fast = choose.Trial("any", 0.0, 1.0, 2.0)
+    fast = choose.KernelTrial("any", 0.0, 1.0, 2.0)
     monkeypatch.setattr(training, "try_norm", lambda *_: fast._replace(seconds=3.0))
     monkeypatch.setattr(training, "try_feed_forward", lambda *_: fast)
     blocks = (Block(width, 1, 1.0, False, "with_bias") for width in (16, 128, 136))
@@ -281,9 +281,9 @@ def test_choices_are_listed_by_part_and_width(monkeypatch: pytest.MonkeyPatch) -
 def test_each_number_of_channels_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
-    def trial(_: object, stream: Tensor, dtype: torch.dtype) -> choose.Trial:
+    def trial(_: object, stream: Tensor, dtype: torch.dtype) -> choose.KernelTrial:
         tried.append(stream.shape[-1])
-        return choose.Trial("any", None)
+        return choose.KernelTrial("any", None)
 
     monkeypatch.setattr(training, "try_norm", trial)
     monkeypatch.setattr(training, "try_feed_forward", trial)
