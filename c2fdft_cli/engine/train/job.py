@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.sampling.pairs import degradation
 from c2fdft_cli.engine.train.batches import make_loader, patch_cycle
+from c2fdft_cli.engine.train.curves import draw_curves
 from c2fdft_cli.engine.train.events import (
     Begun,
     Notice,
@@ -25,7 +26,6 @@ from c2fdft_cli.engine.train.events import (
     Validated,
 )
 from c2fdft_cli.engine.train.fallbacks import Fallbacks
-from c2fdft_cli.engine.train.folder import draw_curves
 from c2fdft_cli.engine.train.plan import TrainPlan
 from c2fdft_cli.engine.train.saving import RunImages, RunState, machine
 from c2fdft_cli.engine.train.state import LoadedState, StateToResume
