@@ -299,7 +299,10 @@ def test_heic_is_read_with_its_metadata(tmp_path):
 
 
 def test_colour_codes_of_a_heic_are_kept():
-    got = read_picture(with_codes(heic(Image.fromarray(np.tile(RGB, (4, 4, 1))))))
+    data = heic(Image.fromarray(np.tile(RGB, (4, 4, 1))))
+    if b"colrnclx" not in data:
+        pytest.skip("this version of pillow-heif writes no colour codes")
+    got = read_picture(with_codes(data))
     assert got.metadata.png_chunks[4:12] == b"cICP" + bytes([12, 16, 0, 1])
 
 
