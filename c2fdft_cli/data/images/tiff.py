@@ -38,7 +38,7 @@ _WHITE_IS_ZERO, _PALETTE, _CMYK, _YCBCR = 0, 3, 5, 6
 _WITH_ALPHA = {_WHITE_IS_ZERO, 1, 2}
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2
 _LZW, _JPEG = 5, 7
-_LOW_BIT_FIRST = 2
+_LOW_BIT_FIRST, _CONTIGUOUS = 2, 1
 _COPY, _MASK = 1, 4
 """Bits of a page's subfile type: a smaller copy of another page, or its mask."""
 # None, CCITT, LZW, JPEG, deflate, PackBits, LZMA, Zstandard. For strips in other image formats
@@ -220,7 +220,9 @@ def _check_segments(page: tifffile.TiffPage, data: bytes) -> None:
         what = f"a TIFF with {name} compression is not supported"
         raise Unreadable(what, "save it with LZW, deflate or no compression")
     largest = max(page.imagewidth, page.imagelength, page.tilewidth, page.tilelength)
-    for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+    for number, (offset, size) in enumerate(
+        zip(page.dataoffsets, page.databytecounts, strict=True)
+    ):
         if offset + size > len(data):
             raise ValueError("the file is truncated")
         if page.compression == _JPEG:
@@ -230,23 +232,26 @@ def _check_segments(page: tifffile.TiffPage, data: bytes) -> None:
             if max(height, width) > largest:
                 raise ValueError("a part of the file is larger than the picture")
         if page.compression == _LZW:
-            _check_lzw(data[offset : offset + size], page)
+            _check_lzw(data[offset : offset + size], page, number)
 
 
-def _check_lzw(segment: bytes | bytearray, page: tifffile.TiffPage) -> None:
+def _check_lzw(segment: bytes | bytearray, page: tifffile.TiffPage, number: int) -> None:
     """Refuse undefined codes, because imagecodecs follows them beyond its table.
 
-    Codes after the last pixel are ignored, because some programs write a wrong end there.
+    Codes after the last pixel are ignored, because some programs write a wrong end there. For
+    pixels with fewer bits than their type, tifffile requests as many bytes as the type has.
     """
     if page.fillorder == _LOW_BIT_FIRST:
         segment = imagecodecs.bitorder_decode(segment)
-    width, height = (
-        (page.tilewidth, page.tilelength)
-        if page.is_tiled
-        else (page.imagewidth, min(page.rowsperstrip, page.imagelength))
-    )
-    bits = page.samplesperpixel * page.bitspersample
-    if not lzw.is_sound(bytes(segment), height * -(-width * bits // 8)):
+    if page.is_tiled:
+        pixels = page.tilewidth * page.tilelength * page.tiledepth
+    else:
+        rows = max(page.rowsperstrip, 1)
+        strips = -(-page.imagelength // rows)  # of one plane; the last one may have fewer rows
+        pixels = page.imagewidth * min(rows, page.imagelength - number % strips * rows)
+    samples = page.samplesperpixel if page.planarconfig == _CONTIGUOUS else 1
+    itemsize = 0 if page.dtype is None else page.dtype.itemsize
+    if not lzw.is_sound(bytes(segment), pixels * samples * itemsize):
         raise ValueError("its LZW codes are damaged")
 
 

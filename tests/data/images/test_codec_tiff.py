@@ -19,7 +19,7 @@ from c2fdft_cli.data.images import tiff
 from c2fdft_cli.data.images.codec import frame_decoder
 from c2fdft_cli.data.images.picture import frame_count, image_size, read_picture
 from c2fdft_cli.errors import DataError
-from tests.kit.images import encoded, ramp, tiff_bytes
+from tests.kit.images import encoded, exif_block, ramp, tiff_bytes
 
 
 @pytest.mark.parametrize(
@@ -396,16 +396,42 @@ def test_lzw_with_its_low_bits_first_is_read():
     np.testing.assert_array_equal(read_picture(data).pixels, ramp(dtype=np.uint8))
 
 
-@pytest.mark.parametrize("sides", [{"rowsperstrip": 32}, {"tile": (32, 48)}])
-def test_lzw_with_invalid_codes_after_the_last_pixel_is_read(sides):
+@pytest.mark.parametrize(
+    ("height", "sides"),
+    [
+        (64, {"rowsperstrip": 32}),
+        (50, {"rowsperstrip": 32}),
+        (64, {"tile": (32, 48)}),
+        (32, {"planarconfig": "separate"}),
+    ],
+)
+def test_lzw_with_invalid_codes_after_the_last_pixel_is_read(height, sides):
     """Some programs end a stream wrongly."""
-    values = ramp(64, 48, dtype=np.uint8)
-    parts = [
-        imagecodecs.lzw_encode(half.tobytes() + bytes(99)) for half in (values[:32], values[32:])
-    ]
+    values = ramp(height, 48, dtype=np.uint8)
+    halves = values[:32], values[32:]
+    if "planarconfig" in sides:
+        values = halves = np.moveaxis(values, 2, 0)
+    parts = [imagecodecs.lzw_encode(half.tobytes() + bytes(99)) for half in halves]
     parts = [part[:-3] + b"\xff" * 6 for part in parts]
     with pytest.raises(RuntimeError, match="CORRUPT"):
         imagecodecs.lzw_decode(parts[0])
     about = {"shape": values.shape, "dtype": np.uint8, "compression": "lzw", **sides}
     data = tiff_bytes(iter(parts), photometric="rgb", **about)
-    np.testing.assert_array_equal(read_picture(data).pixels, values)
+    np.testing.assert_array_equal(read_picture(data).pixels, ramp(height, 48, dtype=np.uint8))
+
+
+@pytest.mark.parametrize("bits", [1, 4, 12])
+def test_lzw_codes_after_the_last_pixel_of_few_bits_are_checked(bits):
+    """The decoder is asked for more bytes than these pixels have, and followed such codes."""
+    packed = ramp(64, 8 * bits, 1, np.uint8).tobytes()
+    whole = imagecodecs.lzw_encode(packed)
+    for strip in (whole, whole[:-2] + b"\xff" * 6):
+        tags = {256: 64, 257: 64, 258: bits, 259: 5, 262: 1, 277: 1, 278: 64, 279: len(strip)}
+        entries = {tag: (4, 1, struct.pack("<I", number)) for tag, number in tags.items()}
+        start = len(exif_block({**entries, 273: (4, 1, bytes(4))}))
+        data = exif_block({**entries, 273: (4, 1, struct.pack("<I", start))}) + strip
+        if strip is whole:
+            assert read_picture(data).pixels.shape == (64, 64, 3)
+        else:
+            with pytest.raises(DataError, match="LZW codes are damaged"):
+                read_picture(data)
