@@ -73,11 +73,16 @@ HOSTILE: dict[str, tuple[Damage, str]] = {
     "offset past the end": (put("offset", np.array([0, 105, 2**62])), "do not fit the sizes"),
     "negative offset": (put("offset", np.array([0, -105, 108])), "do not fit the sizes"),
     "huge height": (put("height", np.array([5, 2**40, 9])), "height must be 1 to 65535"),
+    "height beyond the limit": (
+        put("height", np.array([5, 65536, 9])),
+        "height must be 1 to 65535",
+    ),
     "negative width": (put("width", np.array([7, -1, 3])), "width must be 1 to 65535"),
     "zero width": (put("width", np.array([7, 0, 3])), "width must be 1 to 65535"),
     "taller than its data": (put("height", np.array([5, 1, 10])), "holds 189 bytes"),
     "float heights": (put("height", np.array([5.0, 1.0, 9.0])), "wrong type"),
     "one height missing": (put("height", np.array([5, 1])), "wrong length"),
+    "one height too many": (put("height", np.array([5, 1, 9, 1])), "wrong length"),
     "two-dimensional": (put("offset", np.zeros((3, 1), np.int64)), "one-dimensional"),
     "no images": (put("offset", np.zeros(0, np.int64)), "no data"),
     "pixels of 16 bit": (put("gt", np.zeros(TOTAL, np.uint16)), "not uint8"),
@@ -156,8 +161,10 @@ def test_data_beyond_the_end_of_the_file_are_refused(shard: Path) -> None:
     """Newer HDF5 refuses such a file itself, so the test pretends that the file is shorter."""
     with h5py.File(shard, "r") as file:
         reader = index._Reader(file, shard)
-        reader._size = file["gt"].id.get_offset() + TOTAL - 1
-        with pytest.raises(DataError, match=r"dataset \w+ reaches past the end of the file"):
+        ends = {one.id.get_offset() + one.nbytes: name for name, one in file.items()}
+        reader._size = max(ends) - 1
+        last = ends[max(ends)]
+        with pytest.raises(DataError, match=f"dataset {last} reaches past the end of the file"):
             reader.index()
 
 

@@ -285,6 +285,15 @@ def test_a_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
         ShardSet.open(tmp_path)
 
 
+def test_a_name_that_occurs_in_two_shards_is_refused(tmp_path: Path) -> None:
+    for number in range(2):
+        path, header = tmp_path / shard_name("train", number), replace(HEADER, shard=number)
+        entry = Entry("a", 2 + number, 2)
+        write_shard(path, [entry], pairs_of([entry]), replace(header, shards=2))
+    with pytest.raises(DataError, match=r"train-00001\.h5: the name a occurs twice"):
+        ShardSet.open(tmp_path)
+
+
 def test_a_wrong_split_or_no_shards_is_refused(tmp_path: Path, shard: Path) -> None:
     with pytest.raises(DataError, match="not of the val split"):
         ShardSet.open(shard, split="val")
