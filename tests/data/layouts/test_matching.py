@@ -73,6 +73,9 @@ def test_if_a_stricter_rule_matches_looser_ones_are_not_used():
 def test_several_partners_match_only_if_a_suffix_decides():
     assert matched(["1.png"], ["1.jpg", "1.bmp"]) == {}
     assert matched(["1.png"], ["1.jpg", "1.png"]) == {"1.png": "1.png"}
+    assert matched(["rain-1.png"], ["norain-1.jpg", "norain-1.png"]) == {
+        "rain-1.png": "norain-1.png"
+    }
 
 
 def test_an_empty_side_has_no_matches():
@@ -83,6 +86,11 @@ def test_an_empty_side_has_no_matches():
 def test_two_conventions_of_whole_names_are_both_matched():
     lq = ["a.png", *(f"rain-{n}.png" for n in range(5))]
     gt = ["a.png", *(f"norain-{n}.png" for n in range(5))]
+    assert matched(lq, gt) == dict(zip(lq, gt, strict=True))
+
+
+def test_files_that_match_by_their_whole_names_are_no_partners_of_others():
+    lq, gt = ["a.png", "rain-a.png"], ["a.png", "norain-a.png"]
     assert matched(lq, gt) == dict(zip(lq, gt, strict=True))
 
 

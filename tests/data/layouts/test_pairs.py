@@ -259,7 +259,7 @@ def test_pairs_that_differ_by_a_word_at_the_end(tmp_path, lq, gt, task):
 
 
 def test_a_few_such_names_among_others_are_no_pairs(tmp_path):
-    draw(tmp_path, "1.png", "1_rain.png", "2.png", "3.png", "4.png")
+    draw(tmp_path, "1.png", "1_rain.png", "2.png", "3.png")  # half of them
     with pytest.raises(DataError, match="no pairs"):
         find_pairs(tmp_path)
 
@@ -302,6 +302,11 @@ def test_splits_inside_the_sides_and_over_sequences(tmp_path):
     for split in ("train", "valid"):
         gopro(tmp_path / "b" / split, ["blur", "sharp"])
     assert len(find_pairs(tmp_path / "b").splits["val"]) == 4
+
+
+def test_a_file_that_is_named_like_a_split_is_in_none(tmp_path):
+    draw(tmp_path, *(f"{side}/{name}.png" for side in ("lq", "gt") for name in ("1", "test")))
+    assert [pair.name for pair in find_pairs(tmp_path).splits["train"]] == ["1", "test"]
 
 
 def test_a_test_split_is_skipped_if_there_is_a_validation_split(tmp_path):
@@ -435,6 +440,11 @@ def test_meta_info_chooses_among_the_pairs_of_a_folder(tmp_path):
     with pytest.raises(DataError, match="clean image of a pair in 1 line") as caught:
         find_pairs(tmp_path, pairs_file=path)
     assert caught.value.details == ("4.png: not in any pair",)
+    draw(tmp_path, "lq/2/2.png", "gt/2/2.png")
+    path.write_text("2.png (6,8,3)\n")
+    with pytest.raises(DataError, match="clean image of a pair in 1 line") as caught:
+        find_pairs(tmp_path, pairs_file=path)
+    assert caught.value.details == ("2.png: several clean images have this name",)
 
 
 @pytest.mark.skipif(not REAL, reason="needs C2FDFT_TEST_DATA")

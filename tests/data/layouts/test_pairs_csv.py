@@ -152,6 +152,13 @@ def test_the_degraded_side_is_recognised_by_header_or_names(folder, text):
         assert gt.name == "b.png" or gt.parent.name in ("sharp", "gt")
 
 
+def test_the_first_column_is_degraded_unless_all_rows_say_otherwise(folder):
+    for name in ("gt.png", "blur.png"):
+        (folder / name).write_bytes(b"")
+    assert names(folder, "a.png,b.png\ngt.png,blur.png\n") == ["a", "gt"]
+    assert names(folder, "gt.png,blur.png\n") == ["blur"]
+
+
 @pytest.mark.parametrize("header", ["lq,gt,restored", "target,lq,gt", "lq,gt,name,name"])
 def test_a_header_that_names_a_side_twice_is_refused(folder, header):
     (folder / "list.csv").write_text(f"{header}\na.png,b.png,sub/a.png\n")

@@ -46,6 +46,12 @@ def test_gopro_with_one_of_the_two_blurs(tmp_path):
         find_pairs(gopro(tmp_path / "b", ["blur", "sharp"]), gamma=True)
 
 
+def test_the_blur_of_one_split_does_not_hide_the_other_blur_of_another(tmp_path):
+    draw(tmp_path, "train_blur/1.png", "train_sharp/1.png")
+    draw(tmp_path, "test_blur_gamma/2.png", "test_sharp/2.png")
+    assert [pair.name for pair in find_pairs(tmp_path).pairs] == ["test/2", "train/1"]
+
+
 def test_a_scene_of_gopro_without_blur_is_named(tmp_path):
     """Its blur_gamma/ is used, although that of all other scenes is skipped."""
     root = gopro(tmp_path, ["blur", "blur_gamma", "sharp"])

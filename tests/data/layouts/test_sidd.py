@@ -166,6 +166,13 @@ def test_hdf5_whose_pixels_are_not_stored_plainly_is_refused(
         read_blocks(tmp_path / "x.mat", [NOISY])
 
 
+def test_of_two_variables_of_one_name_the_checked_one_is_read(tmp_path: Path) -> None:
+    first = matlab5(tmp_path / "x.mat", **{NOISY: pixels((1, 1, 1, 1, 3))})
+    second = matlab5(tmp_path / "y.mat", **{NOISY: pixels()})
+    first.write_bytes(first.read_bytes() + second.read_bytes()[128:])
+    np.testing.assert_array_equal(read_blocks(first, [NOISY]).pixels, pixels())
+
+
 @pytest.mark.parametrize("shape", [SHAPE, (1, 1, 1, 1, 3), (1, 1, 1, 1, 4)])
 @pytest.mark.parametrize("compressed", [True, False])
 def test_matlab_5_is_read_as_by_scipy(tmp_path: Path, shape: Any, compressed: bool) -> None:
