@@ -264,6 +264,13 @@ def test_colours_without_a_profile_and_the_resolution_of_a_png_survive(tmp_path)
     assert read_picture(tmp_path / "a.jpg").metadata.png_chunks == b""
 
 
+def test_the_shape_of_pixels_is_no_resolution():
+    data = encoded(Image.fromarray(ramp(dtype=np.uint8)), "PNG")
+    for unit, density in ((0, None), (1, pytest.approx((7.62, 5.08)))):
+        found = read_picture(with_chunk(data, b"pHYs", struct.pack(">IIB", 300, 200, unit)))
+        assert found.metadata.density == density
+
+
 def test_exif_after_the_pixels_of_a_png_is_read(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -18,7 +18,7 @@ from c2fdft_cli.data.images.metadata import (
     upright_xmp,
 )
 from c2fdft_cli.data.images.picture import Picture, read_picture, write_picture
-from c2fdft_cli.data.images.pillow import quiet_pillow
+from c2fdft_cli.data.images.pillow import quiet_pillow, too_long
 from c2fdft_cli.errors import DataError
 from tests.kit.images import encoded, exif_block, ramp, tagged_tiff, tiff_bytes
 
@@ -98,15 +98,16 @@ def test_webp_keeps_xmp_and_bmp_the_density(tmp_path):
     )
 
 
-def test_density_follows_the_rotation(tmp_path):
+@pytest.mark.parametrize("orientation", [5, 6])
+def test_density_follows_the_rotation(orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     image = Image.fromarray(RGB)
     data = encoded(image, "JPEG", dpi=(300, 150), exif=exif.tobytes())
     assert read_picture(data).metadata.density == (150, 300)
 
 
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("orientation", [1, 4, 5, 8])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
 def test_resolution_in_exif_follows_the_rotation(tmp_path, kind, suffix, orientation):
@@ -176,6 +177,16 @@ def test_blocks_too_long_for_a_jpeg_are_dropped(tmp_path):
     long = Metadata(xmp=b"x" * 70000, iptc=b"\x1c" * 70000, texts=(("Comment", "y" * 70000),))
     write_picture(tmp_path / "a.jpg", Picture(RGB, metadata=long))
     assert read_picture(tmp_path / "a.jpg").metadata == Metadata()
+
+
+@pytest.mark.parametrize("length", [64999, 65000])
+def test_a_block_is_either_kept_or_named_as_too_long(tmp_path, length):
+    metadata = Metadata(xmp=b"x" * length)
+    write_picture(tmp_path / "a.jpg", Picture(RGB, metadata=metadata))
+    is_kept = read_picture(tmp_path / "a.jpg").metadata == metadata
+    assert (is_kept, too_long(metadata, ".jpg")) == (
+        (True, []) if length < 65000 else (False, ["XMP"])
+    )
 
 
 def test_files_with_flipped_bytes_in_metadata_are_read_or_refused():
