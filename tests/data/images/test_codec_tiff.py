@@ -420,6 +420,20 @@ def test_lzw_with_invalid_codes_after_the_last_pixel_is_read(height, sides):
     np.testing.assert_array_equal(read_picture(data).pixels, ramp(height, 48, dtype=np.uint8))
 
 
+def test_lzw_codes_of_every_plane_and_strip_are_checked():
+    planes = np.moveaxis(ramp(50, 48, dtype=np.uint8), 2, 0)
+    parts = [
+        imagecodecs.lzw_encode(half.tobytes()) for one in planes for half in (one[:32], one[32:])
+    ]
+    about = {"shape": planes.shape, "dtype": np.uint8, "compression": "lzw", "rowsperstrip": 32}
+    for damaged in range(6):
+        wrong = [*parts]
+        wrong[damaged] = parts[damaged][:-20] + b"\xff" * 20
+        data = tiff_bytes(iter(wrong), photometric="rgb", planarconfig="separate", **about)
+        with pytest.raises(DataError, match="LZW codes are damaged"):
+            read_picture(data)
+
+
 @pytest.mark.parametrize("bits", [1, 4, 12])
 def test_lzw_codes_after_the_last_pixel_of_few_bits_are_checked(bits):
     """The decoder is asked for more bytes than these pixels have, and followed such codes."""
