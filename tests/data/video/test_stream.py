@@ -28,6 +28,7 @@ from c2fdft_cli.data.video.probe import (
 )
 from c2fdft_cli.data.video.remux import audio_problem
 from c2fdft_cli.data.video.stream import (
+    Frame,
     VideoReader,
     VideoWriter,
     output_pixel_format,
@@ -302,6 +303,7 @@ def test_black_and_white_are_the_ends_of_the_range(
         ("yuv444p10le", FULL_RANGE, 0, 1023),
         ("gray10le", LIMITED_RANGE, 64, 940),
         ("gray10le", FULL_RANGE, 0, 1023),
+        ("gray10le", UNKNOWN_RANGE, 0, 1023),
         ("gbrp10le", UNKNOWN_RANGE, 0, 1023),
     ],
 )
@@ -551,6 +553,22 @@ def test_captions_and_metadata_in_the_pictures_are_noted(tmp_path: Path) -> None
     ]
 
 
+def test_the_default_video_stream_is_restored_wherever_it_is(tmp_path: Path) -> None:
+    kinds = [
+        list(filtered(f"gradients=s={s}:d=0.3:r=10", "format=yuv420p")) for s in ("32x32", "64x48")
+    ]
+    with av.open(str(tmp_path / "a.mkv"), "w") as out:
+        streams = [add_pictures(out, one, Fraction(10), "libx264") for one in kinds]
+        streams[0].disposition = av.stream.Disposition(0)
+        streams[1].disposition = av.stream.Disposition.default
+        for stream, pictures in zip(streams, kinds, strict=True):
+            for one in [*pictures, None]:
+                if one is not None:
+                    one.pict_type = 0
+                out.mux(stream.encode(one))
+    assert probe_video(tmp_path / "a.mkv").width == 64
+
+
 def test_a_video_without_sound_is_kept(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mp4", sound=False)
     info = probe_video(copy(source, tmp_path / "b.mp4"))
@@ -753,6 +771,19 @@ def test_avi_has_a_constant_rate(tmp_path: Path) -> None:
     assert count_frames(target) / rate == pytest.approx(2, abs=0.2)
     (_, times) = stamps(target)
     assert set(np.diff(times)) == {1}
+
+
+@pytest.mark.parametrize(("duration", "shown"), [(0, 1), (100, 1), (300, 3)])
+def test_the_last_frame_of_avi_is_shown_as_long_as_before_but_once(
+    duration: int, shown: int, tmp_path: Path
+) -> None:
+    """Not all files state how long it is shown."""
+    info = probe_video(make_clip(tmp_path / "a.mkv", sound=False))
+    with VideoWriter(tmp_path / "b.avi", info, False, 18, tmp_path / "b.avi") as writer:
+        for pts in (0, 100):
+            writer.write(Frame(pts, duration, np.zeros((48, 64, 3), np.uint8)))
+        writer.finish()
+    assert count_frames(tmp_path / "b.avi") == 1 + shown
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".wmv"])
