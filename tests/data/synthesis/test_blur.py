@@ -175,6 +175,8 @@ def test_sensor_noise_has_the_requested_deviation_at_mid_grey_and_grows_with_lig
     grey = np.full((160, 160, 3), 128, np.uint8)
     lq = model.degrade(grey, np.random.default_rng(0))
     assert lq.std(axis=(0, 1)) == pytest.approx([3.0] * 3, rel=0.1)
+    beside = np.corrcoef(lq[:, 1:].ravel(), lq[:, :-1].ravel())[0, 1]
+    assert beside > 0.4  # as after demosaicing
 
 
 def test_jpeg_is_used_for_its_share():

@@ -90,6 +90,8 @@ def test_the_edge_of_an_object_moves_with_it():
     mask[20:40, 20:40] = 1
     laid = integrate_object(black, white, mask, shift((0, 0), (4, 0)))
     np.testing.assert_allclose(laid[30, 18:46:4, 0], [0, 0.5, 1, 1, 1, 1, 0.5], atol=1e-5)
+    dark = integrate_object(white, black, mask, shift((0, 0), (4, 0)))  # in front of a light scene
+    np.testing.assert_allclose(dark, 1 - laid, atol=1e-5)
 
 
 def test_masks_are_opacities_with_soft_edges():

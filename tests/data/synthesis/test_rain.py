@@ -16,6 +16,7 @@ from c2fdft_cli.data.synthesis.degrade import Degradation
 from c2fdft_cli.data.synthesis.rain import (
     RainModel,
     add_veil,
+    heavy_styles,
     layered_styles,
     rain_layer,
 )
@@ -202,6 +203,12 @@ def test_layers_range_from_thin_dense_and_dim_to_wide_and_bright():
         ratios.append((styles[-1].length / styles[0].length, styles[-1].width / styles[0].width))
         assert 0.75 <= 1 - np.prod([1 - style.coverage for style in styles]) <= 0.98
     assert (np.median(ratios, axis=0) > 1.2).all()
+
+
+def test_the_number_of_layers_has_both_ends_of_its_range():
+    model = RainModel(layers=(1, 3))
+    counts = [len(heavy_styles(model, np.random.default_rng(seed))) for seed in range(20)]
+    assert set(counts) == {1, 2, 3}
 
 
 def test_layers_have_the_statistics_of_heavy_rain():

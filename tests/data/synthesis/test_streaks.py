@@ -100,6 +100,14 @@ def test_of_too_many_masks_every_nth_is_used(folder, monkeypatch):
     np.testing.assert_array_equal(few.masks[1], streak_image(3))
 
 
+def test_masks_and_layers_have_different_digests(tmp_path):
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/heavy/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), streak_image(int(name[-5])))
+    a, b = (StreakBank(tmp_path / name) for name in "ab")
+    assert a.digest() != b.digest()
+
+
 def test_a_folder_of_layers_must_not_be_empty(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "streaks")
     (tmp_path / "streaks" / "heavy").mkdir()
