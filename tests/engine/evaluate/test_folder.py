@@ -184,6 +184,16 @@ def test_scores_are_those_of_the_files_that_restore_writes(
         assert one.degraded.psnr == pytest.approx(other.degraded.psnr, rel=1e-12)
 
 
+def test_a_pair_is_as_grey_as_its_input(tmp_path: Path) -> None:
+    """The file that `restore` makes of it is, whatever the target is."""
+    for side in ("input", "target"):
+        (tmp_path / side).mkdir()
+        for name, grey in (("1.png", side == "input"), ("2.png", side == "target")):
+            write_picture(tmp_path / side / name, Picture(photo(0, 16, 16), grey=grey))
+    source = open_folder(tmp_path)
+    assert [source.pair(i).grey for i in range(2)] == [True, False]
+
+
 def test_training_images_are_scored_only_if_requested(tmp_path):
     for part in ("train", "test"):
         for side in ("input", "target"):

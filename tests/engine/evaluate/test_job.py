@@ -8,6 +8,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult
 from c2fdft_cli.engine.evaluate.metrics import describe_metric, find_metrics, lower_wins
 from c2fdft_cli.engine.evaluate.options import WeightsOptions
 from c2fdft_cli.engine.evaluate.rows import document, table_of, write_csv
-from c2fdft_cli.engine.evaluate.weights import compare_weights, evaluate_weights
+from c2fdft_cli.engine.evaluate.weights import _mean, compare_weights, evaluate_weights
+from c2fdft_cli.engine.sampling.scoring import Scored
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, save_checkpoint
-from c2fdft_cli.errors import DataError, ResourceError, UsageError
+from c2fdft_cli.errors import CheckpointError, DataError, ResourceError, UsageError
 from c2fdft_cli.execution import device
 from c2fdft_cli.metrics.full_reference import METRICS, load_piq, without_download
 from c2fdft_cli.metrics.protocols import PROTOCOLS, score
@@ -47,8 +49,8 @@ def test_scores_equal_those_of_the_metrics(folders: tuple[Path, Path], protocol:
 
 
 def test_a_protocol_s_border_counts_towards_the_smallest_size(folders: tuple[Path, Path]) -> None:
-    with pytest.raises(DataError) as error:
-        run(*folders, protocol="levin")
+    with pytest.raises(DataError) as error:  # before the first image is scored
+        evaluate_files(*folders, EvalOptions("levin"))
     assert "inside a border of 15 px" in str(error.value.details)
 
 
@@ -182,13 +184,14 @@ def test_images_smaller_than_the_window_of_ssim(
         evaluate_files(a, b, EvalOptions(border=border))  # before the first image is scored
 
 
+@pytest.mark.parametrize("options", [EvalOptions(border=20), EvalOptions("levin", border=5)])
 def test_shards_are_checked_before_the_first_image_is_restored(
-    shard_folder: Path, tmp_path: Path
+    options: EvalOptions, shard_folder: Path, tmp_path: Path
 ) -> None:
     weights = write_random(tmp_path / "fine.pt", stage="fine", grid=[999], data=shard_folder)
     runs = WeightsOptions(device="cpu", precision="fp32")
     with pytest.raises(DataError, match="2 of 2 images cannot be scored"):
-        evaluate_weights(weights, runs, EvalOptions(border=20))
+        evaluate_weights(weights, runs, options)
 
 
 def test_the_headers_of_degraded_images_are_read_first(folders: tuple[Path, Path]) -> None:
@@ -284,6 +287,18 @@ def test_several_seeds_give_a_mean_and_a_deviation(weights: Path) -> None:
     assert one.spread is None
     exact = [replace(row, by_seed=(math.inf, 30.0)) for row in both.rows]
     assert replace(both, rows=exact).spread is None
+
+
+def test_scores_notes_and_failures_are_those_of_all_seeds() -> None:
+    subject: Any = SimpleNamespace(checkpoint=SimpleNamespace(path=Path("w.pt")))
+    first = Scored("a", 20.0, 0.5, {"gmsd": 0.1}, notes=("one",))
+    last = Scored("a", 30.0, 0.9, {"gmsd": 0.3}, notes=("two",))
+    mean = _mean([first, last], subject)
+    assert (mean.psnr, mean.ssim) == (25, pytest.approx(0.7))
+    assert mean.more == {"gmsd": pytest.approx(0.2)}
+    assert mean.notes == ("one", "two")
+    with pytest.raises(CheckpointError, match="NaN or infinite values for image a"):
+        _mean([replace(first, psnr=math.nan), last], subject)
 
 
 def test_weights_without_data_are_refused(weights: Path, tmp_path: Path) -> None:
@@ -402,11 +417,11 @@ def test_csv_has_a_row_per_image(folders: tuple[Path, Path], tmp_path: Path) -> 
 
 def test_names_in_csv_are_never_formulas(tmp_path: Path) -> None:
     """A spreadsheet would compute them."""
-    names = ("=1+1", "+1", "-1", "@a", "1=1")
+    names = ("=1+1", "+1", "-1", "@a", "\ta", "1=1")
     for name in names:
         for folder in ("out", "target"):
             save(tmp_path / folder / f"{name}.png", photo(0))
     write_csv(tmp_path / "rows.csv", run(tmp_path / "out", tmp_path / "target"), {})
     with (tmp_path / "rows.csv").open() as file:
         found = {row["name"] for row in csv.DictReader(file)}
-    assert found == {"'=1+1", "'+1", "'-1", "'@a", "1=1"}
+    assert found == {"'=1+1", "'+1", "'-1", "'@a", "'\ta", "1=1"}

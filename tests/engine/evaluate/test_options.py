@@ -26,6 +26,11 @@ from c2fdft_cli.errors import UsageError
         ({"data": "s"}, "--data needs", Mode.SHARDS),
         ({}, "nothing to score", Mode.SHARDS),
         ({"restored": "out", "no_reference": True}, Mode.PHOTOS, "--no-reference takes"),
+        (
+            {"restored": "out", "no_reference": True, "data": "s"},
+            "--no-reference takes",
+            "--no-reference takes",
+        ),
     ],
 )
 def test_the_arguments_decide_what_is_scored(

@@ -86,6 +86,8 @@ def test_several_inputs_may_share_a_target(tmp_path: Path) -> None:
     save(tmp_path / "set" / "ground_truth" / "901.jpg", photo(0))
     for target in (tmp_path / "set", tmp_path / "set" / "ground_truth"):
         assert len(names_of(tmp_path / "out", target)) == 2
+    (tmp_path / "out" / "901_2.png").unlink()
+    assert pair_files(tmp_path / "out", tmp_path / "set").without_restored == []
 
 
 @pytest.mark.parametrize("restored", ["{seq}/00.png", "{seq}/blur/00.png"])
@@ -171,6 +173,15 @@ def test_degraded_inputs_are_found_by_name(folders: tuple[Path, Path], tmp_path:
             degraded_beside(pairs, wrong)
     with pytest.raises(DataError, match="no such file or folder"):
         degraded_beside(pairs, tmp_path / "typo")
+
+
+def test_inputs_that_are_named_replace_those_of_the_layout(tmp_path: Path) -> None:
+    for name in ("out/1.png", "set/input/1.png", "set/target/1.png", "in/1.png"):
+        save(tmp_path / name, photo(0))
+    pairs = pair_files(tmp_path / "out", tmp_path / "set")
+    assert list(pairs.degraded.values()) == [tmp_path / "set" / "input" / "1.png"]
+    pairs = degraded_beside(pairs, tmp_path / "in")
+    assert list(pairs.degraded.values()) == [tmp_path / "in" / "1.png"]
 
 
 @pytest.mark.parametrize("kind", NO_FILES)

@@ -93,6 +93,7 @@ def test_weights_restore_and_score_each_block(folder: Path) -> None:
     runs = WeightsOptions(device="cpu", precision="fp32")
     result = evaluate_weights(weights, runs, EvalOptions(), pairs=pairs).run()
     assert result.protocol.name == "denoise"
+    assert result.chosen_by == "the one for SIDD's blocks"
     assert result.scored_on == "network output, unrounded"
     assert [row.name for row in result.rows] == pairs.names
     before = evaluate_blocks(pairs, EvalOptions()).run().rows
