@@ -70,6 +70,18 @@ def test_noise_drawn_ahead_changes_nothing(tiny_net: Callable[..., DFT]) -> None
             assert np.array_equal(a.pixels(), b.pixels())
 
 
+def test_noise_that_was_drawn_ahead_for_some_images_is_not_used(
+    tiny_net: Callable[..., DFT],
+) -> None:
+    executor, wanted = make(tiny_net()), [Wanted(8, grey=False)] * 2
+    want = begin(executor, wanted).outcomes()
+    stored = [random_picture(9, 14, i).pixels for i in range(2)]
+    names, some = ["0.png", "1.png"], [executor.start_noise("0.png", 9, 14), None]
+    got = RunningBatch(executor, stored, names, wanted, lambda _: None, some).outcomes()
+    for a, b in zip(want, got, strict=True):
+        assert np.array_equal(a.pixels(), b.pixels())
+
+
 @pytest.mark.parametrize("depth", [8, 16])
 def test_a_network_that_changes_nothing_gives_the_integers_back(
     tiny_net: Callable[..., DFT], depth: int

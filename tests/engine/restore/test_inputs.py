@@ -280,14 +280,15 @@ def test_a_sub_folder_that_cannot_be_listed_is_a_problem_of_one_input(
     scandir = os.scandir
 
     def refuse(path: str) -> object:
-        if Path(path).name == "sub":
+        if Path(path).name in ("sub", "sub2"):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         return scandir(path)
 
+    (folder / "sub2").mkdir()
     monkeypatch.setattr(os, "scandir", refuse)
     inputs = find_inputs([str(folder)])
-    assert names(inputs) == ["2.png", "10.png", "sub"]
-    assert "Permission denied" in problems(inputs)["sub"]
+    assert names(inputs) == ["2.png", "10.png", "sub", "sub2"]
+    assert all("Permission denied" in problems(inputs)[name] for name in ("sub", "sub2"))
     with pytest.raises(DataError, match="Permission denied"):
         find_inputs([str(folder / "sub")])
 

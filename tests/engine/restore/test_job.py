@@ -28,7 +28,7 @@ from c2fdft_cli.data.images.picture import list_images, read_picture
 from c2fdft_cli.engine.restore import pictures as restore_pictures
 from c2fdft_cli.engine.restore import plan as restore_plan
 from c2fdft_cli.engine.restore.job import restore
-from c2fdft_cli.engine.restore.manifest import MANIFEST_NAME, Manifest
+from c2fdft_cli.engine.restore.manifest import MANIFEST_NAME, Manifest, _own_name
 from c2fdft_cli.engine.restore.options import Machine, SamplingOptions, Writing
 from c2fdft_cli.engine.sampling.sampler import noise_generator
 from c2fdft_cli.engine.sampling.subject import open_subject
@@ -40,12 +40,14 @@ from c2fdft_cli.errors import (
     ResourceError,
     UsageError,
 )
+from c2fdft_cli.execution import device
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.recipe.files import load_recipe
 from tests.kit.gpu import pretend_gpu
 from tests.kit.restore import (
     Request,
     found_under,
+    overflow_in_half_precision,
     pixels,
     plan,
     random_picture,
@@ -127,6 +129,22 @@ def test_the_batch_changes_nothing(batch: int, options: Request, tmp_path: Path)
     run(options, out=str(tmp_path / "base"))
     run(options, batch=batch)
     assert same(contents(tmp_path / "out"), contents(tmp_path / "base"))
+
+
+def test_images_of_8_and_16_bits_are_not_mixed(weights: str, tmp_path: Path) -> None:
+    for depth in (8, 16):
+        save(tmp_path / "in" / f"{depth}.png", random_picture(16, 16, depth=depth))
+    run(Request(str(tmp_path / "in"), str(tmp_path / "out"), weights, batch=2), identity=True)
+    assert same(contents(tmp_path / "out"), contents(tmp_path / "in"))
+
+
+def test_an_image_restored_again_in_float32_is_noted(
+    options: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "cpu_has_fast_bf16", lambda: True)
+    overflow_in_half_precision(monkeypatch)
+    (image,) = run(options, source=f"{options.source}/4.png", precision="bf16").images
+    assert any("not finite in bf16, restored again in fp32" in note for note in image.notes)
 
 
 def test_an_image_alone_is_what_it_is_in_a_folder(options: Request, tmp_path: Path) -> None:
@@ -426,6 +444,19 @@ def test_a_signal_ends_it_between_images(
         kill_while_running()
     assert caught.value.exit_code == 128 + number
     assert 0 < len(contents(tmp_path / "out")) < 6
+
+
+def test_a_signal_after_the_last_image_is_passed_on(options: Request) -> None:
+    job, received = restore(plan(options)), []
+    before = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    try:
+        for number, _ in enumerate(job, 1):
+            if number == len(job):
+                os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert received == [signal.SIGINT]
+    assert job.result.failure is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -872,6 +903,15 @@ def test_records_that_the_user_may_not_read_or_write_are_kept_apart(
     assert doubts.pop("0.png") is None
     assert set(doubts.values()) == {"there is no record of how it was made"}
     assert f"{MANIFEST_NAME} cannot be read (no permission)" in made.warnings[0]
+
+
+def test_records_that_the_user_may_never_write_are_reported_before_work(
+    options: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (MANIFEST_NAME, _own_name()):
+        refuse_records(monkeypatch, "write_to", tmp_path / "out" / name)
+    with pytest.raises(ResourceError, match=r"jsonl: cannot write the file"):
+        plan(options)
 
 
 def test_records_that_cannot_be_written_are_reported_before_work(

@@ -205,6 +205,14 @@ def test_an_output_is_made_from_its_input_as_that_was_then(tmp_path: Path, size:
     assert not made()
 
 
+def test_a_file_of_another_size_is_another_whatever_its_pieces(
+    tmp_path: Path, source: Path
+) -> None:
+    output = write(tmp_path / "a.png", source, content="0" * 100_000)
+    output.write_text("0" * 100_001)
+    assert Manifest(tmp_path, SETTINGS).doubt(output, source) == CHANGED
+
+
 @pytest.mark.parametrize("state", [None, 3, [], [8], [8, 0], "text"])
 def test_an_output_without_a_digest_of_its_input_is_made_from_none(
     tmp_path: Path, source: Path, state: object

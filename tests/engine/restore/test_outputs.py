@@ -291,10 +291,17 @@ def test_names_that_become_too_long_are_reported_before_work(
     assert str(bad).startswith(str(source / long))
 
 
+def test_a_name_may_have_255_bytes(tmp_path: Path) -> None:
+    source = made(tmp_path / "in", f"{'a' * 251}.bmp", f"{'b' * 250}.png")
+    items = [with_usable_names(one) for one in outputs(source, tmp_path / "out")]
+    assert [item.source.problem for item in items] == [None, None]
+
+
 @pytest.mark.parametrize(
     ("code", "one"),
     [(errno.EACCES, True), (errno.ENAMETOOLONG, True), (errno.EIO, True), (errno.ESTALE, True),
-     (errno.ELOOP, True), (errno.EMFILE, True), (errno.ENOSPC, False), (errno.EROFS, False)],
+     (errno.ELOOP, True), (errno.EMFILE, True), (errno.ENOSPC, False), (errno.EDQUOT, False),
+     (errno.EROFS, False)],
 )  # fmt: skip
 def test_a_full_disk_affects_all_files_and_other_errors_one(code: int, one: bool) -> None:
     error = ResourceError("cannot write")

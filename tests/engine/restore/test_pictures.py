@@ -52,6 +52,12 @@ def test_metadata_that_are_too_long_or_unread_are_named() -> None:
     ]
 
 
+def test_rounding_to_8_bits_is_named_unless_it_was_requested() -> None:
+    deep = random_picture(2, 2, depth=16)
+    assert dropped(deep, ".jpg", None) == ["16 bits rounded to 8: jpg holds 8"]
+    assert dropped(deep, ".jpg", 8) == dropped(deep, ".png", None) == []
+
+
 @pytest.mark.parametrize("depth", [8, 16])
 def test_every_level_survives(depth: int) -> None:
     dtype = np.uint8 if depth == 8 else np.uint16
@@ -112,4 +118,4 @@ def test_the_heat_map_is_white_where_the_deviation_is_largest() -> None:
     made = heat_map(torch.zeros(3, 8, 8), deviation).pixels
     assert (made[:, 4:] == 255).all()
     assert (made[:, :4] == 0).all()
-    assert (heat_map(torch.zeros(3, 8, 8), torch.zeros(1, 8, 8)).pixels == 0).all()
+    assert (heat_map(torch.ones(3, 8, 8), torch.zeros(1, 8, 8)).pixels == 89).all()

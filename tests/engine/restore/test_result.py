@@ -56,10 +56,18 @@ def test_what_to_do_about_failed_images_is_said_once() -> None:
     failure = result(BAD, *bad).failure
     assert failure is not None
     assert failure.hint == "no space; save it again"
+    others = [DataError("damaged", where=f"{n}.png", hint=f"hint {n}") for n in range(5)]
+    bad = [ImageDone(str(error.where), None, 0, 0, error=error) for error in others]
+    failure = result(*bad).failure
+    assert failure is not None
+    assert failure.hint == "hint 0; hint 1; hint 2"
 
 
 def test_a_single_image_ends_with_its_own_error() -> None:
     assert result(BAD, single=True).failure is ERROR
+    frames = result(GOOD, BAD, single=True).failure
+    assert isinstance(frames, PartialFailure)
+    assert str(frames) == "out: 1 of 2 images failed"
 
 
 @pytest.mark.parametrize("where", [None, "in/b.png"])

@@ -28,7 +28,7 @@ from c2fdft_cli.engine.sampling import sampler
 from c2fdft_cli.engine.sampling.executor import Executor
 from c2fdft_cli.errors import DataError, Interrupted, PartialFailure, ResourceError, UsageError
 from tests.kit.restore import Request, plan, random_picture, run, save, write_checkpoint
-from tests.kit.video import frames, make_clip, sound, stamps
+from tests.kit.video import av, frames, make_clip, sound, stamps
 
 
 @pytest.fixture(scope="module")
@@ -175,13 +175,13 @@ def test_what_all_frames_start_from_is_drawn_once(
     assert drawn == counts
 
 
-@pytest.mark.parametrize("batch", [0, 2])
+@pytest.mark.parametrize(("batch", "noise"), [(0, "fixed"), (2, "per-frame")])
 def test_the_batch_changes_nothing(
-    batch: int, options: Request, clips: Path, tmp_path: Path
+    batch: int, noise: str, options: Request, clips: Path, tmp_path: Path
 ) -> None:
-    source = str(clips / "sub" / "b.mkv")
-    run(options, source=source, out=str(tmp_path / "x.mkv"), batch=1)
-    run(options, source=source, out=str(tmp_path / "y.mkv"), batch=batch)
+    changes = {"source": str(clips / "sub" / "b.mkv"), "temporal_noise": noise}
+    run(options, **changes, out=str(tmp_path / "x.mkv"), batch=1)
+    run(options, **changes, out=str(tmp_path / "y.mkv"), batch=batch)
     a, b = frames(tmp_path / "x.mkv"), frames(tmp_path / "y.mkv")
     assert np.abs(a.astype(int) - b).max() <= 3
 
@@ -212,6 +212,20 @@ def test_a_damaged_video_is_reported_and_the_rest_restored(
     assert files(tmp_path / "out") == {"good.mp4"}
     with pytest.raises(DataError, match=r"cut\.mp4"):
         run(options, source=str(folder / "cut.mp4"))
+
+
+def test_damage_within_a_video_is_noted(options: Request, tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "a.mkv", sound=False)
+    data = bytearray(source.read_bytes())
+    with av.open(str(source)) as container:
+        packets = [bytes(one) for one in container.demux(video=0) if one.size]
+    for packet in packets[1:3]:  # the first packet holds the key frame
+        begin = data.index(packet)
+        for i in range(begin, begin + len(packet), 7):
+            data[i] ^= 255
+    source.write_bytes(data)
+    (record,) = run(options, source=str(source), batch=1).images
+    assert any("damaged packets or frames" in note for note in record.notes)
 
 
 def test_an_output_that_cannot_be_written_costs_that_video_alone(
