@@ -58,6 +58,15 @@ def test_noisy_blocks_are_scored_against_clean_ones(folder: Path) -> None:
     assert 0 < got.more["gmsd"] < 0.35
 
 
+def test_of_a_file_that_also_has_the_clean_blocks_the_results_are_scored(folder: Path) -> None:
+    """MATLAB's save without names writes all variables, and clean blocks would score perfectly."""
+    out = folder / "out.mat"
+    io.savemat(out, {TARGET: clean(), NOISY: clean(), RESULTS: noisy()})
+    ours = open_blocks(out).ours
+    assert ours.variable == RESULTS
+    np.testing.assert_array_equal(ours.pixels, noisy())
+
+
 def test_results_are_scored_against_clean_blocks(folder: Path) -> None:
     out = folder / "mine" / "out.mat"
     out.parent.mkdir()
