@@ -45,8 +45,6 @@ class C2fdftError(Exception):
     """
 
     exit_code = 1
-    reported = False
-    """Whether another process has already printed an error line for the same event."""
 
     def __init__(
         self,

@@ -246,6 +246,15 @@ def graceful_stop() -> Iterator[StopRequest]:
             signal.raise_signal(request.signal_number)
 
 
+def raise_late() -> None:
+    """Raise SignalReceived if a signal came too late for the loop of a `graceful_stop` block.
+
+    For a command that continues after such a block; otherwise it would ignore all signals then.
+    """
+    if _process.received is not None:
+        raise _process.received
+
+
 def _handled() -> list[signal.Signals]:
     """Return the signals whose handlers may be replaced.
 

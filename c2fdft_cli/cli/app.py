@@ -145,8 +145,7 @@ def report(error: C2fdftError) -> int:
     what, hint = " ".join(str(error).split()), error.hint and " ".join(error.hint.split())
     # torchrun turns the exit code of every child into 1, so each process names its rank.
     rank = f" [rank {os.environ['RANK']}]" if "RANK" in os.environ else ""
-    start = "" if error.reported else f"error{rank}: "
-    lines = [f"{start}{what}", *(f"  {line}" for line in first_of(error.details))]
+    lines = [f"error{rank}: {what}", *(f"  {line}" for line in first_of(error.details))]
     if hint:
         lines.append(f"hint: {hint}")
     for line in map(console.one_line, lines):

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
 from c2fdft_cli.cli import console
+from c2fdft_cli.cli.command_list import load_command
 from c2fdft_cli.cli.options import Json, path_of, refuse_several_processes
-from c2fdft_cli.errors import C2fdftError, Interrupted, UsageError
-from c2fdft_cli.signals import (
-    STOP_SIGNALS,
-    SignalReceived,
-    StopRequest,
-    exit_code,
-    graceful_stop,
-    unwinding,
-)
+from c2fdft_cli.errors import Interrupted, UsageError
+from c2fdft_cli.signals import SignalReceived, raise_late, unwinding
 
-_STDERR = 2
-"""The descriptor of standard error."""
-_LOOK_SECONDS = 0.1
-"""How often the demo looks for a signal while a command runs."""
 _AGAIN = "the demo does not resume; start it again, with another --out if you have named one"
 
 
@@ -68,8 +57,10 @@ def demo(
     picture = folder / "comparison.png"
     with unwinding(_AGAIN):
         make_pairs(folder / "pairs")
-        with graceful_stop() as stop:
-            scores = _run_pipeline(folder, overrides or [], stop, quiet=json)
+        try:
+            scores = _run_pipeline(folder, overrides or [], quiet=json)
+        finally:
+            console.expect(document=json)  # not any more, after the document of `eval`
         rainy, clean = folder / "pairs" / "val" / "rainy", folder / "pairs" / "val" / "clean"
         names = [Path(name).with_suffix(".png").name for name in HELD_OUT]
         comparison([rainy, folder / "restored", clean], picture, names)
@@ -97,14 +88,12 @@ def _free_folder(out: Path | None) -> Path:
     return next(folder for folder in map(Path, names) if not os.path.lexists(folder))
 
 
-def _run_pipeline(
-    folder: Path, overrides: list[str], stop: StopRequest, *, quiet: bool
-) -> dict[str, Any]:
+def _run_pipeline(folder: Path, overrides: list[str], *, quiet: bool) -> dict[str, Any]:
     """Run the commands one after another and return the documents of the two `eval` commands.
 
     quiet: redirect the standard output of the other commands to standard error.
     """
-    run = partial(_run, stop, stdout=_STDERR if quiet else None)
+    run = partial(_run, to=sys.stderr if quiet else sys.stdout)
     pairs, shards = folder / "pairs", folder / "shards"
     coarse, fine = folder / "coarse", folder / "fine"
     rainy, clean, restored = pairs / "val" / "rainy", pairs / "val" / "clean", folder / "restored"
@@ -116,71 +105,38 @@ def _run_pipeline(
     one_step = "sampling.grid=[500]"
     run("train-fine", "--from", coarse / "coarse.pt", "--out", fine, one_step, *overrides)
     run("restore", rainy, restored, "--weights", fine / "fine.pt")
-    score = ("--protocol", "derain", "--json")
-    return {
-        "degraded": run("eval", rainy, clean, *score, stdout=subprocess.PIPE),
-        "restored": run("eval", restored, clean, *score, stdout=subprocess.PIPE),
-    }
+    return {"degraded": _score(rainy, clean), "restored": _score(restored, clean)}
 
 
-def _run(stop: StopRequest, *words: object, stdout: int | None) -> Any:
-    """Run a command of this program; if it fails, the demo ends with the same exit code.
+def _score(results: Path, clean: Path) -> Any:
+    """Run `eval` and return its JSON document."""
+    document = io.StringIO()
+    _run("eval", results, clean, "--protocol", "derain", "--json", to=document)
+    return json.loads(document.getvalue())
 
-    stdout: the `stdout` of `subprocess.Popen`; with PIPE the JSON document is parsed and returned.
+
+def _run(*words: object, to: TextIO) -> None:
+    """Run a command in this process; what it prints on standard output goes to `to`.
+
+    Its errors are those of the demo. What it has set in torch and in the C library is undone.
     """
-    if stop:  # while no command ran, or too late to stop the last one
-        raise _stopped(f"the demo was stopped before {words[0]}", stop)
+    from c2fdft_cli.execution.surroundings import usual_settings
+
     # not wrapped, so that it can be pasted
     console.stderr().print(f"$ {console.command(*words)}", soft_wrap=True)
-    line = [sys.executable, "-m", "c2fdft_cli", *map(console.word_of, words)]
-    code, said = _finish(line, stdout, stop)
-    if code == 0:
-        return json.loads(said) if stdout == subprocess.PIPE else None
-    by_signal = code in map(exit_code, STOP_SIGNALS)
-    if stop or by_signal:
-        stopped = _stopped(f"the demo was stopped in {words[0]}", stop, code)
-        stopped.reported = by_signal
-        raise stopped
-    failed = C2fdftError(f"the demo stopped: {words[0]} failed", hint="see the error above")
-    failed.exit_code = code if code > 0 else 128 - code
-    raise failed
-
-
-def _finish(line: Sequence[str], stdout: int | None, stop: StopRequest) -> tuple[int, bytes]:
-    """Run a program to its end, and pass the signals that arrive meanwhile on to it.
-
-    A signal to this process alone does not reach the program. One from the terminal reaches both;
-    the program takes the second one, which comes a moment later, for the same.
-
-    Returns:
-        The exit code, and the standard output if `stdout` is PIPE.
-    """
-    first = None
-    with subprocess.Popen(line, stdout=stdout) as process:  # noqa: S603 - our own program
-        while True:
-            try:
-                said, _ = process.communicate(timeout=_LOOK_SECONDS)
-            except subprocess.TimeoutExpired:
-                if first is None and stop.signal_number is not None:
-                    first = stop.signal_number
-                    _pass_on(process, first)
-            except SignalReceived as again:  # a second Ctrl-C
-                _pass_on(process, again.signal_number)
-            else:
-                return process.returncode, said or b""
-
-
-def _pass_on(process: subprocess.Popen[bytes], number: int) -> None:
-    if sys.platform != "win32":  # whose terminals alone send signals, to all programs in them
-        process.send_signal(number)
-
-
-def _stopped(what: str, stop: StopRequest, code: int = 0) -> Interrupted:
-    """Make the error of a stopped demo; `code` is the exit code of a command that was stopped."""
-    number = stop.signal_number
-    if number is None:  # only the command received it
-        number = signal.SIGINT if code == exit_code(signal.SIGINT) else signal.SIGTERM
-    return Interrupted(what, signal_number=number, hint=_AGAIN)
+    name, *rest = map(console.word_of, words)
+    command = load_command(name)
+    try:
+        with usual_settings(), redirect_stdout(to):
+            with command.make_context(f"c2fdft {name}", rest) as context:
+                command.invoke(context)
+            raise_late()
+    except Interrupted as stop:
+        what = f"the demo was stopped in {name}"
+        raise Interrupted(what, signal_number=stop.signal_number, hint=_AGAIN) from stop
+    except SignalReceived as stop:
+        stop.hint = _AGAIN
+        raise
 
 
 def _tell(scores: dict[str, Any]) -> None:

@@ -3,41 +3,58 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 
+from c2fdft_cli.cli import console
 from c2fdft_cli.cli.commands import demo as module
 from c2fdft_cli.cli.commands.demo import demo
 from c2fdft_cli.engine.tools import demo as pictures
-from c2fdft_cli.errors import Interrupted, RecipeError, UsageError
-from c2fdft_cli.signals import REPEATED_SECONDS, StopRequest, exit_code
+from c2fdft_cli.errors import DataError, PartialFailure, RecipeError, UsageError
+from c2fdft_cli.signals import exit_code
+from tests.kit.command import run
 from tests.kit.processes import start
 
 ROW = {"name": "chelsea", "psnr": 30.0, "ssim": 0.9}
 SCORES = {"protocol": "derain", "mean": {"psnr": 30.0, "ssim": 0.9}, "images": [ROW]}
 
 
+class Command:
+    """Takes the place of a command: prints a line, or the document of `eval`."""
+
+    called: list[list[str]]
+    error: Exception | None = None
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def make_context(self, prog_name: str, words: list[str]) -> AbstractContextManager[list[str]]:
+        assert prog_name == f"c2fdft {self.name}"
+        return nullcontext(words)
+
+    def invoke(self, words: list[str]) -> None:
+        self.called.append([self.name, *words])
+        if self.name == "eval":
+            console.emit(SCORES)
+            if self.error is not None:
+                raise self.error
+        else:
+            console.stdout().print(f"{self.name} is done")
+
+
 @pytest.fixture(autouse=True)
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Replace each command by one that prints a line to its stdout, and `eval` by its document."""
+    """Replace the commands; return the list of those that have run, with their arguments."""
     called: list[list[str]] = []
-
-    def finish(line: Sequence[str], stdout: int | None, _: StopRequest) -> tuple[int, bytes]:
-        called.append(list(line[3:]))
-        said = json.dumps(SCORES) if "eval" in line else f"{line[3]} is done\n"
-        if stdout != subprocess.PIPE:
-            os.write(1 if stdout is None else stdout, said.encode())
-        return 0, said.encode()
-
-    monkeypatch.setattr(module, "_finish", finish)
+    monkeypatch.setattr(Command, "called", called, raising=False)
+    monkeypatch.setattr(module, "load_command", Command)
     for name in ("make_pairs", "comparison"):
         monkeypatch.setattr(pictures, name, lambda *_: None)
     return called
@@ -95,89 +112,113 @@ def test_a_name_that_a_link_takes_is_not_free(
     assert commands[0][:2] == ["prepare", "c2fdft-demo-2/pairs"]
 
 
-@pytest.mark.parametrize("code", [130, 143])
-def test_a_command_that_was_stopped_stops_the_demo(
-    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_an_error_of_a_command_is_the_only_one(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_finish", lambda *_: (code, b""))
-    with pytest.raises(Interrupted, match="the demo was stopped in prepare") as caught:
-        demo(None, tmp_path / "demo")
-    assert (caught.value.exit_code, caught.value.reported) == (code, True)
+    """Also after `eval` has emitted its document, which is not that of the demo."""
+    error = PartialFailure("2 images could not be scored", hint="see the list")
+    monkeypatch.setattr(Command, "error", error)
+    ended = run("demo", "--out", tmp_path / "demo", *words)
+    assert ended.exit_code == 6
+    lines = ["error: 2 images could not be scored", "hint: see the list"]
+    assert ended.stderr.splitlines()[-2:] == lines
+    if words:
+        assert json.loads(ended.stdout)["error"]["code"] == 6
+    else:
+        assert "images" not in ended.stdout
 
 
-def test_a_signal_that_comes_too_late_for_a_command_stops_the_next_one(
+def test_settings_of_a_command_are_undone_before_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def finish(_: Sequence[str], __: int | None, stop: StopRequest) -> tuple[int, bytes]:
-        stop.signal_number = signal.SIGTERM
-        return 0, b""
+    """Such as the memory that a training on a CPU keeps for its next step."""
+    from c2fdft_cli.execution.surroundings import change_until_return
 
-    monkeypatch.setattr(module, "_finish", finish)
-    with pytest.raises(Interrupted, match="the demo was stopped before train-coarse") as caught:
+    state: list[str] = []
+
+    def invoke(self: Command, words: list[str]) -> None:
+        state.append(self.name)
+        change_until_return(lambda: None, lambda: state.append("undone"))
+        if self.name == "train-fine":
+            raise DataError("no")
+
+    monkeypatch.setattr(Command, "invoke", invoke)
+    with pytest.raises(DataError):
         demo(None, tmp_path / "demo")
-    assert (caught.value.exit_code, caught.value.reported) == (143, False)
+    names = ("prepare", "train-coarse", "sweep-steps", "train-fine")
+    assert state == [one for name in names for one in (name, "undone")]
 
 
-COMMAND = f"""#!{sys.executable}
-import signal, sys, time
-got = []
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-    signal.signal(number, lambda number, _: got.append(number))
-open("started", "w").close()
-end = time.monotonic() + 60
-while len(got) < WANTED and time.monotonic() < end:
-    time.sleep(0.01)
-time.sleep(0.3)  # saves; the same signal may arrive once more
-open("saved", "w").close()
-sys.stderr.write("error: stopped, state saved\\n")
-sys.exit(130 if got[0] == signal.SIGINT else 143)
-"""
-"""Stands for a command: saves its state after WANTED signals and ends."""
 DEMO = """
-import sys, types
-from c2fdft_cli.signals import install
+import contextlib, sys, time, types
+from c2fdft_cli.signals import graceful_stop, install
 install()
 from c2fdft_cli.cli.app import app
+from c2fdft_cli.cli.commands import demo
+from c2fdft_cli.errors import Interrupted
+import c2fdft_cli.execution.surroundings
 pictures = types.ModuleType("demo")
 pictures.HELD_OUT, pictures.make_pairs, pictures.comparison = (), lambda _: None, lambda *_: None
 sys.modules["c2fdft_cli.engine.tools.demo"] = pictures
-sys.executable = "./command"
+
+def saving():
+    with graceful_stop() as stop:
+        while not stop: time.sleep(0.01)
+        open("saved", "w").close()
+        raise Interrupted("state saved", signal_number=stop.signal_number, hint="resume with ...")
+
+def unwinding():
+    try:
+        while True: time.sleep(0.01)
+    finally:
+        open("saved", "w").close()
+
+def too_late():
+    with graceful_stop() as stop:
+        while not stop: time.sleep(0.01)
+    open("saved", "w").close()
+
+class Command:
+    make_context = staticmethod(lambda name, words: contextlib.nullcontext())
+    def __init__(self, name):
+        assert name == "prepare", name
+    def invoke(self, _):
+        open("started", "w").close()
+        HOW()
+
+demo.load_command = Command
 app(["demo", "--json"])
 """
+"""A demo whose first command runs until a signal, and ends in one of three ways."""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="only its terminals send signals")
 @pytest.mark.parametrize(
-    ("number", "sent_to_all", "times"),
+    ("how", "number"),
     [
-        (signal.SIGTERM, False, 1),
-        pytest.param(signal.SIGHUP, False, 1, marks=pytest.mark.acceptance),
-        pytest.param(signal.SIGINT, False, 1, marks=pytest.mark.acceptance),
-        (signal.SIGINT, True, 1),  # as from a terminal
-        (signal.SIGINT, False, 2),
+        ("saving", signal.SIGINT),
+        pytest.param("saving", signal.SIGTERM, marks=pytest.mark.acceptance),
+        ("unwinding", signal.SIGTERM),
+        pytest.param("unwinding", signal.SIGHUP, marks=pytest.mark.acceptance),
+        ("too_late", signal.SIGINT),
     ],
 )
-def test_a_stopped_demo_ends_after_its_command(
-    number: signal.Signals, sent_to_all: bool, times: int, tmp_path: Path
+def test_a_signal_stops_the_demo_in_its_command(
+    how: str, number: signal.Signals, tmp_path: Path
 ) -> None:
-    (tmp_path / "command").write_text(COMMAND.replace("WANTED", str(times)))
-    (tmp_path / "command").chmod(0o755)
     pipe = subprocess.PIPE
-    running = start("-c", DEMO, cwd=tmp_path, stdout=pipe, stderr=pipe, start_new_session=True)
+    running = start("-c", DEMO.replace("HOW", how), cwd=tmp_path, stdout=pipe, stderr=pipe)
     end = time.monotonic() + 60
     while not (tmp_path / "started").exists() and time.monotonic() < end:
         time.sleep(0.01)
-    for _ in range(times):
-        (os.killpg if sent_to_all else os.kill)(running.pid, number)
-        time.sleep((REPEATED_SECONDS + 0.2) * (times > 1))
-    assert running.wait(30) == exit_code(number)
+    running.send_signal(number)
+    out, said = running.communicate(timeout=60)
+    assert running.returncode == exit_code(number), said
     assert (tmp_path / "saved").exists()
-    out, said = running.communicate()
-    assert json.loads(out)["error"]["message"] == "the demo was stopped in prepare"
+    message = json.loads(out)["error"]["message"]
+    if how == "saving":
+        assert message == "the demo was stopped in prepare"
+    assert said.splitlines()[-2:] == [f"error: {message}", f"hint: {module._AGAIN}"]
     assert said.count("error: ") == 1
-    assert said.splitlines()[-3:] == [
-        "error: stopped, state saved",
-        "the demo was stopped in prepare",
-        f"hint: {module._AGAIN}",
-    ]
