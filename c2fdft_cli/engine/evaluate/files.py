@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -82,35 +81,28 @@ def _job(pairs: Matched, options: EvalOptions, degraded: Path | None) -> Job[Sco
         (pair.name, partial(size_of_both, pair, pairs.degraded.get(pair.lq))) for pair in named
     ]
     check_all_sizes(sizes, options.border + protocol.border)
-    mine = options.share(pairs.pairs)
-    work = _score_files(mine, pairs, protocol, options)
-    return Job(work, total=len(mine), title="eval", unit="image")
-
-
-def _score_files(
-    mine: list[FilePair], pairs: Matched, protocol: Protocol, options: EvalOptions
-) -> Generator[Scored, None, EvalResult]:
     scorer = options.scorer(protocol)
     tasks = [
         (pair.name, partial(_score_pair, pair, pairs.degraded.get(pair.lq), scorer))
-        for pair in mine
+        for pair in named
     ]
-    rows, problems = yield from score_each(tasks, options, "pairs")
-    remarks = remarks_on_pairs([(pair.lq, pair.gt) for pair in pairs.pairs])
-    return EvalResult(
+    known = EvalResult(
         protocol,
-        rows,
+        [],
         "saved files" + (", 16 bit where they have them" if protocol.unrounded else ", 8 bit"),
         options.border,
         pairs.without_target,
         pairs.without_restored,
         pairs.found_by,
-        {pair.name: pairs.degraded.get(pair.lq, pair.gt) for pair in pairs.pairs},
-        notes=[f"note: {one}" for one in remarks],
+        {pair.name: pairs.degraded.get(pair.lq, pair.gt) for pair in named},
         chosen_by=options.chosen_by(),
-        unreadable=problems,
         with_inputs=bool(pairs.degraded),
     )
+
+    def notes(_: list[Scored]) -> list[str]:
+        return [f"note: {one}" for one in remarks_on_pairs([(pair.lq, pair.gt) for pair in named])]
+
+    return score_each(tasks, known, options, notes=notes)
 
 
 def _score_pair(pair: FilePair, degraded: Path | None, scorer: Scorer) -> Scored:

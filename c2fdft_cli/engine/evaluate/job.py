@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,10 +15,13 @@ from c2fdft_cli.errors import DataError, PartialFailure
 from c2fdft_cli.metrics.protocols import Protocol
 from c2fdft_cli.metrics.statistics import summarise
 from c2fdft_cli.pipeline import in_order
+from c2fdft_cli.progress import Job
 from c2fdft_cli.settings import BORDER, PROTOCOL, check_settings, setting
 from c2fdft_cli.words import many
 
 Item = TypeVar("Item")
+ToScore = tuple[str, Callable[[], Scored]]
+"""The name of an image, and the function that scores it."""
 
 ASKED, DEFAULT = "as requested", "the default; --protocol chooses another"
 
@@ -141,42 +144,50 @@ class EvalResult:
 
 
 def score_each(
-    tasks: Iterable[tuple[str, Callable[[], Scored]]],
+    tasks: Sequence[ToScore],
+    result: EvalResult,
     options: EvalOptions,
-    unit: str,
     *,
+    unit: str = "image",
     ahead: bool = True,
-) -> Generator[Scored, None, tuple[list[Scored], list[str]]]:
-    """Score images in order.
+    notes: Callable[[list[Scored]], list[str]] = lambda _: [],
+) -> Job[Scored, EvalResult]:
+    """Make the job that scores images in order.
+
+    An image that cannot be scored is listed in the result. The iteration raises DataError if none
+    can be scored, in a single process.
 
     Args:
-        tasks: the name of each image, and the function that scores it.
-        options: says whether there are other processes, which may have scored their images.
-        unit: what the images are called, in the plural.
+        tasks: the name of each image, also of other processes, and the function that scores it.
+        result: what is known before; the job adds the records of this process, the errors and the
+            notes.
+        options: says which of the images this process scores.
+        unit: what an image is called.
         ahead: whether two threads work ahead.
-
-    Returns:
-        The records, and the errors of images that cannot be scored.
-
-    Raises:
-        DataError: from the iteration, no image can be scored, in a single process.
+        notes: returns notes at the end, from the records.
     """
-    rows: list[Scored] = []
-    problems: list[str] = []
+    mine = options.share(tasks)
 
-    def one(task: tuple[str, Callable[[], Scored]]) -> Scored | str:
-        name, score = task
-        try:
-            return score()
-        except DataError as error:
-            return str(error) if error.where else f"{name}: {error}"
+    def work() -> Generator[Scored, None, EvalResult]:
+        rows: list[Scored] = []
+        problems: list[str] = []
+        for outcome in in_order(_outcome, mine, workers=2) if ahead else map(_outcome, mine):
+            if isinstance(outcome, str):
+                problems.append(outcome)
+            else:
+                rows.append(replace(outcome, pictures=None))
+                yield outcome
+        if not rows and options.world == 1:
+            fail(problems, len(problems), f"{unit}s")
+        return replace(result, rows=rows, unreadable=problems, notes=notes(rows))
 
-    for outcome in in_order(one, tasks, workers=2) if ahead else map(one, tasks):
-        if isinstance(outcome, str):
-            problems.append(outcome)
-        else:
-            rows.append(replace(outcome, pictures=None))
-            yield outcome
-    if not rows and options.world == 1:
-        fail(problems, len(problems), unit)
-    return rows, problems
+    return Job(work(), total=len(mine), title="eval", unit=unit)
+
+
+def _outcome(task: ToScore) -> Scored | str:
+    """Score an image; if that is not possible, return why."""
+    name, score = task
+    try:
+        return score()
+    except DataError as error:
+        return str(error) if error.where else f"{name}: {error}"

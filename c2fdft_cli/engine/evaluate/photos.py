@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 
@@ -41,26 +40,23 @@ def evaluate_alone(source: Path, options: EvalOptions) -> Job[Scored, EvalResult
     images = some_images(source, recursive=True) if source.is_dir() else [source]
     root = source if source.is_dir() else source.parent
     names = [without_suffix(path.relative_to(root)) for path in images]
-    mine = options.share(list(zip(own_names(names, images), images, strict=True)))
-    work = _score_images(mine, options)
-    return Job(work, total=len(mine), title="eval", unit="image")
-
-
-def _score_images(
-    images: list[tuple[str, Path]], options: EvalOptions
-) -> Generator[Scored, None, EvalResult]:
-    tasks = [(name, partial(_score_image, name, path, options)) for name, path in images]
-    rows, problems = yield from score_each(tasks, options, "images")
-    return EvalResult(
+    tasks = [
+        (name, partial(_score_image, name, path, options))
+        for name, path in zip(own_names(names, images), images, strict=True)
+    ]
+    known = EvalResult(
         PROTOCOL,
-        rows,
+        [],
         "saved files",
         options.border,
-        unreadable=problems,
         has_targets=False,
-        notes=[f"note: {one}" for one in beyond_the_first([path for _, path in images])],
         chosen_by="the only one without targets",
     )
+
+    def notes(_: list[Scored]) -> list[str]:
+        return [f"note: {one}" for one in beyond_the_first(images)]
+
+    return score_each(tasks, known, options, notes=notes)
 
 
 def _score_image(name: str, path: Path, options: EvalOptions) -> Scored:

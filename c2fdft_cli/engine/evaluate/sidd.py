@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -85,28 +84,19 @@ def evaluate_blocks(pairs: BlockPairs, options: EvalOptions) -> Job[Scored, Eval
     Raises:
         DataError: from the iteration, blocks smaller than SSIM's window.
     """
-    indices = options.share(range(len(pairs)))
-    work = _score(pairs, indices, options)
-    return Job(work, total=len(indices), title="eval", unit="block")
-
-
-def _score(
-    pairs: BlockPairs, indices: list[int], options: EvalOptions
-) -> Generator[Scored, None, EvalResult]:
     scorer = options.scorer(PROTOCOLS[options.protocol or PROTOCOL])
 
     def one(i: int) -> Scored:
         pair = pairs.pair(i)
         return scorer(pair.name, as_tensor(pair.lq), as_tensor(pair.gt))
 
-    tasks = [(pairs.names[i], partial(one, i)) for i in indices]
-    rows, problems = yield from score_each(tasks, options, "blocks")
-    return EvalResult(
+    tasks = [(name, partial(one, i)) for i, name in enumerate(pairs.names)]
+    known = EvalResult(
         scorer.protocol,
-        rows,
+        [],
         f"{pairs.ours.variable} of {pairs.ours.path.name}, 8 bit",
         options.border,
         found_by=pairs.found_by,
         chosen_by=options.chosen_by(CHOSEN_BY),
-        unreadable=problems,
     )
+    return score_each(tasks, known, options, unit=pairs.unit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -85,8 +85,9 @@ def compare_weights(
         own, theirs = theirs.protocol.name, replace(theirs, protocol=ours.protocol)
         notes.append(f"note: scored with A's protocol, {ours.protocol.name}, not its own, {own}")
     alone = replace(options, pictures=False)
-    mine = _chosen(pairs, ours, runs, options)
-    return _job(ours, pairs, mine, runs, options), _job(theirs, pairs, mine, runs, alone, notes)
+    chosen = _chosen(pairs, ours, runs, options)
+    mine = _job(ours, pairs, chosen, runs, options)
+    return mine, _job(theirs, pairs, chosen, runs, alone, notes)
 
 
 def _open(
@@ -106,28 +107,58 @@ def _open(
 def _chosen(
     pairs: PairSource, subject: Subject, runs: WeightsOptions, options: EvalOptions
 ) -> Sequence[int]:
-    """Choose the pairs to score, check the sizes of all, and return this process's share."""
+    """Choose the pairs to score, and check their sizes."""
     chosen = spread_indices(len(pairs), runs.images)
     sizes = [(pairs.names[i], partial(pairs.size, i)) for i in chosen]
     check_all_sizes(sizes, options.border + subject.protocol.border, f"{pairs.unit}s")
-    return options.share(chosen)
+    return chosen
 
 
 def _job(
     subject: Subject,
     pairs: PairSource,
-    mine: Sequence[int],
+    chosen: Sequence[int],
     runs: WeightsOptions,
     options: EvalOptions,
-    notes: Sequence[str] = (),
+    remarks: Sequence[str] = (),
 ) -> Job[Scored, EvalResult]:
     timesteps = _timesteps_in_use(subject, runs.grid)
     restorers = [
         subject.executor(timesteps, seed, self_ensemble=runs.self_ensemble)
         for seed in range(runs.seed, runs.seed + runs.seeds)
     ]
-    work = _score_weights(subject, pairs, mine, restorers, options, notes)
-    return Job(work, total=len(mine), title="eval", unit=pairs.unit)
+    scorer = options.scorer(subject.protocol)
+
+    def scored(i: int) -> Scored:
+        return _mean(list(restore_and_score(pairs, [i], restorers, scorer)), subject)
+
+    def notes(rows: list[Scored]) -> list[str]:
+        events = [*subject.runtime.notes, *notes_of(rows)]
+        return [
+            *_sampling_notes(subject, restorers[0]),
+            *remarks,
+            *(f"note: {event}" for event in events),
+            *([pairs.note] if pairs.note else []),
+        ]
+
+    recipe = subject.checkpoint.meta.recipe
+    default = "the weights' recipe" if recipe is not None else DEFAULT
+    if isinstance(pairs, BlockPairs):
+        default = CHOSEN_BY
+    depth = "unrounded" if subject.protocol.unrounded else "8 bit"
+    known = EvalResult(
+        protocol=subject.protocol,
+        rows=[],
+        scored_on=f"network output, {depth}",
+        border=options.border,
+        without_target=list(pairs.without_target),
+        without_restored=list(pairs.without_input),
+        found_by=pairs.found_by,
+        recipe=recipe,
+        chosen_by=options.chosen_by(default),
+    )
+    tasks = [(pairs.names[i], partial(scored, i)) for i in chosen]
+    return score_each(tasks, known, options, unit=pairs.unit, ahead=False, notes=notes)
 
 
 def _timesteps_in_use(subject: Subject, requested: tuple[int, ...] | None) -> list[int]:
@@ -138,44 +169,6 @@ def _timesteps_in_use(subject: Subject, requested: tuple[int, ...] | None) -> li
         return check_timesteps(requested, subject.checkpoint.meta.diffusion.timesteps)
     except ValueError as error:
         raise UsageError(f"--grid: {error}") from error
-
-
-def _score_weights(
-    subject: Subject,
-    pairs: PairSource,
-    indices: Sequence[int],
-    restorers: Sequence[Executor],
-    options: EvalOptions,
-    remarks: Sequence[str],
-) -> Generator[Scored, None, EvalResult]:
-    scorer = options.scorer(subject.protocol)
-
-    def scored(i: int) -> Scored:
-        return _mean(list(restore_and_score(pairs, [i], restorers, scorer)), subject)
-
-    tasks = [(pairs.names[i], partial(scored, i)) for i in indices]
-    rows, problems = yield from score_each(tasks, options, f"{pairs.unit}s", ahead=False)
-    recipe = subject.checkpoint.meta.recipe
-    default = "the weights' recipe" if recipe is not None else DEFAULT
-    if isinstance(pairs, BlockPairs):
-        default = CHOSEN_BY
-    depth = "unrounded" if subject.protocol.unrounded else "8 bit"
-    events = [*subject.runtime.notes, *notes_of(rows)]
-    notes = [*_sampling_notes(subject, restorers[0]), *remarks]
-    notes += [f"note: {event}" for event in events]
-    return EvalResult(
-        protocol=subject.protocol,
-        rows=rows,
-        scored_on=f"network output, {depth}",
-        border=options.border,
-        without_target=list(pairs.without_target),
-        without_restored=list(pairs.without_input),
-        found_by=pairs.found_by,
-        notes=[*notes, *([pairs.note] if pairs.note else [])],
-        recipe=recipe,
-        chosen_by=options.chosen_by(default),
-        unreadable=problems,
-    )
 
 
 def _sampling_notes(subject: Subject, executor: Executor) -> list[str]:

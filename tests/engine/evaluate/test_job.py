@@ -161,7 +161,7 @@ def test_pairs_with_damaged_pixels_are_named_and_the_others_scored(
     assert result.failure.details == (problem,)
     for name in ("10.png", "11.png"):
         damage_pixels(out / name)
-    with pytest.raises(DataError, match="3 of 3 pairs cannot be scored"):
+    with pytest.raises(DataError, match="3 of 3 images cannot be scored"):
         run(out, target)
 
 
