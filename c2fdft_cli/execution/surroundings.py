@@ -49,6 +49,9 @@ def _set_usual_values(undo: list[Callable[[], object]]) -> None:
 
         undo.append(restore)
         torch.set_default_dtype(torch.float32)
+    if not torch.serialization.get_crc32_options():  # files without checksums are not read
+        undo.append(partial(torch.serialization.set_crc32_options, False))
+        torch.serialization.set_crc32_options(True)
     if not torch.backends.cudnn.enabled:
         undo.append(partial(setattr, torch.backends.cudnn, "enabled", False))
         torch.backends.cudnn.enabled = True
@@ -67,8 +70,9 @@ def usual_settings(*, cpu_inference: bool = False) -> Iterator[None]:
 
     So results do not depend on the program, and it finds its own settings unchanged afterwards:
     default dtype, default device, current GPU, gradient and inference mode, autocast, cuDNN, how
-    float32 products are rounded, and which floating-point errors NumPy raises. The default dtype,
-    cuDNN and the rounding belong to the whole process: other threads have the usual ones meanwhile.
+    float32 products are rounded, checksums of saved files, and which floating-point errors NumPy
+    raises. The default dtype, cuDNN, the rounding and the checksums belong to the whole process:
+    other threads have the usual ones meanwhile.
 
     Args:
         cpu_inference: whether the block only restores on a CPU. It depends on neither the default

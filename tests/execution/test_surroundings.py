@@ -25,6 +25,7 @@ def state() -> tuple[object, ...]:
         torch.is_autocast_enabled("cpu"),
         torch.get_float32_matmul_precision(),
         torch.backends.cudnn.enabled,
+        torch.serialization.get_crc32_options(),
         np.geterr(),
     )
 
@@ -35,9 +36,11 @@ def program() -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(torch.set_default_dtype, torch.float32)
         stack.callback(torch.set_float32_matmul_precision, "highest")
+        stack.callback(torch.serialization.set_crc32_options, True)
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         torch.set_default_dtype(torch.float64)
         torch.set_float32_matmul_precision("medium")
+        torch.serialization.set_crc32_options(False)
         stack.enter_context(torch.device("meta"))
         stack.enter_context(torch.autocast("cpu"))
         stack.enter_context(torch.inference_mode())
@@ -49,7 +52,7 @@ def program() -> Iterator[None]:
 def test_settings_are_the_usual_ones_within_and_the_programs_afterwards() -> None:
     before = state()
     with usual_settings():
-        usual = (torch.float32, torch.device("cpu"), True, False, False, "highest", True)
+        usual = (torch.float32, torch.device("cpu"), True, False, False, "highest", True, True)
         errors = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
         assert state() == (*usual, errors)
         assert torch.ones(1).dtype == torch.float32

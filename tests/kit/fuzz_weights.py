@@ -38,7 +38,7 @@ def _states() -> list[dict[str, torch.Tensor]]:
 
 
 def seeds_of_checkpoints(folder: Path) -> list[bytes]:
-    """This program's, an official one, another trainer's, and one in torch's format before 1.6."""
+    """This program's, an official one, and two of other trainers."""
     meta = Meta(SMALL, stage="fine", step=7, grid=[999, 500]).to_json()
     foreign = {
         "args": argparse.Namespace(lr=1e-4, out=Path("runs")),
@@ -51,7 +51,7 @@ def seeds_of_checkpoints(folder: Path) -> list[bytes]:
             ({"params_ema": state, "meta": meta}, {}),
             ({"params": state, "params_ema": state}, {}),
             ({"state_dict": wrapped, **foreign}, {"pickle_protocol": 4}),
-            ({"params": state, "x": foreign}, {"_use_new_zipfile_serialization": False}),
+            ({"params": state, "x": foreign}, {}),
         ):
             file = io.BytesIO()
             torch.save(content, file, **options)

@@ -15,6 +15,7 @@ _TEXT_SUFFIXES = (".yaml", ".yml", ".json", ".csv", ".txt", ".log", ".md", ".py"
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 
 SAVE_AGAIN = "its owner can save the tensors alone: torch.save(model.state_dict(), 'weights.pth')"
+CONVERT = "save it anew: torch.save(torch.load('old.pth', weights_only=True), 'weights.pth')"
 GET_AGAIN = "download or copy it again"
 OTHER = "give a .pt, .pth, .ckpt or .safetensors file"
 IMAGE = f"{OTHER}, not an image"

@@ -98,13 +98,12 @@ class _Storage:
     key: str
     dtype: torch.dtype
     numel: int
-    start: int
 
     def nbytes(self) -> int:
         return self.numel * self.dtype.itemsize
 
 
-def read_pickle(file: IO[bytes], storages: dict[str, int] | None = None) -> Any:
+def read_pickle(file: IO[bytes]) -> Any:
     """Read the next pickle of a file: plain values, dictionaries, `StoredTensor` and `Opaque`.
 
     Sets become opaque. Entries of dictionaries are dropped unless their key is a text, an integer
@@ -112,13 +111,12 @@ def read_pickle(file: IO[bytes], storages: dict[str, int] | None = None) -> Any:
 
     Args:
         file: the file; it is read up to the end of the pickle.
-        storages: receives the claimed size of each storage in bytes, by its key.
 
     Raises:
         UnusableError: the pickle exceeds `MAX_BYTES` or `MAX_INSTRUCTIONS`, or is not one.
         Exception: arbitrary bytes can cause any error (IndexError, KeyError, ValueError, ...).
     """
-    machine = _Machine({} if storages is None else storages)
+    machine = _Machine()
     bounded = cast("IO[bytes]", _Bounded(file))
     for _ in range(MAX_INSTRUCTIONS):
         opcode = _OPCODES[bounded.read(1)]  # a KeyError at the end of the file
@@ -155,9 +153,8 @@ class _Bounded:
 class _Machine:
     """The stack machine; the method `op_...` executes the instruction of that name."""
 
-    def __init__(self, storages: dict[str, int]) -> None:
+    def __init__(self) -> None:
         self.stack: list[Any] = []
-        self._storages = storages
         # One list per mark, as in CPython's pickle.py, so the last mark need not be searched for.
         self._below: list[list[Any]] = []
         # A dictionary, not an array as in C's pickle: that is as long as the largest index.
@@ -292,10 +289,7 @@ class _Machine:
         self.stack.append(Opaque(f"persistent object {argument!r:.40}"))
 
     def op_binpersid(self, _: Any) -> None:
-        storage = _storage(self.stack.pop())
-        if isinstance(storage, _Storage):
-            self._storages[storage.key] = storage.nbytes()
-        self.stack.append(storage)
+        self.stack.append(_storage(self.stack.pop()))
 
 
 _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
@@ -379,7 +373,6 @@ def _view(
         len(shape) != len(stride)
     ):
         raise UnusableError("a tensor in it has an impossible shape")
-    offset += storage.start
     return StoredTensor(storage.key, storage.nbytes(), dtype, offset, tuple(shape), tuple(stride))
 
 
@@ -411,19 +404,17 @@ _REBUILDS: dict[str, Callable[..., Any]] = {
 
 
 def _storage(identity: Any) -> _Storage | Opaque:
-    """Return the storage that a persistent id of `torch.save` describes.
+    """Return the storage of a persistent id of `torch.save`.
 
-    The id is `("storage", type, key, device, elements)`; old files may append a sixth item, the
-    view `(key, offset, elements)`.
+    The id is `("storage", type, key, device, elements)`.
     """
-    if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
+    if not isinstance(identity, tuple) or len(identity) != 5 or identity[0] != "storage":
         return Opaque("persistent object")
-    kind, key, _device, numel, *view = identity[1:]
+    kind, key, _device, numel = identity[1:]
     dtype = _STORAGES.get(kind.name) if isinstance(kind, Opaque) else None
-    start = view[0][1] if view and view[0] is not None else 0
-    if dtype is None or not isinstance(key, str) or not are_counts((numel, start)):
+    if dtype is None or not isinstance(key, str) or not are_counts((numel,)):
         return Opaque("storage")
-    return _Storage(key, dtype, numel, start)
+    return _Storage(key, dtype, numel)
 
 
 def are_counts(values: Any) -> bool:

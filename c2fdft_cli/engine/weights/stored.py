@@ -1,4 +1,4 @@
-"""Reads untrusted files of tensors: torch's zip format and its older format, and safetensors.
+"""Reads untrusted files of tensors: torch's zip format and safetensors.
 
 A file is read in two steps. First its description is read (names, types, shapes); this imports and
 calls nothing, and allocates no tensors. Then `StoredFile.load` reads the requested tensors, after
@@ -26,11 +26,11 @@ from torch import Tensor
 
 from c2fdft_cli.engine.weights import pickles
 from c2fdft_cli.engine.weights.identify import (
+    CONVERT,
     GET_AGAIN,
     HEAD_BYTES,
     OTHER,
     PICKLE,
-    SAVE_AGAIN,
     ZIP,
     cut_short,
     not_a_checkpoint,
@@ -48,7 +48,6 @@ MAX_HEADER_BYTES = 32 << 20
 MAX_DIRECTORY_BYTES = 64 << 20
 _MAX_END_BYTES = 22 + 65535
 """The last record of a zip archive with the longest comment that it can have."""
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MAX_PLACES = 1 << 60
 """Limit of a shape's product with zeros counted as ones; torch computes strides from it."""
 METADATA = "__metadata__"
@@ -82,7 +81,6 @@ class StoredFile:
     content: Any
     is_safetensors: bool
     read: Callable[[str, int], bytes]
-    big_endian: bool = False
 
     def load(self, tree: Any) -> Any:
         """Read the tensors in a part of `content`, in the dtypes that they are stored in.
@@ -136,16 +134,14 @@ class _Loader:
             data = self._file.read(tensor.storage, tensor.storage_bytes)
             # The record in the archive may be longer than the pickle states.
             data = data[: tensor.storage_bytes]
-            self._bases[key] = _flat(data, tensor.dtype, self._file.big_endian)
+            self._bases[key] = _flat(data, tensor.dtype)
         return self._bases[key]
 
 
-def _flat(data: bytes, dtype: torch.dtype, big_endian: bool) -> Tensor:
+def _flat(data: bytes, dtype: torch.dtype) -> Tensor:
     raw = torch.empty(len(data), dtype=torch.uint8)  # in memory that torch aligns
     # Copied without torch, which would wait for its threads at every tensor if the cores are busy.
     raw.numpy().data[:] = data
-    if big_endian:
-        raw = raw.view(-1, dtype.itemsize).flip(1).flatten()
     return raw.view(dtype)
 
 
@@ -251,7 +247,8 @@ def _open(path: Path, file: IO[bytes]) -> StoredFile:
     if head[7:9] == b"\0{":
         return _open_safetensors(path, file)
     if head.startswith(PICKLE):
-        return _open_legacy(path, file)
+        what = "it is in torch's format before 1.6, or a pickle of Python objects"
+        raise not_a_checkpoint(path, what, CONVERT)
     raise unknown_file(path, head)
 
 
@@ -314,9 +311,7 @@ def _open_zip(path: Path, file: IO[bytes]) -> StoredFile:
         # Checked before unpacking: a megabyte of compressed zeros unpacks to a gigabyte.
         if entry.file_size > limit:
             raise UnusableError("the archive is compressed, and unpacks to far more than its size")
-        # torch can write records without a checksum (as 0); zipfile would compare with it and
-        # refuse them.
-        return _checked(archive, entry) if entry.CRC else _unchecked(file, entry)
+        return _checked(archive, entry)
 
     def read(key: str, size: int) -> bytes:
         data = record(f"data/{key}")
@@ -324,9 +319,10 @@ def _open_zip(path: Path, file: IO[bytes]) -> StoredFile:
             raise UnusableError("a tensor in it has fewer bytes than its shape needs")
         return data
 
-    order = record("byteorder") if f"{root}byteorder" in names else b"little"
+    if f"{root}byteorder" in names and record("byteorder") != b"little":
+        raise UnusableError("it was saved on a machine with the other order of bytes (big-endian)")
     content = read_pickle(io.BytesIO(record("data.pkl")))
-    return StoredFile(path, content, False, read, big_endian=order == b"big")
+    return StoredFile(path, content, False, read)
 
 
 def _checked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
@@ -339,18 +335,6 @@ def _checked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
         raise UnusableError("the archive is compressed by another method than deflate")
     with archive.open(entry) as record:
         return record.read(entry.file_size)
-
-
-def _unchecked(file: IO[bytes], entry: zipfile.ZipInfo) -> bytes:
-    """Read a record that has no checksum (`torch.serialization.set_crc32_options(False)`)."""
-    if entry.compress_type != zipfile.ZIP_STORED:
-        raise UnusableError("the archive is damaged, or torch.save did not write it")
-    # The lengths are read from the record's own header, not from the table: torch pads only the
-    # former to align the tensors (for example by 24 bytes).
-    file.seek(entry.header_offset + 26)
-    name, extra = struct.unpack("<HH", _exactly(file, 4))
-    file.seek(name + extra, io.SEEK_CUR)
-    return _exactly(file, entry.file_size)
 
 
 def _check_directory(file: IO[bytes]) -> None:
@@ -377,33 +361,6 @@ def _check_directory(file: IO[bytes]) -> None:
         raise UnusableError("the archive is damaged, or torch.save did not write it")
     if directory > MAX_DIRECTORY_BYTES:
         raise UnusableError("the archive's table of contents is absurdly large")
-
-
-def _open_legacy(path: Path, file: IO[bytes]) -> StoredFile:
-    """Open a file in torch's format before 1.6.
-
-    It consists of pickles, then the storages, each preceded by its number of elements.
-    """
-    if read_pickle(file) != LEGACY_MAGIC:
-        raise not_a_checkpoint(
-            path, "it is a pickle of Python objects that torch.save did not write", SAVE_AGAIN
-        )
-    read_pickle(file)  # the format version
-    about = read_pickle(file)
-    sizes: dict[str, int] = {}
-    content = read_pickle(file, sizes)
-    starts: dict[str, int] = {}
-    for key in read_pickle(file):
-        _exactly(file, 8)  # the number of elements, which the pickle has too
-        starts[key] = file.tell()
-        # The size is what the pickle claims; `_exactly` notices if it leads past the end.
-        file.seek(sizes[key], io.SEEK_CUR)
-
-    def read(key: str, size: int) -> bytes:
-        file.seek(starts[key])
-        return _exactly(file, size)
-
-    return StoredFile(path, content, False, read, big_endian=about["little_endian"] is False)
 
 
 def _open_safetensors(path: Path, file: IO[bytes]) -> StoredFile:

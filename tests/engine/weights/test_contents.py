@@ -174,8 +174,7 @@ def test_a_checkpoint_of_mmcv_is_read(saved, raw):
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-@pytest.mark.parametrize("old", [False, True])
-def test_objects_beside_the_weights_are_skipped(saved, raw, old, protocol):
+def test_objects_beside_the_weights_are_skipped(saved, raw, protocol):
     content = {
         "model": raw,
         "args": argparse.Namespace(lr=1e-4, gpus=[0, 1], out=Path("runs")),
@@ -187,8 +186,7 @@ def test_objects_beside_the_weights_are_skipped(saved, raw, old, protocol):
         "rate": collections.defaultdict(list, {"lr": [1.0]}),
         "loss": torch.nn.L1Loss(),
     }
-    options = {"_use_new_zipfile_serialization": not old, "pickle_protocol": protocol}
-    assert same(load_checkpoint(saved(content, **options)).ema, raw)
+    assert same(load_checkpoint(saved(content, pickle_protocol=protocol)).ema, raw)
 
 
 @pytest.mark.parametrize(

@@ -70,11 +70,7 @@ KINDS = [
     (b"\xff\xd8\xff\xe0" + bytes(99), "a JPEG image", ".safetensors"),
     (bytes(5000), "it begins with zeros", "download"),
     (b"\0\xa2\xff" * 99, "damaged, or is neither a torch nor a safetensors file", "download"),
-    (
-        pickle.dumps({"params": [1.0]}),
-        "a pickle of Python objects",
-        "torch.save(model.state_dict()",
-    ),
+    (pickle.dumps({"params": [1.0]}), "a pickle of Python objects", "torch.save(torch.load("),
     (archive("x" * 9999), "zip archive of other files (xxx", ".pth"),
 ]
 

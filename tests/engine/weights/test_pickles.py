@@ -174,13 +174,12 @@ def test_an_attack_does_not_run(attack, tmp_path):
     assert (tmp_path / "mark").exists()
 
 
-@pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("made", [System, Eval, Nested, SetState, Items])
-def test_an_attack_beside_weights_does_not_run_and_they_load(made, old, tmp_path):
+def test_an_attack_beside_weights_does_not_run_and_they_load(made, tmp_path):
     state = make_network(Network(dim=8, blocks=[1, 1, 1, 1])).state_dict()
     path, mark = tmp_path / "x.pth", tmp_path / "mark"
     content = {"state_dict": state, "extra": made(mark)}
-    torch.save(content, path, _use_new_zipfile_serialization=not old)
+    torch.save(content, path)
     loaded = load_checkpoint(path).ema
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
     assert not mark.exists()
