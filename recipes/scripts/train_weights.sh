@@ -11,8 +11,8 @@
 # Settings, from the environment (separated by spaces):
 #   COARSE, FAST, FOUR  further arguments of each stage's command: KEY=VALUE of the recipe, such as
 #                       FAST="fine.iterations=9000", or options, such as COARSE="--init derain"
-# The command of the last step, `c2fdft weights pack`, is printed but not run: it needs facts that the
-# script does not know, such as scores (docs/models/README.md).
+# The last step, pack_weights.py, is printed but not run: it needs facts that the script does not
+# know, such as scores (docs/models/README.md).
 set -euo pipefail
 
 usage() {
@@ -51,5 +51,5 @@ for pair in "fast $task" "four $task-4step"; do
   read -r run name <<<"$pair"
   c2fdft convert "$out/$run/fine.pt" "$out/$name.pt" --half bf16 --ema-only --overwrite
   echo "score $out/$name.pt, write its facts into FACTS.json (docs/models/README.md), then:" \
-    "c2fdft weights pack $out/$name.pt --name $name --facts FACTS.json --into FOLDER"
+    "python recipes/scripts/pack_weights.py $out/$name.pt --name $name --facts FACTS.json --into FOLDER"
 done

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.faults import World, run
+from tests.kit.faults import World
 from tests.kit.sharing import made_once
-from tests.kit.weights import write_facts
 
 TRIES = int(os.environ.get("C2FDFT_FAULT_TRIES", "0"))
 """Random moments for each command and fault; 0 runs the quick part alone."""
@@ -36,10 +35,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
     def make(root: Path) -> None:
         root.mkdir(exist_ok=True)
-        made = World(root).make()
-        write_facts(root / "facts.json")
-        words = ("convert", made.weights, root / "small.pt", "--half", "bf16", "--ema-only")
-        assert run(words, root) == 0, (root / "said.txt").read_text()
+        World(root).make()
         if importlib.util.find_spec("av"):  # without PyAV only "restore-video" is skipped
             from tests.kit.video import make_clip
 

@@ -27,7 +27,6 @@ ROOM = {
     "restore-video": 2_000,
     "eval": 4_000,
     "convert": 20_000,
-    "weights-pack": 20_000,
 }
 """Free bytes for each command, fewer than it writes."""
 

@@ -23,7 +23,7 @@ from c2fdft_cli.signals import STOP_SIGNALS, install
 from tests.kit.formula import fill, picture
 from tests.kit.training import MINI
 
-PRELOADED = ("train", "sweep", "restore", "prepare", "evaluate", "convert", "weights")
+PRELOADED = ("train", "sweep", "restore", "prepare", "evaluate", "convert")
 """Commands imported once by the fork server, so that each forked command starts without delay."""
 
 _forks = multiprocessing.get_context("forkserver")
@@ -38,7 +38,6 @@ _forks.set_forkserver_preload(
         "c2fdft_cli.engine.prepare.job",
         "c2fdft_cli.engine.evaluate.job",
         "c2fdft_cli.engine.weights.convert",
-        "c2fdft_cli.engine.weights.pack",
         "matplotlib.backends.backend_agg",
         "matplotlib.figure",
         "torch._dynamo",
@@ -205,15 +204,11 @@ class World:
         if name == "convert":
             words = (name, self.weights, out / "net.pt", "--ema-only")
             return Case(words, out, _digests, ("--overwrite",))
-        if name == "weights-pack":
-            words = ("weights", "pack", self.root / "small.pt", "--name", "mine", "--facts",
-                     self.root / "facts.json", "--into", out)  # fmt: skip
-            return Case(words, out, _digests, ("--overwrite",))
         raise ValueError(name)
 
 
 COMMANDS = ("prepare", "train-coarse", "train-fine", "sweep-steps", "restore", "restore-video",
-            "eval", "convert", "weights-pack")  # fmt: skip
+            "eval", "convert")  # fmt: skip
 
 
 class Pictures:

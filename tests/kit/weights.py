@@ -14,8 +14,8 @@ import torch
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
-from c2fdft_cli.engine.weights.pack import add_entry
 from c2fdft_cli.recipe.schema import Network, Recipe
+from recipes.scripts.pack_weights import add_entry
 from tests.kit.sharing import made_once
 
 FACTS: dict[str, Any] = {

@@ -123,52 +123,6 @@ def average(
     console.say_next(following)
 
 
-@weights.command("pack", cls=Command, hidden=True)
-def pack(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            parser=path_of,
-            metavar="CKPT",
-            help="A file written by `c2fdft convert --half bf16 --ema-only`.",
-        ),
-    ],
-    name: Annotated[str, typer.Option("--name", help="The name that --weights will accept.")],
-    facts: Annotated[
-        Path,
-        typer.Option(
-            "--facts",
-            parser=path_of,
-            metavar="JSON",
-            help="The entries of the catalogue that do not come from the checkpoint.",
-        ),
-    ],
-    into: Annotated[
-        Path | None,
-        typer.Option(
-            "--into",
-            parser=path_of,
-            metavar="DIR",
-            help="Folder of the catalogue (default: the installed one).",
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace weights of this name.")
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Add weights to the packaged ones (docs/models/README.md)."""
-    from c2fdft_cli.engine.weights.pack import add_entry
-
-    entry = add_entry(name, checkpoint, facts, into, overwrite=overwrite)
-    if json:
-        console.emit(entry)
-        return
-    size = binary_size(entry.bytes)
-    console.stdout().print(f"packaged: {entry.name} ({size})")
-    console.say_next(console.command("weights", "list"))
-
-
 def _document(entry: PackagedWeights) -> dict[str, Any]:
     return {**asdict(entry), "calls": len(entry.grid)}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from c2fdft_cli.engine.weights.identify import unreadable
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.validation import STRICT, InvalidValuesError, NotBool, validate
-from c2fdft_cli.vocabulary import PACKAGED_TASKS, PackagedTask
+from c2fdft_cli.vocabulary import PackagedTask
 
 FORMAT_VERSION = 1
 CATALOGUE = "catalogue.json"
@@ -113,21 +113,6 @@ def read_catalogue(folder: Path | None = None) -> dict[str, PackagedWeights]:
         raise unreadable(path, error) from error
     except (ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
-
-
-def write_catalogue(folder: Path, entries: Mapping[str, PackagedWeights]) -> None:
-    """Write the catalogue of a folder, sorted by task (in the order of `PACKAGED_TASKS`)."""
-    from c2fdft_cli.files import atomic_write_text
-
-    ordered = sorted(
-        entries.values(), key=lambda entry: (PACKAGED_TASKS.index(entry.task), entry.name)
-    )
-    content = {
-        "format_version": FORMAT_VERSION,
-        "weights": {values.pop("name"): values for values in map(asdict, ordered)},
-    }
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    atomic_write_text(folder / CATALOGUE, text + "\n")
 
 
 def checked_file(entry: PackagedWeights) -> Path:

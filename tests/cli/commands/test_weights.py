@@ -18,6 +18,7 @@ from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.vocabulary import PACKAGED_TASKS
 from c2fdft_cli.words import one_of
+from recipes.scripts.pack_weights import add_entry
 from tests.kit.command import run
 from tests.kit.formula import picture
 from tests.kit.restore import random_picture, save
@@ -92,21 +93,6 @@ def test_the_path_of_weights_is_printed(two: Path) -> None:
     assert damaged.exit_code == 4
     assert "this installation of c2fdft is damaged" in damaged.stderr
     assert "\nhint: reinstall it: " in damaged.stderr
-
-
-def test_weights_are_packaged(packaged: Path, tiny_net: Callable[..., DFT], tmp_path: Path) -> None:
-    packed = write_packed(tmp_path / "run.pt", tiny_net(), [500])
-    facts = write_facts(tmp_path / "facts.json")
-    words = ("weights", "pack", packed, "--name", "derain", "--facts", facts)
-    said = run(*words)
-    assert said.exit_code == 0, said.output
-    assert "packaged: derain" in said.stdout
-    assert (packaged / "derain.pt").is_file()
-    other = run(*words, "--into", tmp_path / "other", "--json")
-    assert json.loads(other.stdout)["grid"] == [500]
-    assert run("weights", "path", "derain").exit_code == 0
-    assert run(*words[:-1], packed).exit_code == 2
-    assert "pack " not in run("weights", "--help").stdout
 
 
 @pytest.mark.usefixtures("two")
@@ -325,11 +311,11 @@ def test_the_script_trains_and_packages(
     for stage, name in (("coarse", "coarse.pt"), ("fast", "fine.pt"), ("four", "fine.pt")):
         (tmp_path / "out" / stage / name).unlink()
         (tmp_path / "out" / stage).rmdir()
-    facts = ("--facts", tmp_path / "denoise.json", "--into", tmp_path / "into")
-    pack = ["weights", "pack", tmp_path / "out" / "denoise.pt", "--name", "denoise", *facts]
-    for words in [*calls, pack]:
+    for words in calls:
         said = run(*words, *(CPU if words[0].startswith("train") else ()))
         assert said.exit_code == 0, (words, said.output)
+    packed = tmp_path / "out" / "denoise.pt"
+    add_entry("denoise", packed, tmp_path / "denoise.json", tmp_path / "into")
     catalogue = json.loads((tmp_path / "into" / "catalogue.json").read_text())
     assert list(catalogue["weights"]) == ["denoise"]
     assert catalogue["weights"]["denoise"]["grid"] == [500]

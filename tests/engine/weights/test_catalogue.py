@@ -30,9 +30,9 @@ from c2fdft_cli.engine.weights.catalogue import (
     read_catalogue,
     weights_folder,
 )
-from c2fdft_cli.engine.weights.pack import DERIVED
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.vocabulary import PACKAGED_TASKS
+from recipes.scripts.pack_weights import DERIVED
 from tests.kit.restore import Request, plan, random_picture, save
 from tests.kit.weights import FACTS, package, packaged_once
 

@@ -1,31 +1,51 @@
-"""Adds weights to the folder that is installed with the program (for its maintainers)."""
+"""Add weights to the folder that is installed with the program.
+
+    python recipes/scripts/pack_weights.py CKPT --name NAME --facts FACTS.json --into FOLDER
+
+docs/models/README.md describes the facts, and what else belongs to packaged weights.
+"""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
+import logging
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from c2fdft_cli.engine.weights import catalogue as weights_catalogue
+from c2fdft_cli.cli.app import report
 from c2fdft_cli.engine.weights.catalogue import (
+    CATALOGUE,
+    FORMAT_VERSION,
     MAX_FILE_BYTES,
     PackagedWeights,
     make_entry,
     read_catalogue,
-    write_catalogue,
+    weights_folder,
 )
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.engine.weights.tensors import load_tensors
-from c2fdft_cli.errors import CheckpointError, DataError, UsageError
-from c2fdft_cli.files import atomic_write_bytes, ensure_folder, read_text, same_files
+from c2fdft_cli.errors import C2fdftError, CheckpointError, DataError, UsageError
+from c2fdft_cli.files import (
+    atomic_write_bytes,
+    atomic_write_text,
+    ensure_folder,
+    read_text,
+    same_files,
+)
+from c2fdft_cli.vocabulary import PACKAGED_TASKS
+from c2fdft_cli.words import binary_size
 
 DERIVED = ("name", "file", "sha256", "bytes", "parameters", "network", "grid")
 """The fields of `PackagedWeights` that come from the file; the maintainer states the others."""
+log = logging.getLogger("pack_weights")
 
 
 def add_entry(
@@ -53,7 +73,7 @@ def add_entry(
         CheckpointError: the file is not a checkpoint, holds more than params_ema and meta, has no
             timesteps, or is too large.
     """
-    target = folder or weights_catalogue.weights_folder()
+    target = folder or weights_folder()
     stated = _read_facts(facts)
     loaded, data = _packed(checkpoint)
     values = {**stated, **_derived(name, loaded, data)}
@@ -71,8 +91,21 @@ def add_entry(
     ensure_folder(target)
     # The file is written first, so that the catalogue never names a file that does not exist.
     atomic_write_bytes(target / entry.file, data)
-    write_catalogue(target, {**entries, name: entry})
+    _write_catalogue(target, {**entries, name: entry})
     return entry
+
+
+def _write_catalogue(folder: Path, entries: Mapping[str, PackagedWeights]) -> None:
+    """Write the catalogue of a folder, sorted by task (in the order of `PACKAGED_TASKS`)."""
+    ordered = sorted(
+        entries.values(), key=lambda entry: (PACKAGED_TASKS.index(entry.task), entry.name)
+    )
+    content = {
+        "format_version": FORMAT_VERSION,
+        "weights": {values.pop("name"): values for values in map(asdict, ordered)},
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    atomic_write_text(folder / CATALOGUE, text + "\n")
 
 
 def _packed(path: Path) -> tuple[Checkpoint, bytes]:
@@ -132,3 +165,35 @@ def _read_facts(path: Path) -> dict[str, Any]:
             f"the facts cannot hold keys that come from the file: {', '.join(odd)}", where=path
         )
     return facts
+
+
+def main() -> None:
+    """Package the weights that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument(
+        "checkpoint", type=Path, help="a file written by `c2fdft convert --half bf16 --ema-only`"
+    )
+    parser.add_argument("--name", required=True, help="the name that --weights will accept")
+    parser.add_argument(
+        "--facts",
+        type=Path,
+        required=True,
+        help="JSON: the entries of the catalogue that do not come from the checkpoint",
+    )
+    parser.add_argument(
+        "--into", type=Path, help="folder of the catalogue (default: the installed one)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace weights of this name")
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    entry = add_entry(
+        given.name, given.checkpoint, given.facts, given.into, overwrite=given.overwrite
+    )
+    log.info("packaged: %s (%s)", entry.name, binary_size(entry.bytes))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except C2fdftError as error:
+        sys.exit(report(error))

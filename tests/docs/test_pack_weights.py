@@ -1,4 +1,4 @@
-"""add_entry: which weights may be packaged, and their entries."""
+"""recipes/scripts/pack_weights.py: which weights may be packaged, and their entries."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from c2fdft_cli.core.network import DFT
-from c2fdft_cli.engine.weights import pack as weights_pack
 from c2fdft_cli.engine.weights.catalogue import read_catalogue
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
-from c2fdft_cli.engine.weights.pack import add_entry
 from c2fdft_cli.errors import CheckpointError, UsageError
 from c2fdft_cli.recipe.schema import Data, Network, Recipe
+from recipes.scripts import pack_weights
+from recipes.scripts.pack_weights import add_entry
+from tests.kit.processes import python
 from tests.kit.weights import FACTS, write_facts, write_packed
+
+SCRIPT = Path(pack_weights.__file__)
 
 
 @pytest.fixture
@@ -99,7 +102,7 @@ def test_files_not_in_the_packaged_format_are_refused(
 def test_files_that_are_too_large_are_refused(
     folder: Path, net: DFT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights_pack, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(pack_weights, "MAX_FILE_BYTES", 1000)
     facts = write_facts(tmp_path / "facts.json")
     with pytest.raises(CheckpointError, match="must have at most 1000 bytes"):
         add_entry("derain", write_packed(tmp_path / "a.pt", net, [999]), facts, folder)
@@ -145,3 +148,18 @@ def test_files_without_facts_are_refused(folder: Path, net: DFT, tmp_path: Path)
         with pytest.raises(UsageError, match="cannot be packaged"):
             add_entry(name, packed, good, folder)
     assert not folder.exists()
+
+
+@pytest.mark.slow
+def test_the_script_packages_weights(folder: Path, net: DFT, tmp_path: Path) -> None:
+    packed = write_packed(tmp_path / "run.pt", net, [500])
+    facts = write_facts(tmp_path / "facts.json")
+    words = (SCRIPT, packed, "--name", "derain", "--facts", facts, "--into", folder)
+    done = python(*words)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert done.stderr.startswith("packaged: derain (")
+    assert list(read_catalogue(folder)) == ["derain"]
+    again = python(*words)
+    assert again.returncode == 2
+    assert again.stderr.endswith("\nhint: choose another --name, or use --overwrite\n")
+    assert python(*words, "--overwrite").returncode == 0
