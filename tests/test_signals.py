@@ -370,7 +370,7 @@ with graceful_stop() as stop:
 
 EVERY_MOMENT = """
 from pathlib import Path
-from c2fdft_cli.files import atomic_write_bytes, remove_temporaries, unfinished
+from c2fdft_cli.files.writing import atomic_write_bytes, remove_temporaries, unfinished
 folder, number, steps, left = Path(sys.argv[1]), 0, 0, []
 sys._getframe().f_trace_opcodes = True  # Python 3.12 looks at it when tracing begins
 def step(frame, event, _):

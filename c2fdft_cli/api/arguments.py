@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.files import checked_path
+from c2fdft_cli.files.paths import checked_path
 from c2fdft_cli.settings import shown
 
 

@@ -53,7 +53,7 @@ from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.execution.surroundings import usual_settings
-from c2fdft_cli.files import sha256_of
+from c2fdft_cli.files.reading import sha256_of
 from c2fdft_cli.settings import check_type
 from c2fdft_cli.words import many
 

@@ -28,7 +28,8 @@ from c2fdft_cli.errors import (
     too_many_files,
     unloadable_library,
 )
-from c2fdft_cli.files import is_disk_full, remove_temporaries, write_error
+from c2fdft_cli.files.failures import is_disk_full, write_error
+from c2fdft_cli.files.writing import remove_temporaries
 from c2fdft_cli.signals import SignalReceived
 from c2fdft_cli.words import first_of
 

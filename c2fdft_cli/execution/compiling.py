@@ -19,7 +19,7 @@ from c2fdft_cli.execution.cuda.cards import AMPERE
 from c2fdft_cli.execution.device import Runtime
 from c2fdft_cli.execution.fused.choose import are_tried
 from c2fdft_cli.execution.surroundings import change_until_return
-from c2fdft_cli.files import private_cache_folder
+from c2fdft_cli.files.folders import private_cache_folder
 
 MUCH_WORK = 4_000_000_000
 """Pixels through the network from which a minute of compiling pays off on CUDA; an estimate."""

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from c2fdft_cli.errors import DataError, RecipeError
-from c2fdft_cli.files import read_text
+from c2fdft_cli.files.reading import read_text
 from c2fdft_cli.recipe.schema import Recipe
 from c2fdft_cli.validation import LONG, TOO_LONG, InvalidValuesError, validate
 from c2fdft_cli.words import did_you_mean

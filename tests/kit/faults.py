@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from c2fdft_cli.files import unfinished
+from c2fdft_cli.files.writing import unfinished
 from c2fdft_cli.signals import STOP_SIGNALS, install
 from tests.kit.formula import fill, picture
 from tests.kit.training import MINI

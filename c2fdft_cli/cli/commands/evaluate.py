@@ -14,7 +14,10 @@ from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json, option_words, path_of, takes_settings, weights_file
 from c2fdft_cli.engine.evaluate.options import SETS, EvalSource, Mode, WeightsOptions, mode_of
 from c2fdft_cli.errors import PartialFailure, UsageError
-from c2fdft_cli.files import ensure_folder, require_existing, require_new, same_files
+from c2fdft_cli.files.folders import ensure_folder
+from c2fdft_cli.files.paths import same_files
+from c2fdft_cli.files.reading import require_existing
+from c2fdft_cli.files.writing import require_new
 from c2fdft_cli.settings import BORDER, OVERWRITE, PROTOCOL, check_settings, setting
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ def info(
 ) -> None:
     """Show the contents of a checkpoint, a shard folder or a run folder."""
     from c2fdft_cli.engine.weights.choose import find_path
-    from c2fdft_cli.files import require_existing
+    from c2fdft_cli.files.reading import require_existing
 
     found = find_path(path)
     require_existing(found.path)  # before torch is loaded

@@ -13,7 +13,7 @@ from c2fdft_cli.cli import console
 from c2fdft_cli.cli.options import Json, path_of, refuse_several_processes, takes_settings
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.files import require_existing
+from c2fdft_cli.files.reading import require_existing
 from c2fdft_cli.settings import option_name, setting
 from c2fdft_cli.vocabulary import DEGRADATIONS, TASKS
 from c2fdft_cli.words import binary_size, first_of, one_of
@@ -129,7 +129,9 @@ def prepare(
 def _check_preview(preview: Path, source: Path, overwrite: bool) -> None:
     """Raise an error before hours of work if the contact sheet could not be written."""
     from c2fdft_cli.data.images.formats import WRITE_SUFFIXES
-    from c2fdft_cli.files import check_folder, real_path, require_new
+    from c2fdft_cli.files.folders import check_folder
+    from c2fdft_cli.files.paths import real_path
+    from c2fdft_cli.files.writing import require_new
 
     if preview.suffix.lower() not in WRITE_SUFFIXES:
         raise UsageError(
@@ -229,7 +231,7 @@ def _tell(result: PrepareResult, options: PrepareOptions) -> None:
 def _write_preview(options: PrepareOptions, path: Path) -> None:
     from c2fdft_cli.data.shards.reader import ShardSet
     from c2fdft_cli.engine.prepare.inspect import write_preview
-    from c2fdft_cli.files import ensure_folder
+    from c2fdft_cli.files.folders import ensure_folder
 
     ensure_folder(path.parent)
     write_preview(ShardSet.open(options.folder), path)

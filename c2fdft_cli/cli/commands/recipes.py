@@ -79,7 +79,9 @@ def copy(
     overwrite: Overwrite = False,
 ) -> None:
     """Copy a recipe in full to a file of your own, to be changed."""
-    from c2fdft_cli.files import atomic_write_text, ensure_folder, require_new, same_files
+    from c2fdft_cli.files.folders import ensure_folder
+    from c2fdft_cli.files.paths import same_files
+    from c2fdft_cli.files.writing import atomic_write_text, require_new
     from c2fdft_cli.recipe.files import files_of_recipe, load_recipe, write_recipe
 
     if str(target) == "-":

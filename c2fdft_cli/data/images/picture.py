@@ -41,7 +41,9 @@ from c2fdft_cli.data.images.profiles import GREY_SPACE, RGB_SPACE, colour_space
 from c2fdft_cli.data.images.samples import Decoded, to_8bit
 from c2fdft_cli.data.symmetries import UPRIGHT, turned
 from c2fdft_cli.errors import C2fdftError, DataError, ResourceError, UsageError
-from c2fdft_cli.files import atomic_write_bytes, path_hint, walk_folders
+from c2fdft_cli.files.failures import path_hint
+from c2fdft_cli.files.folders import walk_folders
+from c2fdft_cli.files.writing import atomic_write_bytes
 
 _MAX_FILE_BYTES = 4 << 30
 

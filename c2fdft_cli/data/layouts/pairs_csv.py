@@ -20,7 +20,7 @@ from c2fdft_cli.data.images.picture import is_image_path
 from c2fdft_cli.data.layouts.matching import composed, name_words
 from c2fdft_cli.data.layouts.search import LAYOUTS, plain
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.files import read_text
+from c2fdft_cli.files.reading import read_text
 from c2fdft_cli.words import many
 
 Row: TypeAlias = tuple[int, list[str]]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from c2fdft_cli.data.layouts.matching import composed, match_names, name_words
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.files import real_path
+from c2fdft_cli.files.paths import real_path
 from c2fdft_cli.vocabulary import Task
 from c2fdft_cli.words import many
 

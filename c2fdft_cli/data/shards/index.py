@@ -26,7 +26,8 @@ from c2fdft_cli.data.shards.format import (
     is_clean,
 )
 from c2fdft_cli.errors import DataError, ResourceError
-from c2fdft_cli.files import is_file, read_error
+from c2fdft_cli.files.failures import read_error
+from c2fdft_cli.files.reading import is_file
 from c2fdft_cli.validation import InvalidValuesError, validate
 
 MAX_ATTRIBUTE_BYTES = 65_536

@@ -18,7 +18,8 @@ from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.shards.format import CHANNELS, SPLITS, ShardHeader, ShardIndex
 from c2fdft_cli.data.shards.index import read_index
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.files import read_at, read_error
+from c2fdft_cli.files.failures import read_error
+from c2fdft_cli.files.reading import read_at
 from c2fdft_cli.progress import Job
 
 Kind = Literal["lq", "gt"]

@@ -26,7 +26,7 @@ from c2fdft_cli.data.shards.format import (
     offsets_of,
 )
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.files import atomic_path
+from c2fdft_cli.files.writing import atomic_path
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from c2fdft_cli.data.images.picture import image_size, read_rgb8
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.files import is_hidden
+from c2fdft_cli.files.folders import is_hidden
 from c2fdft_cli.pipeline import in_order
 
 Grey: TypeAlias = NDArray[np.uint8]

@@ -35,7 +35,7 @@ from c2fdft_cli.data.video.probe import (
 )
 from c2fdft_cli.data.video.remux import Copier, copy_texts
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.files import write_error
+from c2fdft_cli.files.failures import write_error
 
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer

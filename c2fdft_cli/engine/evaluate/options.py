@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.files import require_existing
+from c2fdft_cli.files.reading import require_existing
 from c2fdft_cli.settings import (
     DEVICE,
     PRECISION,

@@ -14,7 +14,8 @@ from c2fdft_cli.data.layouts.pairs import FilePair, check_sizes, told_apart
 from c2fdft_cli.data.layouts.pairs_csv import read_pairs_csv
 from c2fdft_cli.engine.sampling.scoring import refuse_small
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.files import real_path, require_existing
+from c2fdft_cli.files.paths import real_path
+from c2fdft_cli.files.reading import require_existing
 from c2fdft_cli.vocabulary import TASKS
 
 KINDS = search.KINDS | {one.results for one in TASKS.values()} | {"restored", "output", "result"}

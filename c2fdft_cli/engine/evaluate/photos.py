@@ -12,7 +12,7 @@ from c2fdft_cli.engine.evaluate.job import EvalOptions, EvalResult, score_each
 from c2fdft_cli.engine.evaluate.pairing import own_names, without_suffix
 from c2fdft_cli.engine.sampling.scoring import Scored, pictures_of
 from c2fdft_cli.errors import DataError, UsageError
-from c2fdft_cli.files import require_existing
+from c2fdft_cli.files.reading import require_existing
 from c2fdft_cli.metrics.protocols import Protocol
 from c2fdft_cli.progress import Job
 

@@ -20,7 +20,8 @@ from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.engine.evaluate.job import EvalResult
 from c2fdft_cli.engine.sampling.scoring import Pictures, Scored
 from c2fdft_cli.engine.weights.checkpoint import versions
-from c2fdft_cli.files import atomic_write_text, ensure_folder
+from c2fdft_cli.files.folders import ensure_folder
+from c2fdft_cli.files.writing import atomic_write_text
 from c2fdft_cli.metrics.protocols import PROTOCOLS
 from c2fdft_cli.progress import Job
 from c2fdft_cli.words import finite_or_none

@@ -13,7 +13,7 @@ from typing import Any
 
 from c2fdft_cli.engine.evaluate.job import EvalResult
 from c2fdft_cli.engine.sampling.scoring import Scored, mean_scores
-from c2fdft_cli.files import atomic_write_bytes
+from c2fdft_cli.files.writing import atomic_write_bytes
 from c2fdft_cli.metrics.statistics import summarise, worst
 from c2fdft_cli.words import finite_or_none
 

@@ -36,7 +36,9 @@ from c2fdft_cli.engine.prepare.plan import (
 from c2fdft_cli.engine.prepare.source import DecodedImages, FoundPairs, PairReader, find
 from c2fdft_cli.engine.prepare.split import SplitGuard, choose_val, content_keys
 from c2fdft_cli.errors import DataError, PartialFailure, UsageError
-from c2fdft_cli.files import free_disk_bytes, hold_folder, write_error
+from c2fdft_cli.files.failures import write_error
+from c2fdft_cli.files.folders import free_disk_bytes
+from c2fdft_cli.files.locks import hold_folder
 from c2fdft_cli.pipeline import in_order
 from c2fdft_cli.progress import Job
 from c2fdft_cli.version import __version__

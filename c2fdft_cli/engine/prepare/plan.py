@@ -24,7 +24,9 @@ from c2fdft_cli.data.shards.format import (
 from c2fdft_cli.data.shards.index import read_index
 from c2fdft_cli.engine.prepare.source import Splits
 from c2fdft_cli.errors import DataError, UsageError
-from c2fdft_cli.files import atomic_write_text, check_space, read_error, unfinished, write_error
+from c2fdft_cli.files.failures import read_error, write_error
+from c2fdft_cli.files.folders import check_space
+from c2fdft_cli.files.writing import atomic_write_text, unfinished
 from c2fdft_cli.pipeline import in_order
 from c2fdft_cli.validation import InvalidValuesError, validate
 

@@ -34,14 +34,10 @@ from c2fdft_cli.data.synthesis.degrade import (
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.prepare.split import val_size
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.files import (
-    check_space,
-    read_at,
-    read_error,
-    real_path,
-    require_existing,
-    write_error,
-)
+from c2fdft_cli.files.failures import read_error, write_error
+from c2fdft_cli.files.folders import check_space
+from c2fdft_cli.files.paths import real_path
+from c2fdft_cli.files.reading import read_at, require_existing
 from c2fdft_cli.pipeline import in_order
 from c2fdft_cli.words import many
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from c2fdft_cli.data.layouts.pairs import FilePair
 from c2fdft_cli.errors import DataError, UsageError
-from c2fdft_cli.files import read_error, sha256_of
+from c2fdft_cli.files.failures import read_error
+from c2fdft_cli.files.reading import sha256_of
 from c2fdft_cli.words import many
 
 VAL_SHARE = 0.05

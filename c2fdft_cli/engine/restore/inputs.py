@@ -23,15 +23,10 @@ from c2fdft_cli.data.video.probe import VideoInfo, probe_video
 from c2fdft_cli.engine.restore.kinds import INPUT_SUFFIXES, NotRead, looks_like_video, separate
 from c2fdft_cli.engine.restore.options import STDIO
 from c2fdft_cli.errors import C2fdftError, DataError, UsageError
-from c2fdft_cli.files import (
-    is_hidden,
-    read_error,
-    read_text,
-    real_path,
-    require_existing,
-    same_files,
-    walk_folders,
-)
+from c2fdft_cli.files.failures import read_error
+from c2fdft_cli.files.folders import is_hidden, walk_folders
+from c2fdft_cli.files.paths import real_path, same_files
+from c2fdft_cli.files.reading import read_text, require_existing
 
 Looked: TypeAlias = Callable[[int, int], object]
 _SEVERAL_SUFFIXES = {".gif", ".webp", ".apng", ".avifs", ".tif", ".tiff", ".mpo"}

@@ -24,7 +24,8 @@ from typing import Any
 from c2fdft_cli.data.images.formats import JPEG_SUFFIXES
 from c2fdft_cli.data.video.probe import VIDEO_SUFFIXES
 from c2fdft_cli.errors import ResourceError
-from c2fdft_cli.files import ensure_folder, read_error, write_error
+from c2fdft_cli.files.failures import read_error, write_error
+from c2fdft_cli.files.folders import ensure_folder
 
 MANIFEST_NAME = ".c2fdft-restore.jsonl"
 _NAME_OF_USER = re.compile(r"\.c2fdft-restore\.\d{1,10}\.jsonl")

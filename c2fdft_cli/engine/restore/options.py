@@ -15,7 +15,7 @@ from pathlib import Path
 
 from c2fdft_cli.data.images.formats import OUTPUT_FORMATS
 from c2fdft_cli.errors import DataError, UsageError
-from c2fdft_cli.files import require_existing
+from c2fdft_cli.files.reading import require_existing
 from c2fdft_cli.settings import (
     DEVICE,
     MACHINE,

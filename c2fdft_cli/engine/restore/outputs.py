@@ -23,7 +23,7 @@ from c2fdft_cli.data.video.remux import audio_problem
 from c2fdft_cli.engine.restore.inputs import Inputs, Source
 from c2fdft_cli.engine.restore.options import FORMATS, SAME_FORMAT, STDIO, Writing
 from c2fdft_cli.errors import ResourceError, UsageError
-from c2fdft_cli.files import folded, same_files
+from c2fdft_cli.files.paths import folded, same_files
 from c2fdft_cli.words import one_of
 
 _OTHER_SUFFIXES = (RESTORED_SUFFIXES - WRITE_SUFFIXES) | UNREAD_SUFFIXES | {".pdf"}

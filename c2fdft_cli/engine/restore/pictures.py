@@ -43,7 +43,8 @@ from c2fdft_cli.engine.restore.result import ImageDone, failed
 from c2fdft_cli.errors import C2fdftError, CheckpointError, ResourceError, UsageError
 from c2fdft_cli.execution.cuda.transfer import batches_in_flight, overlaps
 from c2fdft_cli.execution.memory import peak_bytes
-from c2fdft_cli.files import TakenError, atomic_path, ensure_folder
+from c2fdft_cli.files.folders import ensure_folder
+from c2fdft_cli.files.writing import TakenError, atomic_path
 from c2fdft_cli.pipeline import InOrder, ahead, cores, in_order
 from c2fdft_cli.progress import Meter
 from c2fdft_cli.signals import StoppedError, StopRequest

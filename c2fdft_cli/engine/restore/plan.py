@@ -40,7 +40,9 @@ from c2fdft_cli.errors import DataError, ResourceError, UsageError
 from c2fdft_cli.execution.compiling import compiles_strips
 from c2fdft_cli.execution.device import Runtime, make_runtime
 from c2fdft_cli.execution.strips import StripNetwork
-from c2fdft_cli.files import check_folder, checked_path, real_path, same_files, sha256_of
+from c2fdft_cli.files.folders import check_folder
+from c2fdft_cli.files.paths import checked_path, real_path, same_files
+from c2fdft_cli.files.reading import sha256_of
 
 _SAMPLING, _MACHINE, _WRITING = SamplingOptions(), Machine(), Writing()
 

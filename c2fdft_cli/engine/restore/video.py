@@ -27,7 +27,8 @@ from c2fdft_cli.engine.restore.result import (
 from c2fdft_cli.errors import CheckpointError, DataError, ResourceError
 from c2fdft_cli.execution.cuda.transfer import batches_in_flight, upload
 from c2fdft_cli.execution.memory import peak_bytes
-from c2fdft_cli.files import TakenError, atomic_path, ensure_folder
+from c2fdft_cli.files.folders import ensure_folder
+from c2fdft_cli.files.writing import TakenError, atomic_path
 from c2fdft_cli.pipeline import ahead
 from c2fdft_cli.signals import StoppedError, StopRequest
 

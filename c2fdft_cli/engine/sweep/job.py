@@ -34,7 +34,8 @@ from c2fdft_cli.engine.sweep.table import make_table
 from c2fdft_cli.engine.weights.catalogue import is_packaged
 from c2fdft_cli.engine.weights.checkpoint import besides_weights
 from c2fdft_cli.errors import CheckpointError, Interrupted, ResourceError, UsageError
-from c2fdft_cli.files import ensure_folder, hold_folder
+from c2fdft_cli.files.folders import ensure_folder
+from c2fdft_cli.files.locks import hold_folder
 from c2fdft_cli.progress import Job
 from c2fdft_cli.signals import StopRequest, graceful_stop
 

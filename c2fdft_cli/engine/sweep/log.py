@@ -16,7 +16,8 @@ from pydantic import ConfigDict, StrictFloat, StrictInt, StrictStr
 from c2fdft_cli.engine.sampling.scoring import Scored
 from c2fdft_cli.engine.sweep.options import Timesteps
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.files import atomic_write_text, read_error
+from c2fdft_cli.files.failures import read_error
+from c2fdft_cli.files.writing import atomic_write_text
 from c2fdft_cli.validation import adapter
 from c2fdft_cli.words import finite_or_none
 

@@ -16,7 +16,7 @@ from c2fdft_cli.engine.sweep.schedules import GIVEN, OWN, SINGLE
 from c2fdft_cli.engine.sweep.table import SweepRow
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, replace_meta
 from c2fdft_cli.errors import CheckpointError
-from c2fdft_cli.files import atomic_path, atomic_write_text
+from c2fdft_cli.files.writing import atomic_path, atomic_write_text
 from c2fdft_cli.vocabulary import WeightsStage
 from c2fdft_cli.words import many
 

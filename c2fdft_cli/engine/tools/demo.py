@@ -12,7 +12,7 @@ from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.synthesis.degrade import parse_model
 from c2fdft_cli.data.synthesis.model import Model
 from c2fdft_cli.errors import DataError, ResourceError
-from c2fdft_cli.files import ensure_folder
+from c2fdft_cli.files.folders import ensure_folder
 from c2fdft_cli.metrics.protocols import PROTOCOLS, score
 
 # motorcycle_left and motorcycle_right show the same scene, so both are in the same split

@@ -14,7 +14,8 @@ from c2fdft_cli.engine.train.state import load_state
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.files import is_hidden, require_existing
+from c2fdft_cli.files.folders import is_hidden
+from c2fdft_cli.files.reading import require_existing
 from c2fdft_cli.words import for_shell
 
 _READ = "a checkpoint, shard folder or run folder"

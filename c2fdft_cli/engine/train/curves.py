@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from c2fdft_cli.engine.train.folder import RunFolder
-from c2fdft_cli.files import atomic_path
+from c2fdft_cli.files.writing import atomic_path
 
 
 def draw_curves(run: RunFolder) -> bool:

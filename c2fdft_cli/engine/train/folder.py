@@ -15,18 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from c2fdft_cli.errors import DataError, RecipeError, UsageError
-from c2fdft_cli.files import (
-    LOCK,
-    HeldError,
-    atomic_path,
-    atomic_write_text,
-    ensure_folder,
-    hold_folder,
-    is_file,
-    read_error,
-    unfinished,
-    write_error,
-)
+from c2fdft_cli.files.failures import read_error, write_error
+from c2fdft_cli.files.folders import ensure_folder
+from c2fdft_cli.files.locks import LOCK, HeldError, hold_folder
+from c2fdft_cli.files.reading import is_file
+from c2fdft_cli.files.writing import atomic_path, atomic_write_text, unfinished
 from c2fdft_cli.recipe.files import load_recipe
 from c2fdft_cli.vocabulary import TrainedStage
 

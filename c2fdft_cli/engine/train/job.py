@@ -42,7 +42,7 @@ from c2fdft_cli.execution.distributed import (
     refuse_unlike_starts,
 )
 from c2fdft_cli.execution.memory import peak_bytes, trim_heap
-from c2fdft_cli.files import sha256_of
+from c2fdft_cli.files.reading import sha256_of
 from c2fdft_cli.progress import Job
 from c2fdft_cli.signals import StopRequest, graceful_stop, unwinding
 from c2fdft_cli.validation import validate

@@ -22,7 +22,7 @@ from c2fdft_cli.engine.weights.identify import UnreadableError
 from c2fdft_cli.engine.weights.tensors import save_tensors
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.execution.device import Runtime
-from c2fdft_cli.files import is_file
+from c2fdft_cli.files.reading import is_file
 
 
 class RunImages(NamedTuple):

@@ -15,7 +15,7 @@ from c2fdft_cli.engine.weights.identify import UnreadableError
 from c2fdft_cli.engine.weights.stored import refuse_missing
 from c2fdft_cli.engine.weights.tensors import load_tensors
 from c2fdft_cli.errors import CheckpointError
-from c2fdft_cli.files import is_file
+from c2fdft_cli.files.reading import is_file
 from c2fdft_cli.recipe.schema import Count
 from c2fdft_cli.validation import NotBool, validate
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.files import write_error
+from c2fdft_cli.files.failures import write_error
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -24,7 +24,9 @@ from c2fdft_cli.engine.weights.checkpoint import (
 )
 from c2fdft_cli.engine.weights.convert_options import ONNX, SUFFIXES
 from c2fdft_cli.errors import CheckpointError, UsageError
-from c2fdft_cli.files import ensure_folder, identity, require_new, same_files
+from c2fdft_cli.files.folders import ensure_folder
+from c2fdft_cli.files.paths import identity, same_files
+from c2fdft_cli.files.writing import require_new
 from c2fdft_cli.settings import split_words
 
 

@@ -26,7 +26,7 @@ from c2fdft_cli.engine.weights.onnx import MODULES, export_onnx
 from c2fdft_cli.engine.weights.tensors import require_export, save_safetensors, save_tensors
 from c2fdft_cli.errors import UsageError
 from c2fdft_cli.execution.device import PRECISIONS
-from c2fdft_cli.files import ensure_folder
+from c2fdft_cli.files.folders import ensure_folder
 from c2fdft_cli.recipe.schema import Diffusion
 from c2fdft_cli.vocabulary import WeightSet
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from c2fdft_cli.errors import UsageError
-from c2fdft_cli.files import require_new, same_files
+from c2fdft_cli.files.paths import same_files
+from c2fdft_cli.files.writing import require_new
 from c2fdft_cli.settings import OVERWRITE, check_settings, setting
 from c2fdft_cli.vocabulary import WeightSet
 

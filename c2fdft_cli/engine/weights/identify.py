@@ -7,7 +7,7 @@ import tarfile
 from pathlib import Path
 
 from c2fdft_cli.errors import CheckpointError
-from c2fdft_cli.files import read_error
+from c2fdft_cli.files.failures import read_error
 
 HEAD_BYTES = 1024
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")

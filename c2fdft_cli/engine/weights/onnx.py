@@ -24,7 +24,7 @@ from c2fdft_cli.core.layers import PixelNorm
 from c2fdft_cli.core.network import DFT, SIZE_MULTIPLE
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint
 from c2fdft_cli.errors import ResourceError, UsageError
-from c2fdft_cli.files import atomic_path
+from c2fdft_cli.files.writing import atomic_path
 from c2fdft_cli.vocabulary import WeightSet
 
 MODULES = ("onnx", "onnxruntime")

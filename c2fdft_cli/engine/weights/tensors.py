@@ -14,7 +14,7 @@ from c2fdft_cli.engine.weights.identify import SAVE_AGAIN, not_a_checkpoint
 from c2fdft_cli.engine.weights.pickles import Opaque
 from c2fdft_cli.engine.weights.stored import open_stored, tensors_in
 from c2fdft_cli.errors import ResourceError
-from c2fdft_cli.files import atomic_path
+from c2fdft_cli.files.writing import atomic_path
 from c2fdft_cli.vocabulary import WeightSet
 
 SUFFIX = ".safetensors"

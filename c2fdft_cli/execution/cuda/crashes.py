@@ -21,7 +21,7 @@ import psutil
 import torch
 
 from c2fdft_cli.errors import GpuError
-from c2fdft_cli.files import private_cache_folder
+from c2fdft_cli.files.folders import private_cache_folder
 from c2fdft_cli.signals import ending_after, unwinding
 from c2fdft_cli.version import __version__
 

@@ -26,7 +26,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.execution.kernels import is_traced
-from c2fdft_cli.files import atomic_path, private_cache_folder
+from c2fdft_cli.files.folders import private_cache_folder
+from c2fdft_cli.files.writing import atomic_path
 from c2fdft_cli.vocabulary import check_choice
 
 SWITCH = "C2FDFT_NATIVE"

@@ -30,7 +30,7 @@ from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.prepare.plan import choice_inputs
 from c2fdft_cli.engine.prepare.source import PairReader
 from c2fdft_cli.errors import DataError, ResourceError, UsageError
-from c2fdft_cli.files import unfinished
+from c2fdft_cli.files.writing import unfinished
 from tests.kit.images import EXCHANGED_PROFILE, NO_FILES, no_file
 
 

@@ -47,7 +47,7 @@ from c2fdft_cli.errors import (
     ResourceError,
     UsageError,
 )
-from c2fdft_cli.files import unfinished
+from c2fdft_cli.files.writing import unfinished
 from tests.kit.command import run as command
 from tests.kit.formula import picture
 from tests.kit.training import MINI, losses, notices, request, resume, run, same_weights, stop_after

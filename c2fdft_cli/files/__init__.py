@@ -1,0 +1,1 @@
+"""Files and folders of the user: reading, atomic writing, locks, identity, errors."""

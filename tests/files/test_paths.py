@@ -1,0 +1,56 @@
+"""One file under several paths."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from c2fdft_cli.files import paths
+from c2fdft_cli.files.paths import same_files
+from tests.kit.files import names
+from tests.kit.restore import found_under
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("in", "IN"), ("stra\u00dfe", "STRASSE"), ("caf\u00e9", "CAFE\u0301"), ("A/in", "a/IN")],
+)
+def test_a_file_is_recognised_if_its_number_depends_on_the_spelling(
+    tmp_path, monkeypatch, first, second
+):
+    """As on exFAT through FUSE."""
+    (tmp_path / first).mkdir(parents=True)
+    (tmp_path / first / "a.png").write_text("mine")
+    other = found_under(monkeypatch, tmp_path / first, tmp_path / second, same_inode=False)
+    assert same_files([other], [tmp_path / first]) == [other]
+    assert same_files([other / "a.png", other / "b.png"], [tmp_path / first / "a.png"]) == [
+        other / "a.png"
+    ]
+    assert same_files([tmp_path], [other]) == []
+
+
+def test_paths_are_resolved_only_if_size_and_times_are_equal(tmp_path, monkeypatch):
+    """For an output that exists, in a folder without inputs, this took most of the time."""
+    for name in ("in", "out"):
+        (tmp_path / name).mkdir()
+        for number in range(20):
+            (tmp_path / name / f"{number}.png").write_text(name)
+    monkeypatch.setattr(paths, "folded", None)
+    inputs, outputs = (sorted((tmp_path / name).iterdir()) for name in ("in", "out"))
+    assert same_files([*outputs, tmp_path / "out" / "new.png"], inputs) == []
+    assert same_files([*outputs, inputs[3]], inputs) == [inputs[3]]
+
+
+def test_files_whose_names_differ_in_case_are_not_one(tmp_path):
+    for name in ("in", "IN"):
+        (tmp_path / name).mkdir()
+    if len(names(tmp_path)) < 2:
+        pytest.skip("this file system does not tell cases apart")
+    (tmp_path / "in" / "a.png").write_text("mine")
+    (tmp_path / "IN" / "a.png").write_text("yours")
+    (tmp_path / "in" / "link.png").symlink_to(tmp_path / "IN" / "a.png")
+    os.utime(tmp_path / "IN", (1, 1))  # one instant for both would make them one
+    assert same_files([tmp_path / "IN", tmp_path / "IN" / "a.png"], [tmp_path / "in"]) == []
+    assert same_files([tmp_path / "IN" / "a.png"], [tmp_path / "in" / "a.png"]) == []
+    assert same_files([tmp_path / "IN" / "a.png"], [tmp_path / "in" / "link.png"]) != []
