@@ -18,7 +18,8 @@ import av as _av
 
 from c2fdft_cli.data.video.parts import read_through
 from c2fdft_cli.data.video.probe import probe_video, text_options
-from c2fdft_cli.data.video.stream import VideoReader, VideoWriter
+from c2fdft_cli.data.video.reader import VideoReader
+from c2fdft_cli.data.video.writer import VideoWriter
 
 av: Any = _av
 """PyAV without types, since its stubs are incomplete; for tests that make their own videos."""
@@ -214,6 +215,11 @@ def frames(path: Path) -> np.ndarray:
     info = probe_video(path)
     with VideoReader(info, info.is_deep) as reader:
         return np.stack([frame.pixels for frame in reader])
+
+
+def difference(a: Path, b: Path) -> float:
+    """Return the mean absolute difference of the pixels of two videos."""
+    return float(np.abs(frames(a).astype(float) - frames(b)).mean())
 
 
 def count_frames(path: Path) -> int:

@@ -13,7 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from c2fdft_cli.data.video.probe import VideoInfo
-from c2fdft_cli.data.video.stream import Frame, VideoReader, VideoWriter, keeps_10_bits
+from c2fdft_cli.data.video.reader import Frame, VideoReader
+from c2fdft_cli.data.video.writer import VideoWriter, keeps_10_bits
 from c2fdft_cli.engine.restore.batch import Outcome, RunningBatch, Wanted, refuse_not_finite
 from c2fdft_cli.engine.restore.inputs import Source
 from c2fdft_cli.engine.restore.outputs import Item, is_about_one_file

@@ -19,7 +19,8 @@ pytest.importorskip("av")
 from c2fdft_cli.core.diffusion import gaussian
 from c2fdft_cli.core.network import DFT
 from c2fdft_cli.data.video.probe import probe_video
-from c2fdft_cli.data.video.stream import Frame, VideoWriter, keeps_10_bits
+from c2fdft_cli.data.video.reader import Frame
+from c2fdft_cli.data.video.writer import VideoWriter, keeps_10_bits
 from c2fdft_cli.engine.restore import video as restore_video
 from c2fdft_cli.engine.restore.job import restore
 from c2fdft_cli.engine.restore.manifest import MANIFEST_NAME
@@ -283,12 +284,12 @@ def test_a_crash_of_the_decoder_leaves_finished_outputs_intact(
     crash = (
         "import os, sys\n"
         "from c2fdft_cli.__main__ import main\n"
-        "from c2fdft_cli.data.video import stream\n"
-        "turned = stream.turned\n"
+        "from c2fdft_cli.data.video import reader\n"
+        "turned = reader.turned\n"
         "def crash(pixels, symmetry):\n"
         "    if pixels.shape[1] == 31: os.kill(os.getpid(), 11)\n"
         "    return turned(pixels, symmetry)\n"
-        "stream.turned = crash\n"
+        "reader.turned = crash\n"
         "main()\n"
     )
     words = ["restore", str(clips), str(out), "--weights", weights, "--grid", "500", "--crf", "0"]
