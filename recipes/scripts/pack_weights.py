@@ -33,13 +33,10 @@ from c2fdft_cli.engine.weights.catalogue import (
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint
 from c2fdft_cli.engine.weights.tensors import load_tensors
 from c2fdft_cli.errors import C2fdftError, CheckpointError, DataError, UsageError
-from c2fdft_cli.files import (
-    atomic_write_bytes,
-    atomic_write_text,
-    ensure_folder,
-    read_text,
-    same_files,
-)
+from c2fdft_cli.files.folders import ensure_folder
+from c2fdft_cli.files.paths import same_files
+from c2fdft_cli.files.reading import read_text
+from c2fdft_cli.files.writing import atomic_write_bytes, atomic_write_text
 from c2fdft_cli.vocabulary import PACKAGED_TASKS
 from c2fdft_cli.words import binary_size
 
