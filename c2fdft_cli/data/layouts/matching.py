@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import cached_property
 from pathlib import PurePath
 from typing import NamedTuple, TypeAlias
 
 Words: TypeAlias = tuple[str, ...]
-Candidates: TypeAlias = dict[int, list[int]]
 
 
 class Matching(NamedTuple):
@@ -38,6 +38,48 @@ class _Rule(NamedTuple):
     folder: Callable[[PurePath], str]
     key: Callable[[PurePath], Words]
     by_prefix: bool = False
+
+
+class _Candidates:
+    """The clean files of one key, shared by all degraded files that match this key.
+
+    Args:
+        gt: all clean files.
+
+    Attributes:
+        numbers: those of the key, as indices; at least one.
+    """
+
+    def __init__(self, gt: Sequence[PurePath]) -> None:
+        self.numbers: list[int] = []
+        self._gt = gt
+
+    def closest(self, path: PurePath) -> list[int]:
+        """Return the only candidate with the same name, or with the same suffix, else all."""
+        if len(self.numbers) > 1:
+            for same in (self._by_name.get(path.name), self._by_suffix.get(path.suffix)):
+                if same is not None and len(same) == 1:
+                    return same
+        return self.numbers
+
+    # Grouped once: thousands of degraded files may ask (frames of the same numbers in each clip).
+    @cached_property
+    def _by_name(self) -> dict[str, list[int]]:
+        return self._grouped(lambda path: path.name)
+
+    @cached_property
+    def _by_suffix(self) -> dict[str, list[int]]:
+        return self._grouped(lambda path: path.suffix)
+
+    def _grouped(self, key: Callable[[PurePath], str]) -> dict[str, list[int]]:
+        groups: dict[str, list[int]] = defaultdict(list)
+        for number in self.numbers:
+            groups[key(self._gt[number])].append(number)
+        return groups
+
+
+_Found: TypeAlias = dict[int, _Candidates]
+"""The candidates of each degraded file that has some, by the file's index."""
 
 
 def composed(text: str) -> str:
@@ -76,7 +118,7 @@ def match_names(lq: Sequence[PurePath], gt: Sequence[PurePath], kinds: Collectio
     def parent(path: PurePath) -> str:
         return composed(path.parent.as_posix())
 
-    found: Candidates = {}
+    found: _Found = {}
     looser: list[_Rule] = []
     for folder in (parent, lambda _: ""):
         exact, prefix = [_Rule(folder, stem), _Rule(folder, words)], _Rule(folder, words, True)
@@ -90,14 +132,14 @@ def match_names(lq: Sequence[PurePath], gt: Sequence[PurePath], kinds: Collectio
     result = _decide(lq, gt, found)
     for rule in looser:
         more = _look_up(lq, gt, rule, found)
-        result.doubtful.extend((i, candidates[0]) for i, candidates in more.items())
+        result.doubtful.extend((i, candidates.numbers[0]) for i, candidates in more.items())
         found |= more
     return result
 
 
 def _look_up(
-    lq: Sequence[PurePath], gt: Sequence[PurePath], rule: _Rule, matched: Candidates
-) -> Candidates:
+    lq: Sequence[PurePath], gt: Sequence[PurePath], rule: _Rule, matched: _Found
+) -> _Found:
     """Find candidates for each unmatched degraded file among the unmatched clean ones.
 
     Args:
@@ -105,12 +147,12 @@ def _look_up(
         rule: the rule that decides which names match.
         matched: the candidates that earlier rules found; their files are skipped.
     """
-    used = {clean for candidates in matched.values() for clean in candidates}
-    index: dict[tuple[str, Words], list[int]] = defaultdict(list)
+    used = _numbers(matched.values())
+    index: dict[tuple[str, Words], _Candidates] = defaultdict(lambda: _Candidates(gt))
     for number, path in enumerate(gt):
         if number not in used:
-            index[rule.folder(path), rule.key(path)].append(number)
-    found: Candidates = {}
+            index[rule.folder(path), rule.key(path)].numbers.append(number)
+    found: _Found = {}
     for number, path in enumerate(lq):
         if number in matched:
             continue
@@ -124,11 +166,16 @@ def _look_up(
     return found
 
 
-def _decide(lq: Sequence[PurePath], gt: Sequence[PurePath], found: Candidates) -> Matching:
+def _numbers(found: Iterable[_Candidates]) -> set[int]:
+    """Return all clean files among candidates, which many degraded files may share."""
+    return {number for candidates in set(found) for number in candidates.numbers}
+
+
+def _decide(lq: Sequence[PurePath], gt: Sequence[PurePath], found: _Found) -> Matching:
     """Choose one clean file for each degraded one, or give the reason why there is none."""
     result = Matching([], {}, {}, [])
     for number, path in enumerate(lq):
-        chosen = _closest(path, gt, found.get(number, []))
+        chosen = found[number].closest(path) if number in found else []
         if len(chosen) == 1:
             result.pairs.append((number, chosen[0]))
         elif chosen:
@@ -140,14 +187,3 @@ def _decide(lq: Sequence[PurePath], gt: Sequence[PurePath], found: Candidates) -
     for number in set(range(len(gt))) - used:
         result.gt_reasons[number] = "no degraded image has a matching name"
     return result
-
-
-def _closest(path: PurePath, gt: Sequence[PurePath], candidates: list[int]) -> list[int]:
-    """Return the only candidate with the same name, or with the same suffix, else all of them."""
-    for same in (
-        [one for one in candidates if gt[one].name == path.name],
-        [one for one in candidates if gt[one].suffix == path.suffix],
-    ):
-        if len(same) == 1:
-            return same
-    return candidates
