@@ -205,12 +205,13 @@ def _tell(result: PrepareResult, options: PrepareOptions) -> None:
     out = console.stdout()
     out.print(f"layout: {result.layout}")
     out.print(f"pairs: {result.pairs} ({result.train} train, {result.val} validation)")
-    for notice in first_of(result.notices):
-        out.print(f"note: {notice}")
-    for item in result.unpaired:
-        out.print(f"unpaired: {item.path} ({item.reason})")
-    for name, problem in result.failed:
-        out.print(f"unusable: {name} ({problem})")
+    for lines in (
+        [f"note: {notice}" for notice in result.notices],
+        [f"unpaired: {item.path} ({item.reason})" for item in result.unpaired],
+        [f"unusable: {name} ({problem})" for name, problem in result.failed],
+    ):
+        for line in first_of(lines):
+            out.print(line)
     report = result.report
     if report is not None:
         for label in ("smallest", "median", "largest"):

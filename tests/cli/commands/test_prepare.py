@@ -129,6 +129,25 @@ def test_a_check_that_sees_unusable_pairs_fails(tmp_path, bad):
     assert run("prepare", source, "--out", tmp_path / "out").exit_code == 3
 
 
+@pytest.mark.parametrize("check", [(), ("--check",)])
+def test_of_many_unpaired_images_and_unusable_pairs_twenty_are_printed(tmp_path, check):
+    source = make(tmp_path / "mine", "input", "target")
+    for i in range(3, 30 if check else 3):
+        for side in ("input", "target"):
+            save_rgb8(source / side / f"{i}.png", picture(8, 8 + (side == "input"), i))
+    for i in range(100, 125):
+        save_rgb8(source / "target" / f"{i}.png", picture(8, 8, i))
+    options = (source, "--out", tmp_path / "out", *check)
+    lines = run("prepare", *options).stdout.splitlines()
+    assert sum(line.startswith("unpaired: ") for line in lines) == 20
+    assert "and 5 more (with --json all are listed)" in lines
+    assert sum(line.startswith("unusable: ") for line in lines) == (20 if check else 0)
+    assert ("and 7 more (with --json all are listed)" in lines) == bool(check)
+    said = json.loads(run("prepare", *options, "--json").stdout)
+    assert len(said["leftovers"]) == 25
+    assert len(said["failed"]) == (27 if check else 0)
+
+
 def test_numbers_with_too_many_digits_are_refused(tmp_path):
     source = make(tmp_path / "mine", "input", "target")
     many = "9" * 5000
