@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import closing
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from c2fdft_cli.signals import unwinding
 
 Event = TypeVar("Event")
 Result = TypeVar("Result")
+Looked: TypeAlias = Callable[[int, int], object]
+"""Called while the headers of files are read, with how many of how many were read."""
 
 
 class Meter:

@@ -102,8 +102,8 @@ def prepare(
         if degrading.clean_only:
             raise UsageError("--preview cannot be combined with --clean-only: there are no pairs")
         _check_preview(preview, source, options.overwrite)
-    with console.looking():
-        job = start(options)
+    with console.looking() as looked:
+        job = start(options, looked)
     result = console.draw(job, lambda event: event.name)
     if preview is not None:
         _write_preview(options, preview)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,9 @@ from c2fdft_cli.errors import C2fdftError, DataError, ResourceError, UsageError
 from c2fdft_cli.files.failures import path_hint
 from c2fdft_cli.files.folders import walk_folders
 from c2fdft_cli.files.writing import atomic_write_bytes
+
+FramesAndProfile: TypeAlias = tuple[int, bytes | None]
+"""The number of frames or pages of a file, and its embedded ICC profile."""
 
 _MAX_FILE_BYTES = 4 << 30
 
@@ -231,17 +234,36 @@ def _upright_size(file: BinaryIO, suffix: str) -> tuple[int, int]:
     return (width, height) if orientation >= 5 else (height, width)
 
 
-def frames_and_profile(path: Path) -> tuple[int, bytes | None]:
+def frames_and_profile(path: Path) -> FramesAndProfile:
     """Read the number of frames as `frame_count`, and the embedded ICC profile.
 
     The profile is read from the headers alone; None if there is none, and for formats other than
     JPEG, PNG, TIFF, WebP and AVIF. The file is opened once.
     """
+    with reading(path), _open(path) as file:
+        return _frames_and_profile(file, path.suffix.lower())
+
+
+def size_frames_and_profile(path: Path) -> tuple[tuple[int, int], FramesAndProfile | None]:
+    """Read (height, width) as `image_size`, and frames and profile as `frames_and_profile`.
+
+    The latter are None if they cannot be read although the size can. The file is opened once.
+    """
     suffix = path.suffix.lower()
     with reading(path), _open(path) as file:
-        frames = count_frames(file, suffix)
+        size = _upright_size(file, suffix)
         file.seek(0)
-        return frames, stored_profile(file, suffix)
+        try:
+            with reading(path):
+                return size, _frames_and_profile(file, suffix)
+        except DataError:
+            return size, None
+
+
+def _frames_and_profile(file: BinaryIO, suffix: str) -> FramesAndProfile:
+    frames = count_frames(file, suffix)
+    file.seek(0)
+    return frames, stored_profile(file, suffix)
 
 
 def frame_count(source: str | Path | bytes) -> int:

@@ -7,7 +7,12 @@ from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
-from c2fdft_cli.data.images.picture import frame_count, frames_and_profile, list_images
+from c2fdft_cli.data.images.picture import (
+    FramesAndProfile,
+    frame_count,
+    frames_and_profile,
+    list_images,
+)
 from c2fdft_cli.data.images.profiles import profile_difference, profile_name
 from c2fdft_cli.data.video.probe import is_video_path
 from c2fdft_cli.errors import DataError
@@ -94,29 +99,46 @@ def _only_the_first(frames: Mapping[Path, int]) -> list[str]:
     return [f"only the first picture is used of {share}, {holds}"]
 
 
-def remarks_on_pairs(pairs: Sequence[tuple[Path, Path]]) -> list[str]:
-    """Report what is surprising about the files of pairs, with a sentence for each kind.
+class SeenFiles:
+    """Collects what the headers of image files say, for remarks on pairs of these files."""
 
-    Args:
-        pairs: the two image files of each pair, which may be one and the same; those that cannot
-            be read are not reported here.
-    """
+    def __init__(self) -> None:
+        self._frames: dict[Path, int] = {}
+        self._profiles: dict[Path, bytes | None] = {}
+        self._same: dict[bytes | None, bytes | None] = {}  # so that equal profiles are held once
 
-    def read(path: Path) -> tuple[int, bytes | None] | None:
-        try:
-            return frames_and_profile(path)
-        except DataError:
-            return None
-
-    files = list(dict.fromkeys(chain(*pairs)))
-    frames = dict.fromkeys(files, 1)
-    profiles: dict[Path, bytes | None] = {}
-    same: dict[bytes | None, bytes | None] = {}  # so that equal profiles are held once
-    for path, found in zip(files, in_order(read, files), strict=True):
+    def add(self, path: Path, found: FramesAndProfile | None) -> None:
+        """Add a file with its frames and profile; None for one that cannot be read."""
         if found is not None:
-            frames[path], profile = found
-            profiles[path] = same.setdefault(profile, profile)
-    return [*_only_the_first(frames), *_unlike_colours(pairs, profiles)]
+            self._frames[path], profile = found
+            self._profiles[path] = self._same.setdefault(profile, profile)
+
+    def remarks(self, pairs: Sequence[tuple[Path, Path]]) -> list[str]:
+        """Report what is surprising about the files of pairs, with a sentence for each kind.
+
+        Args:
+            pairs: the two image files of each pair, which may be one and the same; those that
+                cannot be read, or were not added, are not reported here.
+        """
+        frames = {path: self._frames.get(path, 1) for path in chain(*pairs)}
+        return [*_only_the_first(frames), *_unlike_colours(pairs, self._profiles)]
+
+
+def frames_and_profile_if_readable(path: Path) -> FramesAndProfile | None:
+    """Read what `SeenFiles` collects; None if that is not possible."""
+    try:
+        return frames_and_profile(path)
+    except DataError:
+        return None
+
+
+def remarks_on_pairs(pairs: Sequence[tuple[Path, Path]]) -> list[str]:
+    """Read the headers of all files of pairs; return `SeenFiles.remarks`."""
+    seen = SeenFiles()
+    files = list(dict.fromkeys(chain(*pairs)))
+    for path, found in zip(files, in_order(frames_and_profile_if_readable, files), strict=True):
+        seen.add(path, found)
+    return seen.remarks(pairs)
 
 
 def _unlike_colours(

@@ -8,7 +8,7 @@ that share a folder. Folders are searched from the top; everything may be nested
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -188,13 +188,15 @@ def _relative(reasons: Mapping[Path, str], root: Path) -> list[str]:
     return [f"{path.relative_to(root).as_posix()}: {why}" for path, why in reasons.items()]
 
 
-def check_sizes(pair: FilePair) -> tuple[int, int]:
-    """Return (height, width) of both images of a pair, from their headers.
+def check_sizes(
+    pair: FilePair, size_of: Callable[[Path], tuple[int, int]] = image_size
+) -> tuple[int, int]:
+    """Return (height, width) of both images of a pair, which `size_of` returns for each of them.
 
     Raises:
         DataError: the sizes differ.
     """
-    lq, gt = image_size(pair.lq), image_size(pair.gt)
+    lq, gt = size_of(pair.lq), size_of(pair.gt)
     if lq != gt:
         what = f"the sizes differ within a pair: {_size(lq)}, but {pair.gt} is {_size(gt)}"
         raise DataError(what, where=pair.lq, hint="crop both to one size, or remove the pair")

@@ -11,18 +11,20 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from c2fdft_cli.data.images.picture import read_rgb8, save_rgb8
+from c2fdft_cli.data.images.picture import FramesAndProfile, read_rgb8, save_rgb8
+from c2fdft_cli.data.layouts.listing import SeenFiles, frames_and_profile_if_readable
 from c2fdft_cli.data.layouts.pairs import FilePair
 from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.shards.format import CHANNELS, make_entry
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.data.synthesis.degrade import contact_sheet
+from c2fdft_cli.engine.prepare.plan import Size
 from c2fdft_cli.engine.prepare.source import FoundPairs, PairReader
 from c2fdft_cli.engine.prepare.split import choose_val, content_keys
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.pipeline import in_order
 
-Size = tuple[int, int]
+Headers = dict[Path, FramesAndProfile | None]
 
 PREVIEW_PAIRS, PREVIEW_COLUMNS, PREVIEW_TILE = 12, 3, 240
 
@@ -60,19 +62,26 @@ class Checked:
 
 
 def check_pairs(
-    reader: PairReader, pairs: Sequence[FilePair], *, workers: int
+    reader: PairReader, pairs: Sequence[FilePair], seen: SeenFiles, *, workers: int
 ) -> Generator[Checked, None, None]:
-    """Read every pair; pairs with the same clean image together, so that it is decoded once."""
+    """Read every pair; pairs with the same clean image together, so that it is decoded once.
+
+    What else the headers say is added to `seen`.
+    """
     groups: dict[Path, list[FilePair]] = defaultdict(list)
     for pair in pairs:
         groups[pair.gt].append(pair)
 
-    def check(group: list[FilePair]) -> list[Checked]:
+    def check(group: list[FilePair]) -> tuple[list[Checked], Headers]:
         # two images: the clean one that the group shares, and the degraded one of the current pair
         decode = lru_cache(maxsize=2)(read_rgb8)
-        return [_check(reader, pair, decode) for pair in group]
+        checked = [_check(reader, pair, decode) for pair in group]
+        files = {path for pair in group for path in (pair.lq, pair.gt)}
+        return checked, {path: frames_and_profile_if_readable(path) for path in files}
 
-    for checked in in_order(check, groups.values(), workers=workers):
+    for checked, headers in in_order(check, groups.values(), workers=workers):
+        for path, found in headers.items():
+            seen.add(path, found)
         yield from checked
 
 

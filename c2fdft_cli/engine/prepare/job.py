@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from c2fdft_cli.data.layouts.listing import remarks_on_pairs
+from c2fdft_cli.data.layouts.listing import SeenFiles
 from c2fdft_cli.data.layouts.pairs import FilePair, Unpaired
 from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.shards.format import Entry, ShardHeader, ShardIndex, clean_text
@@ -24,6 +24,7 @@ from c2fdft_cli.engine.prepare.inspect import (
 )
 from c2fdft_cli.engine.prepare.options import PrepareOptions
 from c2fdft_cli.engine.prepare.plan import (
+    Measured,
     PlannedShard,
     ValChoice,
     begin,
@@ -40,7 +41,7 @@ from c2fdft_cli.files.failures import write_error
 from c2fdft_cli.files.folders import free_disk_bytes
 from c2fdft_cli.files.locks import hold_folder
 from c2fdft_cli.pipeline import in_order
-from c2fdft_cli.progress import Job
+from c2fdft_cli.progress import Job, Looked, Meter
 from c2fdft_cli.version import __version__
 from c2fdft_cli.words import many
 
@@ -104,11 +105,40 @@ class PrepareResult:
         return PartialFailure(what, hint=hint)
 
 
-def prepare(options: PrepareOptions) -> Job[PairWritten, PrepareResult]:
+class _Progress:
+    """Reports to a meter that an image which was decoded ahead of its pair is half of this pair."""
+
+    def __init__(self, meter: Meter, pairs: int) -> None:
+        self._meter, self._pairs, self._decoded = meter, pairs, 0
+
+    def decoded(self) -> None:
+        """Report one more image that was decoded ahead."""
+        self._decoded += 1
+        self._report()
+
+    def written(self, name: str, *, kept: bool = False) -> PairWritten:
+        """Report that a pair is finished, and return its event."""
+        self._pairs -= 1
+        self._report(1)
+        return PairWritten(name, kept)
+
+    def _report(self, finished: int = 0) -> None:
+        # The pairs that are left are an upper limit: some images belong to finished pairs.
+        self._meter.report(finished + min(self._decoded, self._pairs) / 2)
+
+
+def prepare(
+    options: PrepareOptions, looked: Looked = lambda _done, _total: None
+) -> Job[PairWritten, PrepareResult]:
     """Find the pairs immediately; write their shards, or check them, while the job is iterated.
 
-    Each image is decoded once. An interrupted run resumes where it stopped: complete shards are
-    kept, and the result has the same bytes as without the interruption.
+    The headers of images to be written are read immediately too. Each image is decoded once. An
+    interrupted run resumes where it stopped: complete shards are kept, and the result has the same
+    bytes as without the interruption.
+
+    Args:
+        options: what to prepare, and how.
+        looked: as for `measure`.
 
     Raises:
         DataError: no pairs, an unreadable image, sizes that differ within a pair, or the same image
@@ -128,12 +158,24 @@ def prepare(options: PrepareOptions) -> Job[PairWritten, PrepareResult]:
         raise UsageError(what, hint="give --val a number or a folder")
     reader = PairReader(options.synthesize, options.seed, options.side_by_side)
     found = find(options)
-    work = _check if options.check_only else _write
+    meter = Meter()
+    if options.check_only:
+        work = _check(options, reader, found)
+    else:
+        measured = measure(
+            [pair for _, pair in found.pairs],
+            workers=options.workers,
+            halves=options.side_by_side is not None,
+            looked=looked,
+        )
+        progress = _Progress(meter, len(found.pairs))
+        work = _write(options, reader, found, measured, progress)
     return Job(
-        work(options, reader, found),
+        work,
         total=len(found.pairs),
         title="prepare",
         unit="pair",
+        meter=meter,
         resume="run the same command again: finished shards are kept",
     )
 
@@ -142,9 +184,9 @@ def _check(
     options: PrepareOptions, reader: PairReader, found: FoundPairs
 ) -> Generator[PairWritten, None, PrepareResult]:
     """Read all pairs and report their problems, without writing anything."""
-    checked = []
+    checked, seen = [], SeenFiles()
     with closing(
-        check_pairs(reader, [pair for _, pair in found.pairs], workers=options.workers)
+        check_pairs(reader, [pair for _, pair in found.pairs], seen, workers=options.workers)
     ) as rows:
         for one in rows:
             checked.append(one)
@@ -155,7 +197,7 @@ def _check(
         if (one := by_pair[pair]).problem is None:
             guard.add(split, pair.name, one.sha256_lq, one.sha256_gt)
     return replace(
-        _counted(found, guard.notices),
+        _counted(found, seen, guard.notices),
         failed=tuple((one.pair.name, one.problem) for one in checked if one.problem is not None),
         report=summarise(
             checked, has_lq=reader.stores_lq, bytes_free=free_disk_bytes(options.folder)
@@ -164,24 +206,25 @@ def _check(
 
 
 def _write(
-    options: PrepareOptions, reader: PairReader, found: FoundPairs
+    options: PrepareOptions,
+    reader: PairReader,
+    found: FoundPairs,
+    measured: Measured,
+    progress: _Progress,
 ) -> Generator[PairWritten, None, PrepareResult]:
     """Write the shards that do not exist yet."""
     workers = options.workers
-    entries = measure(
-        [pair for _, pair in found.pairs], workers=workers, halves=options.side_by_side is not None
-    )
     with (
         hold_folder(options.folder, "another process is preparing this folder"),
-        closing(DecodedImages(options.folder)) as decoded,
+        closing(DecodedImages(options.folder, progress.decoded)) as decoded,
     ):
-        choice = _choose(options, reader, found, entries, decoded)
+        choice = _choose(options, reader, found, measured.entries, decoded)
         if choice is not None:
             found = found.with_val(choice.names, choice.notices)
         plan = make_plan(
             options.folder,
             found.splits,
-            entries,
+            measured.entries,
             _header(options, reader, found.layout),
             has_lq=reader.stores_lq,
             max_shard_bytes=options.max_shard_bytes,
@@ -193,12 +236,11 @@ def _write(
         read = partial(_images, reader=reader, decoded=decoded, workers=workers)
         for shard in plan.shards:
             if shard.path in kept:
-                rows = _rows(kept[shard.path])
-                if changed:
-                    _compare(shard, rows, read(shard))
-                for name, sha256_lq, sha256_gt in rows:
-                    guard.add(shard.header.split, name, sha256_lq, sha256_gt)
-                    yield PairWritten(name, kept=True)
+                pixels = read(shard) if changed else None
+                with closing(_compared(shard, kept[shard.path], pixels)) as rows:
+                    for name, sha256_lq, sha256_gt in rows:
+                        guard.add(shard.header.split, name, sha256_lq, sha256_gt)
+                        yield progress.written(name, kept=True)
         # This removes shards that are not kept, so every check that may refuse that comes before.
         begin(options.folder, plan, kept, choice)
         for shard in new:
@@ -216,10 +258,10 @@ def _write(
                         # The corrected set is another one: also kept shards would be in its way.
                         _remove(plan.shards)
                         raise
-                    yield PairWritten(entry.name)
+                    yield progress.written(entry.name)
     paths = tuple(shard.path for shard in plan.shards)
     return replace(
-        _counted(found, guard.notices),
+        _counted(found, measured.seen, guard.notices),
         shards=paths,
         bytes=sum(map(_size_of, paths)),
         up_to_date=not new,
@@ -306,14 +348,24 @@ def _images(
     )
 
 
-def _rows(index: ShardIndex) -> list[Row]:
-    """Return (name, sha256_lq, sha256_gt) of each pair of a shard."""
+def _compared(
+    shard: PlannedShard, index: ShardIndex, images: Images | None
+) -> Generator[Row, None, None]:
+    """Yield (name, sha256_lq, sha256_gt) of each pair of a shard that is kept.
+
+    Args:
+        shard: the shard as planned.
+        index: what it contains.
+        images: the images of its pairs' files, to be compared; None if they need not be.
+
+    Raises:
+        UsageError: an image differs from the one in the shard.
+    """
     names = [entry.name for entry in index.entries]
-    return list(zip(names, index.sha256_lq or [None] * len(names), index.sha256_gt, strict=True))
-
-
-def _compare(shard: PlannedShard, rows: Sequence[Row], images: Images) -> None:
-    """Raise a UsageError if the pixels of a pair's files differ from those in its shard."""
+    rows = zip(names, index.sha256_lq or [None] * len(names), index.sha256_gt, strict=True)
+    if images is None:
+        yield from rows
+        return
     with closing(images):
         for row, pair, (lq, gt) in zip(rows, shard.pairs, images, strict=True):
             for image, digest, path in ((lq, row[1], pair.lq), (gt, row[2], pair.gt)):
@@ -323,11 +375,12 @@ def _compare(shard: PlannedShard, rows: Sequence[Row], images: Images) -> None:
                         where=path,
                         hint="use --overwrite to replace them, or choose another folder",
                     )
+            yield row
 
 
-def _counted(found: FoundPairs, notices: Sequence[str]) -> PrepareResult:
+def _counted(found: FoundPairs, seen: SeenFiles, notices: Sequence[str]) -> PrepareResult:
     """Make the part of the result that checking and writing have in common."""
-    remarks = remarks_on_pairs([(pair.lq, pair.gt) for _, pair in found.pairs])
+    remarks = seen.remarks([(pair.lq, pair.gt) for _, pair in found.pairs])
     return PrepareResult(
         layout=found.layout,
         task=found.task,

@@ -8,9 +8,10 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
-from c2fdft_cli.data.images.picture import image_size
+from c2fdft_cli.data.images.picture import FramesAndProfile, size_frames_and_profile
+from c2fdft_cli.data.layouts.listing import SeenFiles
 from c2fdft_cli.data.layouts.pairs import FilePair, check_sizes, half_width
 from c2fdft_cli.data.shards.format import (
     MAX_SHARDS,
@@ -28,7 +29,11 @@ from c2fdft_cli.files.failures import read_error, write_error
 from c2fdft_cli.files.folders import check_space
 from c2fdft_cli.files.writing import atomic_write_text, unfinished
 from c2fdft_cli.pipeline import in_order
+from c2fdft_cli.progress import Looked
 from c2fdft_cli.validation import InvalidValuesError, validate
+
+Size: TypeAlias = tuple[int, int]
+"""(height, width) in pixels."""
 
 MANIFEST = "shards.json"
 MANIFEST_FORMAT = "c2fdft-shards"
@@ -63,40 +68,75 @@ class Plan:
     digest: str
 
 
+class Measured(NamedTuple):
+    """Name and size of each pair, and what else the headers of its images say."""
+
+    entries: Mapping[FilePair, Entry]
+    seen: SeenFiles
+
+
 def measure(
-    pairs: Sequence[FilePair], *, workers: int, halves: bool = False
-) -> dict[FilePair, Entry]:
-    """Read name and size of each pair from the headers of its images.
+    pairs: Sequence[FilePair],
+    *,
+    workers: int,
+    halves: bool = False,
+    looked: Looked = lambda _done, _total: None,
+) -> Measured:
+    """Read name and size of each pair from the headers of its images; each file is opened once.
 
     Args:
         pairs: the pairs.
         workers: threads, 0 for one per core.
         halves: whether each image shows a pair side by side.
+        looked: called with how many of how many files were read.
 
     Raises:
         DataError: images that cannot be read or stored, or that differ in size within a pair; all
             of them are listed.
     """
+    sizes, seen = _look(pairs, workers, looked)
 
-    def measured(pair: FilePair) -> Entry | DataError:
-        try:
-            height, width = image_size(pair.gt) if pair.lq == pair.gt else check_sizes(pair)
-            width = half_width(pair.gt, width) if halves else width
-            return make_entry(pair.name, height, width, pair.gt)
-        except DataError as error:
-            return error
+    def size_of(path: Path) -> Size:
+        found = sizes[path]
+        if isinstance(found, DataError):
+            raise found
+        return found
 
     entries, problems = {}, []
-    for pair, entry in zip(pairs, in_order(measured, pairs, workers=workers), strict=True):
-        if isinstance(entry, DataError):
-            problems.append(entry)
-        else:
-            entries[pair] = entry
+    for pair in pairs:
+        try:
+            height, width = check_sizes(pair, size_of)
+            width = half_width(pair.gt, width) if halves else width
+            entries[pair] = make_entry(pair.name, height, width, pair.gt)
+        except DataError as error:
+            problems.append(error)
     if problems:
         first, *others = problems
         details = [*first.details, *map(str, others)]
         raise DataError(first.what, where=first.where, hint=first.hint, details=details)
-    return entries
+    return Measured(entries, seen)
+
+
+def _look(
+    pairs: Sequence[FilePair], workers: int, looked: Looked
+) -> tuple[dict[Path, Size | DataError], SeenFiles]:
+    """Read the headers of all files: (height, width) or the error, and what else they say."""
+
+    def look(path: Path) -> tuple[Size | DataError, FramesAndProfile | None]:
+        try:
+            return size_frames_and_profile(path)
+        except DataError as error:
+            return error, None
+
+    sizes: dict[Path, Size | DataError] = {}
+    seen = SeenFiles()
+    files = list(dict.fromkeys(path for pair in pairs for path in (pair.lq, pair.gt)))
+    looked(0, len(files))
+    for path, (size, found) in zip(files, in_order(look, files, workers=workers), strict=True):
+        sizes[path] = size
+        seen.add(path, found)
+        looked(len(sizes), len(files))
+    return sizes, seen
 
 
 def make_plan(

@@ -204,10 +204,14 @@ class DecodedImages:
 
     The file is on the disk of `folder`, holds plain pixels, and disappears when this object is
     closed or the program dies. `read` may be called from many threads.
+
+    Args:
+        folder: any folder on the disk to use.
+        added: called after each image that was stored.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, added: Callable[[], object] = lambda: None) -> None:
+        self._folder, self._added = folder, added
         try:
             # unbuffered, because `read_at` reads by the descriptor and would miss buffered bytes
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
@@ -240,6 +244,7 @@ class DecodedImages:
                 self._places[path] = self._end, pixels.shape
                 self._digests[path] = hashlib.sha256(pixels).hexdigest()
                 self._end += pixels.nbytes
+                self._added()
 
     def _append(self, flat: Pixels) -> None:
         view = memoryview(flat)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePath
-from typing import TypeAlias
 
 from c2fdft_cli.data.images.formats import HEAD_BYTES
 from c2fdft_cli.data.images.picture import (
@@ -27,8 +26,8 @@ from c2fdft_cli.files.failures import read_error
 from c2fdft_cli.files.folders import is_hidden, walk_folders
 from c2fdft_cli.files.paths import real_path, same_files
 from c2fdft_cli.files.reading import read_text, require_existing
+from c2fdft_cli.progress import Looked
 
-Looked: TypeAlias = Callable[[int, int], object]
 _SEVERAL_SUFFIXES = {".gif", ".webp", ".apng", ".avifs", ".tif", ".tiff", ".mpo"}
 
 

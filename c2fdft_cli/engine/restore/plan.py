@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from c2fdft_cli.data.video.parts import read_through
-from c2fdft_cli.engine.restore.inputs import Inputs, Looked, find_inputs
+from c2fdft_cli.engine.restore.inputs import Inputs, find_inputs
 from c2fdft_cli.engine.restore.kinds import NotRead
 from c2fdft_cli.engine.restore.manifest import Manifest
 from c2fdft_cli.engine.restore.options import (
@@ -43,6 +43,7 @@ from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.files.folders import check_folder
 from c2fdft_cli.files.paths import checked_path, real_path, same_files
 from c2fdft_cli.files.reading import sha256_of
+from c2fdft_cli.progress import Looked
 
 _SAMPLING, _MACHINE, _WRITING = SamplingOptions(), Machine(), Writing()
 

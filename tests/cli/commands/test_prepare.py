@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from c2fdft_cli.cli import console
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.data.synthesis.degrade import MODELS
 from c2fdft_cli.recipe.files import load_recipe
@@ -156,6 +158,18 @@ def test_numbers_with_too_many_digits_are_refused(tmp_path):
     pairs = run("prepare", source, "--check", "--val", many)
     assert pairs.exit_code == 2
     assert "of 3 pairs cannot be used for validation" in pairs.stderr
+
+
+def test_the_images_that_were_looked_at_are_counted(tmp_path, monkeypatch):
+    counts = []
+
+    @contextmanager
+    def looking():
+        yield lambda *count: counts.append(count)
+
+    monkeypatch.setattr(console, "looking", looking)
+    run("prepare", make(tmp_path / "mine", "input", "target"), "--out", tmp_path / "out")
+    assert counts == [(k, 6) for k in range(7)]
 
 
 def test_a_preview_needs_shards(tmp_path):

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import warnings
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from c2fdft_cli.data.images.picture import (
     read_rgb8,
     save_rgb8,
     size_and_frames,
+    size_frames_and_profile,
     write_picture,
 )
 from c2fdft_cli.data.images.pillow import OpenFrames
@@ -192,12 +194,27 @@ def test_one_reading_finds_the_size_and_the_frames(tmp_path, suffix):
     frames[0].save(path, **({} if suffix == ".bmp" else more))
     assert size_and_frames(path) == (*image_size(path), frame_count(path))
     assert frames_and_profile(path) == (frame_count(path), None)
+    assert size_frames_and_profile(path) == (image_size(path), frames_and_profile(path))
     assert image_size(path) == ((24, 16) if suffix == ".jpg" else (16, 24))
     assert (frame_count(path) == 1) == (suffix in (".jpg", ".bmp"))
 
 
+def test_a_size_is_read_also_if_only_the_profile_is_damaged(tmp_path):
+    """Pillow, which finds the profile, refuses an empty chunk gAMA; imagecodecs does not."""
+    path = tmp_path / "a.png"
+    save_rgb8(path, drawn(16, 24))
+    data = path.read_bytes()
+    empty = b"gAMA"
+    path.write_bytes(data[:33] + bytes(4) + empty + crc32(empty).to_bytes(4) + data[33:])
+    assert size_frames_and_profile(path) == ((16, 24), None)
+    assert read_rgb8(path).shape == (16, 24, 3)
+    with pytest.raises(DataError, match="gAMA"):
+        frames_and_profile(path)
+
+
 EVERY_READER = [
-    read_picture, read_rgb8, image_size, frame_count, size_and_frames, frames_and_profile
+    read_picture, read_rgb8, image_size, frame_count, size_and_frames, frames_and_profile,
+    size_frames_and_profile,
 ]  # fmt: skip
 
 

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +21,7 @@ from PIL import Image
 
 from c2fdft_cli.data.images import picture as picture_module
 from c2fdft_cli.data.images.picture import list_images, read_rgb8, save_rgb8
+from c2fdft_cli.data.layouts.listing import SeenFiles
 from c2fdft_cli.data.layouts.pairs import FilePair
 from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.shards.format import MAX_SIDE
@@ -568,6 +571,19 @@ def test_images_with_other_times_are_compared(source: Path, tmp_path: Path) -> N
     assert (out / "shards.json").read_bytes() != before
 
 
+def test_pairs_are_reported_while_images_are_compared(
+    source: Path, tmp_path: Path, decoded: Counter[str]
+) -> None:
+    out = tmp_path / "out"
+    run(source=source, out=out)
+    touch(source / "target" / "3.png")
+    decoded.clear()
+    job = prepare(PrepareOptions(source=source, out=out, workers=1))
+    number = [len(decoded) for event in job if event.kept]
+    assert len(number) == 12
+    assert number[1] < number[-1] == 24
+
+
 def test_images_are_compared_only_once(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -639,11 +655,11 @@ def test_a_disk_that_is_too_small_is_reported_first(
 def test_shards_that_are_taken_away_at_the_end_are_an_error(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def remarks(pairs: object) -> list[str]:
+    def remarks(seen: SeenFiles, pairs: object) -> list[str]:
         shutil.rmtree(tmp_path / "out")
         return []
 
-    monkeypatch.setattr("c2fdft_cli.engine.prepare.job.remarks_on_pairs", remarks)
+    monkeypatch.setattr(SeenFiles, "remarks", remarks)
     with pytest.raises(ResourceError, match=r"00\.h5: cannot write the file") as caught:
         run(source=source, out=tmp_path / "out")
     assert caught.value.hint == "the folder does not exist"
@@ -779,9 +795,9 @@ def once(*roots: Path) -> dict[str, int]:
     return {str(path): 1 for root in roots for path in list_images(root, recursive=True)}
 
 
-def make_variants(root: Path, scenes: int = 4) -> Path:
+def make_variants(root: Path, scenes: int = 4, *, first: int = 0) -> Path:
     """Write a set in Rain1400's layout: several degraded images of each clean one."""
-    for i in range(scenes):
+    for i in range(first, first + scenes):
         save(root / "ground_truth" / f"{i}.png", picture(i))
         for j in range(1, 4):
             save(root / "rainy_image" / f"{i}_{j}.png", picture(100 + 10 * i + j))
@@ -893,6 +909,72 @@ def test_a_disk_without_room_for_decoded_images_is_reported(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(ResourceError, match="the disk is too small"):
         run(source=source, out=tmp_path / "out")
+
+
+# -- progress ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [make_pairs, make_variants])
+@pytest.mark.parametrize("split", [False, True])
+def test_images_that_are_decoded_before_their_pairs_count_as_progress(
+    tmp_path: Path, make: Callable[..., Path], split: bool
+) -> None:
+    root = tmp_path / "set"
+    make(root / "train" if split else root, 4)
+    if split:
+        make(root / "val", 2, first=50)
+    job = prepare(PrepareOptions(source=root, out=tmp_path / "out"))
+    places, done = [0.0], 0
+
+    def watch(events: float) -> None:
+        places.append(done + events)
+
+    job.meter.watch = watch
+    for done, _ in enumerate(job, start=1):
+        assert places[-1] >= done
+    assert places == sorted(places)
+    assert max(b - a for a, b in pairwise(places)) <= 1
+    assert places[-1] == len(job)
+    ahead = split is False or make is make_variants
+    assert places[1] == (0.5 if ahead else 1)
+
+
+def test_half_of_the_progress_is_reported_before_the_first_pair(
+    source: Path, tmp_path: Path
+) -> None:
+    job = prepare(PrepareOptions(source=source, out=tmp_path / "out"))
+    reported: list[float] = []
+    job.meter.watch = reported.append
+    next(iter(job))
+    assert reported == [*(k / 2 for k in range(1, 13)), 1 + 11 / 2]
+
+
+@pytest.mark.parametrize("check_only", [False, True])
+def test_no_image_is_opened_after_the_last_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check_only: bool
+) -> None:
+    source = tmp_path / "mine"
+    for i in range(6):  # of different sizes in bytes: degraded files of equal ones are compared
+        save(source / "input" / f"{i}.png", picture(i, 12 + i))
+        save(source / "target" / f"{i}.png", picture(100 + i, 12 + i))
+    opened: list[str] = []
+    looked: list[tuple[int, int]] = []
+    original = Path.open
+
+    def count(path: Path, *words: Any, **more: Any) -> Any:
+        opened.append(str(path))
+        return original(path, *words, **more)
+
+    monkeypatch.setattr(Path, "open", count)
+    options = PrepareOptions(source=source, out=tmp_path / "out", check_only=check_only)
+    job = prepare(options, lambda done, total: looked.append((done, total)))
+    if not check_only:
+        assert sorted(opened) == sorted(once(source))
+        assert looked == [(k, 12) for k in range(13)]
+    for number, _ in enumerate(job, start=1):
+        if number == len(job):
+            opened.clear()
+    assert not set(opened) & set(once(source))
 
 
 # -- what is loaded ------------------------------------------------------------------
