@@ -74,9 +74,10 @@ def test_the_report_is_self_contained(folders: tuple[Path, Path], tmp_path: Path
 
 PAGE_STUB = """
 class Node {
+  static added = 0;
   children = []; style = {}; dataset = {}; classList = { toggle() {} };
   constructor(tag) { this.tag = tag; }
-  append(...nodes) { this.children.push(...nodes); }
+  append(...nodes) { this.children.push(...nodes); Node.added += nodes.length; }
   replaceChildren(...nodes) { this.children = nodes; }
   setAttribute() {}
   remove() {}
@@ -86,7 +87,11 @@ class Node {
   get lastElementChild() { return this.last ??= new Node("pre"); }
 }
 const nodes = {};
-globalThis.location = { hash: "" };
+globalThis.location = {
+  at: "",
+  get hash() { return this.at; },
+  set hash(text) { this.at = text.startsWith("#") ? text : `#${text}`; },
+};
 globalThis.document = {
   createElement: tag => new Node(tag),
   createElementNS: (_, tag) => new Node(tag),
@@ -99,6 +104,51 @@ const { tHead, tBodies } = nodes.rows, lines = [tHead, ...tBodies].flatMap(one =
 console.log(JSON.stringify(lines.map(line => line.children.map(cell))));
 """
 """Prints the table of images: the text of each cell, or the tag of what is in it."""
+MANY = """
+const many = JSON.parse(nodes.data.textContent);
+const copies = three => Array.from({ length: COUNT }, (_, i) => ({ ...three[i % 3] }));
+for (const part of [many, many.degraded]) part.images = copies(part.images);
+many.pictures = many.images.map((_, i) => i < 100 ? many.pictures[i % 3] : {});
+many.images.forEach((row, i) => { row.name = `${i}`; row.psnr = i; });
+nodes.data.textContent = JSON.stringify(many);
+"""
+"""Makes a set of COUNT images of the three."""
+USED = """
+const result = {};
+const does = (name, act) => {
+  const before = Node.added, [first] = nodes.rows.tBodies[0].children;
+  act();
+  onhashchange();
+  const body = nodes.rows.tBodies[0].children, { hash } = location;
+  result[name] = { added: Node.added - before, rebuilt: body[0] !== first, rows: body.length,
+    first: body[0].children[0].textContent, hash, caption: nodes.caption?.textContent,
+    button: nodes.more.hidden ? null : nodes.more.textContent };
+};
+const key = name => () => onkeydown({ key: name });
+does("start", () => {});
+does("open", () => { location.hash = "#open=9"; });
+does("right", key("ArrowRight"));
+does("left", key("ArrowLeft"));
+does("view", key("1"));
+does("sort", () => { location.hash += "&sort=-psnr"; });
+does("sorted right", key("ArrowRight"));
+does("more", () => nodes.more.onclick());
+does("close", key("Escape"));
+does("more again", () => nodes.more.onclick());
+console.log(JSON.stringify(result));
+"""
+"""Uses the page and prints what each step changes."""
+
+
+def run_script(page: str, folder: Path, before: str, after: str) -> Any:
+    """Run the page's script in node with a stand-in for the browser; return what it prints."""
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.S)
+    data = f"nodes.data = {{ textContent: {json.dumps(json.dumps(data_of(page)))} }};"
+    (folder / "page.js").write_text(PAGE_STUB + data + before + script + after)
+    done = subprocess.run([str(NODE), folder / "page.js"], capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @pytest.mark.skipif(NODE is None, reason="needs node")
@@ -106,17 +156,45 @@ def test_the_script_of_the_page_fills_the_table(folders: tuple[Path, Path], tmp_
     """The views have their columns also where the first image has fewer of them."""
     (shutil.copytree(folders[0], tmp_path / "degraded") / "9.png").unlink()
     page = report_of(*folders, tmp_path / "report", degraded=tmp_path / "degraded")
-    (script,) = re.findall(r"<script>(.*?)</script>", page, re.S)
-    data = f"nodes.data = {{ textContent: {json.dumps(json.dumps(data_of(page)))} }};"
-    (tmp_path / "page.js").write_text(PAGE_STUB + data + script + SHOWN)
-    done = subprocess.run([str(NODE), tmp_path / "page.js"], capture_output=True,
-                          text=True, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    header, *rows = json.loads(done.stdout)
+    header, *rows = run_script(page, tmp_path, "", SHOWN)
     assert header[0].startswith("image")
     assert header[-4:] == ["degraded", "restored", "target", "error"]
     assert [row[0] for row in rows] == ["9", "10", "11"]
     assert [row[-4:] for row in rows] == [["", "img", "img", "img"], ["img"] * 4, ["img"] * 4]
+
+
+@pytest.mark.skipif(NODE is None, reason="needs node")
+def test_the_page_of_a_large_set_builds_only_what_changes(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    page = report_of(*folders, tmp_path / "report")
+    done = run_script(page, tmp_path, MANY.replace("COUNT", "150_000"), USED)
+    assert (done["start"]["rows"], done["start"]["first"]) == (500, "0")
+    assert done["start"]["button"] == "show 500 more images (149500 are not shown)"
+    for name in ("open", "right", "left", "view", "sorted right", "close"):
+        assert not done[name]["rebuilt"], name
+        assert done[name]["added"] < 10, name  # the buttons of the views
+    assert done["right"]["caption"].startswith("10  PSNR")
+    assert done["right"]["hash"] == "#open=10"
+    assert done["left"]["caption"].startswith("9  PSNR")
+    assert done["view"]["hash"] == "#open=9&view=degraded"
+    assert done["sort"]["rebuilt"]
+    assert done["sort"]["first"] == "149999"  # of all rows, not of those that were built
+    assert done["sorted right"]["caption"].startswith("8  PSNR")
+    assert done["more"]["rows"] == 1000
+    assert done["more"]["button"] == "show 1000 more images (149000 are not shown)"
+    assert done["close"]["hash"] == "#view=degraded&sort=-psnr"
+    assert (done["close"]["rows"], done["more again"]["rows"]) == (1000, 2000)
+
+
+@pytest.mark.skipif(NODE is None, reason="needs node")
+def test_the_page_shows_all_rows_after_some_clicks(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    page = report_of(*folders, tmp_path / "report")
+    done = run_script(page, tmp_path, MANY.replace("COUNT", "1200"), USED)
+    assert done["close"]["button"] == "show 200 more images (200 are not shown)"
+    assert (done["more again"]["rows"], done["more again"]["button"]) == (1200, None)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
