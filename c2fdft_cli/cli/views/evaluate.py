@@ -93,14 +93,38 @@ def _protocol(result: EvalResult) -> str:
     return f"{what}; {result.scored_on}{border}"
 
 
+def _tell_scores(result: EvalResult) -> None:
+    """Print the table of scores; of many images only the worst, and what is left."""
+    from c2fdft_cli.engine.evaluate.metrics import lower_wins
+    from c2fdft_cli.engine.evaluate.rows import MAX_ROWS, keys_of, sets_of, table_of
+
+    columns, images, statistics = table_of(result)
+    left = len(result.rows) - len(images)
+    if not left:
+        console.table("", columns, [*images, *statistics])
+        return
+    which, others = "lowest", "higher"
+    if lower_wins(keys_of(result)[0]):
+        which, others = "highest", "lower"
+    out = console.stdout()  # not as titles of the tables, which may be narrower than the words
+    out.print(f"the {len(images)} images with the {which} {columns[1]}:")
+    console.table("", columns, images)
+    more = f"and {left:,} more images with {others} scores"
+    out.print(f"{more}: --csv FILE writes all, --json prints them")
+    out.print(f"all {len(result.rows):,} images:")
+    console.table("", ["", *columns[1:]], statistics)
+    sets = len(sets_of(result))
+    if sets > MAX_ROWS:
+        out.print(f"the images are in {sets:,} sets: --json prints the means of each")
+
+
 def tell(result: EvalResult, words: list[str], written: list[Path]) -> None:
     """Print the table of scores and the lines that explain it."""
-    from c2fdft_cli.engine.evaluate.rows import table_of
     from c2fdft_cli.metrics.statistics import worst
 
     out = console.stdout()
     out.print(_protocol(result))
-    console.table("", *table_of(result))
+    _tell_scores(result)
     if len(result.rows) > 1 and result.has_targets:
         names = worst([row.name for row in result.rows], [row.psnr for row in result.rows])
         out.print(f"lowest PSNR: {', '.join(names)}")

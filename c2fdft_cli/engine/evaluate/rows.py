@@ -8,10 +8,12 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
 from c2fdft_cli.engine.evaluate.job import EvalResult
+from c2fdft_cli.engine.evaluate.metrics import lower_wins
 from c2fdft_cli.engine.sampling.scoring import Scored, mean_scores
 from c2fdft_cli.files.writing import atomic_write_bytes
 from c2fdft_cli.metrics.statistics import summarise, worst
@@ -19,6 +21,8 @@ from c2fdft_cli.words import finite_or_none
 
 SCORES = ("psnr", "ssim")
 """The scores of every image with a target."""
+MAX_ROWS, FEW = 200, 20
+"""Most images, or sets, that the printed table lists; how many of more images it lists."""
 _INPUT_SCORES = ("input_psnr", "input_ssim")
 """The columns for the scores of the degraded inputs, which exist if all inputs are known."""
 
@@ -111,29 +115,52 @@ def _degraded(result: EvalResult) -> dict[str, Any] | None:
     }
 
 
-def table_of(result: EvalResult) -> tuple[list[str], list[list[object]]]:
-    """Return the columns and rows of the table: images, means of the sets, and statistics."""
+def table_of(
+    result: EvalResult,
+) -> tuple[list[str], list[list[object]], list[list[object]]]:
+    """Return the columns of the table, its rows of images, and those of sets and statistics.
+
+    Of more than `MAX_ROWS` images only the `FEW` worst by the first score are rows, worst first;
+    more than `MAX_ROWS` sets have no rows.
+    """
     columns = _columns(result)
     titles = [key.upper().replace("INPUT_", "input ") for key in columns]
-    rows: list[list[object]] = [
-        [row.name, *(show(key, score_of(row, key)) for key in columns)] for row in result.rows
+    scored = result.rows if len(result.rows) <= MAX_ROWS else _worst(result.rows, columns[0])
+    images: list[list[object]] = [
+        [row.name, *(show(key, score_of(row, key)) for key in columns)] for row in scored
     ]
-    for name, some in sets_of(result).items():
-        rows.append([f"mean of {name} ({len(some)})", *_statistics(some, columns, "mean")])
-    for label in ("mean", "median", "std"):
+    rows: list[list[object]] = []
+    sets = sets_of(result)
+    for name, some in sets.items() if len(sets) <= MAX_ROWS else ():
+        rows.append([f"mean of {name} ({len(some)})", *_statistics(some, columns)["mean"]])
+    for label, values in _statistics(result.rows, columns).items():
         part = f" ({len(result.rows)} of {len(result.rows) + result.missing})"
         title = label + part if label == "mean" and result.missing else label
-        rows.append([title, *_statistics(result.rows, columns, label)])
-    return ["image", *titles], rows
+        rows.append([title, *values])
+    return ["image", *titles], images, rows
 
 
-def _statistics(scored: list[Scored], columns: list[str], label: str) -> list[str | None]:
-    """Return a statistic of each score, for a line under the images; None if it has no value."""
-    values = [getattr(summarise([score_of(row, key) for row in scored]), label) for key in columns]
-    return [
-        None if value is None else show(key, value)
-        for key, value in zip(columns, values, strict=True)
-    ]
+def _worst(rows: list[Scored], key: str) -> list[Scored]:
+    """Return the `FEW` worst rows by a score, worst first; those without a value come first."""
+    sign = -1 if lower_wins(key) else 1
+
+    def rank(row: Scored) -> tuple[float, str]:
+        value = score_of(row, key)
+        return (-math.inf if math.isnan(value) else sign * value), row.name
+
+    return nsmallest(FEW, rows, key=rank)
+
+
+def _statistics(scored: list[Scored], columns: list[str]) -> dict[str, list[str | None]]:
+    """Return mean, median and std of each score, for lines under the images; None if undefined."""
+    found = [summarise([score_of(row, key) for row in scored]) for key in columns]
+    return {
+        label: [
+            None if (value := getattr(one, label)) is None else show(key, value)
+            for key, one in zip(columns, found, strict=True)
+        ]
+        for label in ("mean", "median", "std")
+    }
 
 
 def show(key: str, value: float) -> str:

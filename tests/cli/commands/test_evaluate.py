@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from c2fdft_cli.data.images.picture import save_rgb8
+from c2fdft_cli.engine.evaluate import rows
 from tests.kit.command import run as run_command
 from tests.kit.formula import photo
 from tests.kit.images import damage_pixels
@@ -54,6 +56,34 @@ def test_rows_statistics_and_protocol_are_printed(folders: tuple[Path, Path]) ->
     assert "not restored: " in result.stdout
     assert "extra.png" in result.stdout.replace("\n", "")
     assert "next: c2fdft eval" in result.stdout
+
+
+def test_of_many_images_the_worst_are_printed(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "MAX_ROWS", 2)
+    monkeypatch.setattr(rows, "FEW", 1)
+    for folder in folders:
+        for k in range(3):
+            path = folder / f"set{k}" / f"{k}.png"
+            path.parent.mkdir()
+            (folder / f"{k}.png").rename(path)
+    result = run(*folders, "--csv", tmp_path / "a.csv")
+    assert result.exit_code == 0, result.output
+    start, between, end = re.split("(and 2 more.*)", result.stdout)
+    assert "the 1 images with the lowest PSNR" in start
+    assert re.findall(r"set\d/\d", start) == ["set2/2"]
+    assert between == (
+        "and 2 more images with higher scores: --csv FILE writes all, --json prints them"
+    )
+    assert re.findall("mean|median|std|all 3 images", end.partition("lowest PSNR")[0]) == [
+        "all 3 images", "mean", "median", "std", "mean"
+    ]  # fmt: skip
+    assert "the images are in 3 sets: --json prints the means of each" in end
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == 4
+    alone = run(folders[0], "--no-reference", "--metrics", "total_variation").stdout
+    assert "the 1 images with the highest TOTAL_VARIATION" in alone
+    assert "and 2 more images with lower scores" in alone
 
 
 def test_json_has_the_documented_keys(folders: tuple[Path, Path]) -> None:

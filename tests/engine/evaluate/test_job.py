@@ -85,9 +85,9 @@ def test_inputs_are_scored_beside_the_results(folders: tuple[Path, Path]) -> Non
         assert (row.degraded.psnr, row.degraded.ssim) == (row.psnr, row.ssim)
     facts = document(result)
     assert facts["degraded"]["mean"] == facts["mean"]
-    header, rows = table_of(result)
+    header, *rows = table_of(result)
     assert header[-2:] == ["input PSNR", "input SSIM"]
-    assert all(row[3:] == row[1:3] for row in rows)
+    assert all(row[3:] == row[1:3] for part in rows for row in part)
     (out.parent / "none").mkdir()
     with pytest.raises(DataError, match="no degraded image"):
         evaluate_files(out, target, EvalOptions(), degraded=out.parent / "none")
@@ -121,7 +121,27 @@ def test_equal_images_have_an_infinite_psnr(folders: tuple[Path, Path]) -> None:
     assert facts["mean"] == {"psnr": None, "ssim": pytest.approx(1.0)}
     assert facts["images"][0] == {"name": "9", "psnr": None, "ssim": pytest.approx(1.0)}
     json.dumps(facts, allow_nan=False)
-    assert table_of(result)[1][-3][1] == "inf"
+    assert table_of(result)[2][-3][1] == "inf"
+
+
+def test_of_many_images_the_table_lists_the_worst(folders: tuple[Path, Path]) -> None:
+    result = run(*folders)
+    rows = [Scored(f"set{k}/{k}", float(k), 0.5, {"gmsd": k / 1000}) for k in range(201)]
+    _, images, statistics = table_of(replace(result, rows=rows[:200]))
+    assert (len(images), len(statistics)) == (200, 200 + 3)
+    columns, images, statistics = table_of(replace(result, rows=rows))
+    assert [row[:2] for row in images] == [[f"set{k}/{k}", f"{k}.00"] for k in range(20)]
+    assert [row[0] for row in statistics] == ["mean", "median", "std"]
+    assert (columns, statistics[0]) == (
+        ["image", "PSNR", "SSIM", "GMSD"],
+        ["mean", "100.00", "0.5000", "0.1000"],
+    )
+    rows[77] = replace(rows[77], psnr=math.nan)
+    assert table_of(replace(result, rows=rows))[1][0][:2] == ["set77/77", "-"]
+    facts = document(replace(result, rows=rows))
+    assert (len(facts["images"]), len(facts["sets"])) == (201, 201)
+    _, images, _ = table_of(replace(result, rows=rows, has_targets=False))
+    assert [row[0] for row in images[:2]] == ["set200/200", "set199/199"]  # a lower GMSD is better
 
 
 # -- images not scored -------------------------------------------------------------
@@ -331,8 +351,8 @@ def test_a_folder_of_sets_gives_the_mean_of_each(tmp_path: Path) -> None:
     assert facts["sets"]["Rain100L"]["mean"]["psnr"] == facts["images"][0]["psnr"]
     mean = sum(row["psnr"] for row in facts["images"][1:]) / 2
     assert facts["sets"]["Test100"]["mean"]["psnr"] == pytest.approx(mean)
-    labels = [row[0] for row in table_of(result)[1]]
-    assert labels[-5:] == ["mean of Rain100L (1)", "mean of Test100 (2)", "mean", "median", "std"]
+    labels = [row[0] for row in table_of(result)[2]]
+    assert labels == ["mean of Rain100L (1)", "mean of Test100 (2)", "mean", "median", "std"]
     one_set = run(tmp_path / "out" / "Test100", tmp_path / "sets" / "Test100")
     assert document(one_set)["sets"] == {}
     for folder in ("out", "sets/input", "sets/target"):
@@ -351,7 +371,7 @@ def test_an_incomplete_set_is_a_failure(folders: tuple[Path, Path]) -> None:
     assert str(result.failure) == "scored 2 of 4: the set is incomplete"
     facts = document(result)
     assert (facts["scored"], facts["expected"]) == (2, 4)
-    assert [row[0] for row in table_of(result)[1][-3:]] == ["mean (2 of 4)", "median", "std"]
+    assert [row[0] for row in table_of(result)[2]] == ["mean (2 of 4)", "median", "std"]
 
 
 # -- further metrics ---------------------------------------------------------------
