@@ -32,6 +32,7 @@ def restore(plan: RestorePlan) -> Job[ImageDone | FrameDone, RestoreResult]:
 def _work(plan: RestorePlan, meter: Meter) -> Generator[ImageDone | FrameDone, None, RestoreResult]:
     start = time.monotonic()
     done: list[ImageDone] = []
+    begun = False  # whether a video was stopped before its end
     with graceful_stop() as stop:
         with ThreadPoolExecutor(writer_count()) as writers:
             for record in restore_pictures(plan, writers, stop, meter):
@@ -41,15 +42,18 @@ def _work(plan: RestorePlan, meter: Meter) -> Generator[ImageDone | FrameDone, N
                 if item.source.video is None or stop:
                     continue
                 video = yield from restore_video(plan, item, stop)
+                begun = video is None
                 if video is not None:
                     done.append(video)
                     yield video
         left = len(plan.items) - len(done)
         if stop.signal_number is not None and left:
+            noun = "image" if plan.unit == "image" else "file"
+            again = ", and the video starts again from its first frame" if begun else ""
             raise Interrupted(
-                f"stopped with {left} of {many(len(plan.items), 'image')} to do",
+                f"stopped with {left} of {many(len(plan.items), noun)} to do",
                 signal_number=stop.signal_number,
-                hint="run the same command again: finished files are skipped",
+                hint=f"run the same command again: finished files are skipped{again}",
             )
     done, taken = _without_taken(plan, done)
     skipped = [*plan.skipped, *taken]

@@ -440,8 +440,9 @@ def test_a_signal_ends_it_between_images(
             if i == 0:
                 os.kill(os.getpid(), number)
 
-    with pytest.raises(Interrupted, match="images to do") as caught:
+    with pytest.raises(Interrupted, match="of 6 images to do") as caught:
         kill_while_running()
+    assert caught.value.hint == "run the same command again: finished files are skipped"
     assert caught.value.exit_code == 128 + number
     assert 0 < len(contents(tmp_path / "out")) < 6
 

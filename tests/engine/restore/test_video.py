@@ -272,7 +272,24 @@ def test_a_signal_in_the_middle_leaves_no_file(
     with pytest.raises(Interrupted) as caught:
         kill_while_running()
     assert caught.value.exit_code == 128 + number
+    assert str(caught.value) == "stopped with 1 of 1 file to do"
+    assert caught.value.hint == (
+        "run the same command again: finished files are skipped, and the video starts again from "
+        "its first frame"
+    )
     assert files(tmp_path / "out") == set()
+
+
+def test_a_signal_before_the_first_video_says_nothing_of_its_frames(
+    options: Request, clips: Path, tmp_path: Path
+) -> None:
+    save(tmp_path / "a.png", random_picture(16, 16))
+    source = [str(tmp_path / "a.png"), str(clips / "a.mp4")]
+    job = restore(plan(options, identity=True, source=source, batch=1))
+    with pytest.raises(Interrupted) as caught:
+        job.run(lambda _: os.kill(os.getpid(), signal.SIGINT))
+    assert str(caught.value) == "stopped with 1 of 2 files to do"
+    assert caught.value.hint == "run the same command again: finished files are skipped"
 
 
 @pytest.mark.slow
