@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import closing
 from typing import Generic, TypeAlias, TypeVar
 
@@ -10,8 +10,16 @@ from c2fdft_cli.signals import unwinding
 
 Event = TypeVar("Event")
 Result = TypeVar("Result")
-Looked: TypeAlias = Callable[[int, int], object]
-"""Called while the headers of files are read, with how many of how many were read."""
+Item = TypeVar("Item")
+Looked: TypeAlias = Callable[[str, int, int], object]
+"""Is told what is checked before a job starts, and how many of how many were checked."""
+
+
+def counted(items: Collection[Item], looked: Looked, what: str) -> Iterator[Item]:
+    """Yield the items; `looked` is called before each of them."""
+    for number, item in enumerate(items):
+        looked(what, number, len(items))
+        yield item
 
 
 class Meter:

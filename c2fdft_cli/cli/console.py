@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.segment import Segment
 
-    from c2fdft_cli.progress import Job
+    from c2fdft_cli.progress import Job, Looked
 
 Event = TypeVar("Event")
 Result = TypeVar("Result")
@@ -147,9 +147,11 @@ def loading(words: str = "loading PyTorch...") -> Iterator[Callable[[str], None]
     """Show a message during work that takes seconds, before the first progress bar.
 
     The function that it yields adds to the message, in place of what it added before. Nothing is
-    shown if stderr is not a terminal or a JSON document is expected.
+    shown if stderr is not a terminal, or if a JSON document is expected and stdout is one: it may
+    be the same one, and a program that reads what appears there (`docker run -t`) finds only JSON.
     """
-    if _expected.get() or not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
+    mixed = _expected.get() and sys.stdout.isatty()
+    if mixed or not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         yield lambda _: None
         return
     if os.environ.get("TERM") in ("dumb", "unknown"):  # it cannot erase a line
@@ -176,19 +178,19 @@ def loading(words: str = "loading PyTorch...") -> Iterator[Callable[[str], None]
 
 
 @contextmanager
-def looking() -> Iterator[Callable[[int, int], None]]:
-    """Show a message while the headers of all images are read: minutes on a slow disk.
+def looking() -> Iterator[Looked]:
+    """Show a message while all images and outputs are checked: minutes on a slow disk.
 
-    The function that it yields takes how many of how many were read, to be shown too.
+    The function that it yields shows what is checked too, and how many of how many were.
     """
     with loading("looking at the images...") as show:
-        shown = time.monotonic()
+        shown, last = time.monotonic(), ""
 
-        def count(done: int, total: int) -> None:
-            nonlocal shown
-            if time.monotonic() >= shown + _REDRAWN:
-                shown = time.monotonic()
-                show(f"{done:,} of {total:,}")
+        def count(what: str, done: int, total: int) -> None:
+            nonlocal shown, last
+            if time.monotonic() >= shown + _REDRAWN or last not in ("", what):
+                shown, last = time.monotonic(), what
+                show(f"{what}: {done:,} of {total:,}")
 
         yield count
 

@@ -85,7 +85,8 @@ class Terminal(io.StringIO):
         ({"NO_COLOR": "1"}, "loading PyTorch...\r                  \r"),
         ({"TERM": "dumb"}, "loading PyTorch...\n"),
         ({"RANK": "1"}, ""),
-        ({"json": "yes"}, ""),
+        ({"json": "yes"}, "loading PyTorch...\r                  \r"),
+        ({"json": "to a terminal"}, ""),
         ({"pipe": "yes"}, ""),
     ],
 )
@@ -98,6 +99,8 @@ def test_loading_is_shown_in_a_terminal(
     columns = int(change.get("columns", 80))
     screen = io.StringIO() if "pipe" in change else Terminal(columns)
     monkeypatch.setattr(sys, "stderr", screen)
+    if "terminal" in change.get("json", ""):
+        monkeypatch.setattr(sys, "stdout", Terminal(columns))
     console.expect(document="json" in change)
     with console.loading():
         pass
@@ -114,14 +117,19 @@ def test_the_images_that_were_looked_at_are_counted_in_a_terminal(
     monkeypatch.setattr(sys, "stderr", Terminal(80))
     monkeypatch.setattr(console, "_REDRAWN", 0)
     with console.looking() as looked:
-        looked(0, 20_000)
-        looked(1_000, 20_000)
+        looked("reading headers", 0, 20_000)
+        looked("reading headers", 1_000, 20_000)
+        monkeypatch.setattr(console, "_REDRAWN", 3600)
+        looked("reading headers", 2_000, 20_000)  # not shown, too soon after the one before
+        looked("checking sizes", 0, 20_000)
     said = str(sys.stderr.getvalue())
     if not screen:
-        lines = ["...", "... 0 of 20,000", "... 1,000 of 20,000"]
-        words = [f"looking at the images{line}" for line in lines]
+        counts = ["headers: 0", "headers: 1,000"]
+        lines = [f" reading {count} of 20,000" for count in counts]
+        lines = ["", *lines, " checking sizes: 0 of 20,000"]
+        words = [f"looking at the images...{line}" for line in lines]
         assert said == "".join(f"{line}\r{' ' * len(line)}\r" for line in words)
-    assert said.count("of") == (0 if screen else 2)
+    assert said.count("of") == (0 if screen else 3)
 
 
 @pytest.mark.acceptance

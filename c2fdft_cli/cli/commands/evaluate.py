@@ -230,16 +230,19 @@ def _jobs(
     from c2fdft_cli.engine.evaluate.weights import compare_weights, evaluate_weights
 
     if source.weights is None:
-        alone = replace(options, pictures=False)
-        with console.looking():
+        with console.looking() as looked:
+            options = replace(options, looked=looked)
+            alone = replace(options, pictures=False)
             job = _job_of_results(source.place, source, mode, options)
             if against is None:
                 return job, None
             return job, _job_of_results(Path(against), source, mode, alone)
-    pairs = _pairs_to_restore(source, mode, runs.seed)
+    with console.looking():
+        pairs = _pairs_to_restore(source, mode, runs.seed)
     ours = weights_file(source.weights, quiet)
     theirs = None if against is None else weights_file(against, quiet)
-    with console.looking():
+    with console.looking() as looked:
+        options = replace(options, looked=looked)
         if theirs is None:
             return evaluate_weights(ours, runs, options, data=source.data, pairs=pairs), None
         return compare_weights(ours, theirs, runs, options, data=source.data, pairs=pairs)

@@ -80,7 +80,7 @@ def _job(pairs: Matched, options: EvalOptions, degraded: Path | None) -> Job[Sco
     sizes = [
         (pair.name, partial(size_of_both, pair, pairs.degraded.get(pair.lq))) for pair in named
     ]
-    check_all_sizes(sizes, options.border + protocol.border)
+    check_all_sizes(sizes, options.border + protocol.border, options.looked)
     scorer = options.scorer(protocol)
     tasks = [
         (pair.name, partial(_score_pair, pair, pairs.degraded.get(pair.lq), scorer))

@@ -15,7 +15,7 @@ from c2fdft_cli.errors import DataError, PartialFailure
 from c2fdft_cli.metrics.protocols import Protocol
 from c2fdft_cli.metrics.statistics import summarise
 from c2fdft_cli.pipeline import in_order
-from c2fdft_cli.progress import Job
+from c2fdft_cli.progress import Job, Looked
 from c2fdft_cli.settings import BORDER, PROTOCOL, check_settings, setting
 from c2fdft_cli.words import many
 
@@ -34,6 +34,7 @@ class EvalOptions:
         metrics: additional metrics by name.
         rank, world: number of this process, and how many processes share the images.
         pictures: whether the yielded records contain the pixels, for a report.
+        looked: is told how many of how many pairs were checked before the job starts.
     """
 
     protocol: str | None = setting(None, PROTOCOL)
@@ -42,6 +43,7 @@ class EvalOptions:
     rank: int = 0
     world: int = 1
     pictures: bool = False
+    looked: Looked = lambda *_: None
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -16,6 +16,7 @@ from c2fdft_cli.engine.sampling.scoring import refuse_small
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.files.paths import real_path
 from c2fdft_cli.files.reading import require_existing
+from c2fdft_cli.progress import Looked, counted
 from c2fdft_cli.vocabulary import TASKS
 
 KINDS = search.KINDS | {one.results for one in TASKS.values()} | {"restored", "output", "result"}
@@ -150,7 +151,10 @@ def _matched(
 
 
 def check_all_sizes(
-    sizes: Sequence[tuple[str, Callable[[], tuple[int, int]]]], border: int, unit: str = "pairs"
+    sizes: Sequence[tuple[str, Callable[[], tuple[int, int]]]],
+    border: int,
+    looked: Looked,
+    unit: str = "pairs",
 ) -> None:
     """Check every pair before the first one is scored, which may take hours.
 
@@ -158,13 +162,14 @@ def check_all_sizes(
         sizes: each pair's name, and a function that reads (height, width) from the headers, and
             raises DataError if that fails or if its two images differ in size.
         border: pixels that the scores skip on each side.
+        looked: called before each pair.
         unit: the noun for several pairs.
 
     Raises:
         DataError: lists all pairs that cannot be scored, also those that are too small.
     """
     problems = []
-    for name, size in sizes:
+    for name, size in counted(sizes, looked, "reading headers"):
         try:
             refuse_small(name, *size(), border)
         except DataError as error:

@@ -110,7 +110,8 @@ def _chosen(
     """Choose the pairs to score, and check their sizes."""
     chosen = spread_indices(len(pairs), runs.images)
     sizes = [(pairs.names[i], partial(pairs.size, i)) for i in chosen]
-    check_all_sizes(sizes, options.border + subject.protocol.border, f"{pairs.unit}s")
+    border = options.border + subject.protocol.border
+    check_all_sizes(sizes, border, options.looked, f"{pairs.unit}s")
     return chosen
 
 

@@ -128,7 +128,7 @@ class _Progress:
 
 
 def prepare(
-    options: PrepareOptions, looked: Looked = lambda _done, _total: None
+    options: PrepareOptions, looked: Looked = lambda *_: None
 ) -> Job[PairWritten, PrepareResult]:
     """Find the pairs immediately; write their shards, or check them, while the job is iterated.
 

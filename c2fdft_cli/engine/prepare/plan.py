@@ -80,7 +80,7 @@ def measure(
     *,
     workers: int,
     halves: bool = False,
-    looked: Looked = lambda _done, _total: None,
+    looked: Looked = lambda *_: None,
 ) -> Measured:
     """Read name and size of each pair from the headers of its images; each file is opened once.
 
@@ -88,7 +88,7 @@ def measure(
         pairs: the pairs.
         workers: threads, 0 for one per core.
         halves: whether each image shows a pair side by side.
-        looked: called with how many of how many files were read.
+        looked: is told how many of how many files were read.
 
     Raises:
         DataError: images that cannot be read or stored, or that differ in size within a pair; all
@@ -131,11 +131,11 @@ def _look(
     sizes: dict[Path, Size | DataError] = {}
     seen = SeenFiles()
     files = list(dict.fromkeys(path for pair in pairs for path in (pair.lq, pair.gt)))
-    looked(0, len(files))
+    looked("reading headers", 0, len(files))
     for path, (size, found) in zip(files, in_order(look, files, workers=workers), strict=True):
         sizes[path] = size
         seen.add(path, found)
-        looked(len(sizes), len(files))
+        looked("reading headers", len(sizes), len(files))
     return sizes, seen
 
 

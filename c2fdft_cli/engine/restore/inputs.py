@@ -26,7 +26,7 @@ from c2fdft_cli.files.failures import read_error
 from c2fdft_cli.files.folders import is_hidden, walk_folders
 from c2fdft_cli.files.paths import real_path, same_files
 from c2fdft_cli.files.reading import read_text, require_existing
-from c2fdft_cli.progress import Looked
+from c2fdft_cli.progress import Looked, counted
 
 _SEVERAL_SUFFIXES = {".gif", ".webp", ".apng", ".avifs", ".tif", ".tiff", ".mpo"}
 
@@ -96,7 +96,7 @@ def find_inputs(
     specs: Sequence[str],
     stdin: bytes | None = None,
     skip: Path | None = None,
-    looked: Looked = lambda _done, _total: None,
+    looked: Looked = lambda *_: None,
 ) -> Inputs:
     """Find what the user named; only headers are read, not pixels.
 
@@ -107,7 +107,7 @@ def find_inputs(
         stdin: the bytes for `-`.
         skip: a folder whose files are not inputs: the output folder, which may be in an input
             folder.
-        looked: called before each file, with how many of how many were looked at.
+        looked: called twice for each file: before it is recognised, and before its header is read.
 
     Raises:
         DataError: no inputs were found, or the single file cannot be read.
@@ -177,7 +177,7 @@ def _inputs(
     looked: Looked,
 ) -> Inputs:
     """Return the sources with their paths relative to `root`; DataError if there are none."""
-    found, not_read = separate(files)
+    found, not_read = separate(counted(files, looked, "recognising files"))
     if refused and not found:
         raise read_error(refused[0], refused[0].filename) from refused[0]
     if not found:
@@ -189,8 +189,7 @@ def _inputs(
         raise DataError(what, where=first, hint=hint, details=details)
     below = _places_below(root)
     sources: list[Source] = []
-    for number, (path, is_video) in enumerate(found.items()):
-        looked(number, len(found))
+    for path, is_video in counted(found.items(), looked, "reading headers"):
         sources += _sources(path, below(path), is_video)
     for error in refused:
         path = Path(error.filename)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -43,9 +43,10 @@ from c2fdft_cli.execution.strips import StripNetwork
 from c2fdft_cli.files.folders import check_folder
 from c2fdft_cli.files.paths import checked_path, real_path, same_files
 from c2fdft_cli.files.reading import sha256_of
-from c2fdft_cli.progress import Looked
+from c2fdft_cli.progress import Looked, counted
 
 _SAMPLING, _MACHINE, _WRITING = SamplingOptions(), Machine(), Writing()
+_NAMES = "checking the outputs' names"
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def plan_restore(
     writing: Writing = _WRITING,
     stdin: bytes | None = None,
     checkpoint: Checkpoint | None = None,
-    looked: Looked = lambda _done, _total: None,
+    looked: Looked = lambda *_: None,
 ) -> RestorePlan:
     """Load the weights, find the inputs and outputs, and check them; nothing is written yet.
 
@@ -120,7 +121,7 @@ def plan_restore(
         out: a folder; for a single image also a file with an image suffix, or `-`.
         sampling, machine, writing: the settings.
         checkpoint: what the file that `sampling.weights` names holds, if it is loaded already.
-        looked: as for `find_inputs`.
+        looked: is told what is checked, and how many of how many files were checked.
 
     Raises:
         UsageError: settings that cannot be combined, or impossible outputs.
@@ -143,19 +144,22 @@ def plan_restore(
     inputs = find_inputs(specs, stdin, skip=folder, looked=looked)
     if not inputs.single:
         _check_not_among(inputs, writing)
+    looked(_NAMES, 0, len(inputs.sources))
     items, renamed = plan_outputs(inputs, out, writing)
     chosen = {"draws": samples, "grid": sampler.timesteps, "precision": runtime.precision}
     settings = {"eta": sampler.eta} | _settings(sampling, machine, writing) | chosen
     manifest = _manifest(out, folder, settings, found.path)
-    _refuse_originals(items)
+    _refuse_originals(counted(items, looked, _NAMES))
     # The items are divided among the processes before existing outputs are sorted out: processes
     # look at different times, so they might otherwise divide different lists.
     own = [with_usable_names(item) for item in items[runtime.rank :: runtime.world]]
-    todo, skipped = _split(own, manifest, writing.overwrite)
+    compared = counted(own, looked, "comparing with finished files")
+    todo, skipped = _split(compared, manifest, writing.overwrite)
     if todo:
         manifest.check_writable()
     executor, notice = _executor(checkpoint, sampler, runtime, sampling, machine, samples, todo)
-    todo, too_large = _all_checked(todo, executor, inputs.single)
+    checked = counted(todo, looked, "checking sizes")
+    todo, too_large = _all_checked(checked, executor, inputs.single)
     advice = (warning_about(checkpoint, sampler), notice, *_unread(manifest))
     return RestorePlan(
         sampling=sampling,
@@ -218,7 +222,7 @@ def _manifest(
     return manifest
 
 
-def _refuse_originals(items: Sequence[Item]) -> None:
+def _refuse_originals(items: Iterable[Item]) -> None:
     """Refuse to replace the pictures that the inputs were made from: IN and OUT interchanged.
 
     Raises:
@@ -336,7 +340,7 @@ def _executor(
 
 
 def _split(
-    items: Sequence[Item], manifest: Manifest, overwrite: bool
+    items: Iterable[Item], manifest: Manifest, overwrite: bool
 ) -> tuple[list[Item], list[Skipped]]:
     """Separate what is to be restored from what is skipped.
 
@@ -387,7 +391,7 @@ def _stale(skipped: Sequence[Skipped]) -> list[str]:
 
 
 def _all_checked(
-    items: Sequence[Item], executor: Executor, single: bool
+    items: Iterable[Item], executor: Executor, single: bool
 ) -> tuple[list[Item], list[str]]:
     """Check all items; also return warnings on those that are too large.
 

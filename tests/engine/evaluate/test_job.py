@@ -144,6 +144,12 @@ def test_of_many_images_the_table_lists_the_worst(folders: tuple[Path, Path]) ->
     assert [row[0] for row in images[:2]] == ["set200/200", "set199/199"]  # a lower GMSD is better
 
 
+def test_the_pairs_whose_headers_were_read_are_counted(folders: tuple[Path, Path]) -> None:
+    seen: list[tuple[str, int, int]] = []
+    evaluate_files(*folders, EvalOptions(looked=lambda *count: seen.append(count)))
+    assert seen == [("reading headers", done, 3) for done in range(3)]
+
+
 # -- images not scored -------------------------------------------------------------
 
 

@@ -934,6 +934,20 @@ def test_an_output_of_an_earlier_run_is_skipped_or_replaced(
     assert run(options, seed=1, overwrite=True, **words).failure is None
 
 
+def test_every_part_of_the_planning_is_counted(options: Request, tmp_path: Path) -> None:
+    """Half of the time goes into finished files, after their headers were read."""
+    run(options)
+    (tmp_path / "out" / "0.png").unlink()
+    seen: dict[str, list[tuple[int, int]]] = {}
+    plan(options, looked=lambda what, *count: seen.setdefault(what, []).append(count))
+    assert list(seen) == [
+        "recognising files", "reading headers", "checking the outputs' names",
+        "comparing with finished files", "checking sizes"
+    ]  # fmt: skip
+    lasts = [counts[-1] for counts in seen.values()]
+    assert lasts == [(5, 6)] * 4 + [(0, 1)]
+
+
 def test_several_files_are_restored_into_a_folder(options: Request, tmp_path: Path) -> None:
     names = [f"{options.source}/{name}.png" for name in ("0", "1", "sub/5")]
     assert run(options, source=names).failure is None
