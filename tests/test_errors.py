@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from c2fdft_cli import errors, files
+from c2fdft_cli import errors
+from c2fdft_cli.files.failures import read_error, write_error
+from c2fdft_cli.files.writing import TakenError
 
 
 @pytest.mark.parametrize(
@@ -47,12 +49,12 @@ def test_too_many_open_files_are_a_lack_of_resources(code):
     error = OSError(code, "Too many open files", "a.png")
     for known in (
         errors.too_many_files(error),
-        files.read_error(error, "a.png"),
-        files.write_error(error, Path("a.png")),
+        read_error(error, "a.png"),
+        write_error(error, Path("a.png")),
     ):
         assert known.exit_code == 5
         assert "ulimit -n" in known.hint
-    assert str(files.read_error(error, "a.png")) == "a.png: too many files are open"
+    assert str(read_error(error, "a.png")) == "a.png: too many files are open"
     assert errors.too_many_files(OSError(errno.EIO, "")) is None
 
 
@@ -123,7 +125,7 @@ def subclasses(kind=errors.C2fdftError):
 
 def test_errors_keep_their_attributes_in_another_process():
     """A process pool pickles them; one that cannot be unpickled breaks it or lets it hang."""
-    made = [files.TakenError(Path("a.png")), errors.Interrupted("wrong", signal_number=15)]
+    made = [TakenError(Path("a.png")), errors.Interrupted("wrong", signal_number=15)]
     known = [one for one in subclasses() if one not in map(type, made)]
     for error in (*made, *(kind("wrong", hint="try", where="a.png") for kind in known)):
         again = pickle.loads(pickle.dumps(error))
