@@ -83,8 +83,9 @@ class Pages:
             page = _page(self._tiff, frame)
         check_size(page.imagewidth, page.imagelength)
         # Tiles too: a small picture may declare a huge tile, and a tile is decoded as a whole.
-        check_size(page.tilewidth or 1, page.tilelength or 1)
+        check_size(page.tilewidth or 1, (page.tilelength or 1) * page.tiledepth)
         _check_kind(page)
+        _share_decoder(page)
         _check_segments(page, self._data)
         return Decoded(_samples(page), _orientation(page), _metadata(page, self._data))
 
@@ -213,6 +214,27 @@ def _check_kind(page: tifffile.TiffPage) -> None:
         raise Unreadable(what, "save it as grey or RGB")
 
 
+def _share_decoder(page: tifffile.TiffPage) -> None:
+    """Let tifffile use the same decoder for equal pages only.
+
+    It uses one for all pages of one hash, and a file can be made whose hashes collide.
+    """
+    page.hash = (  # type: ignore[assignment]
+        *page.shaped,
+        page.rowsperstrip,
+        page.tilewidth,
+        page.tilelength,
+        page.tiledepth,
+        page.sampleformat,
+        page.bitspersample,
+        page.fillorder,
+        page.predictor,
+        page.compression,
+        page.extrasamples,
+        page.photometric,
+    )
+
+
 def _check_segments(page: tifffile.TiffPage, data: bytes) -> None:
     """Refuse strips or tiles that are truncated, or would decode to more than their own size."""
     if page.compression not in _COMPRESSIONS:
@@ -232,6 +254,9 @@ def _check_segments(page: tifffile.TiffPage, data: bytes) -> None:
             if max(height, width) > largest:
                 raise ValueError("a part of the file is larger than the picture")
         if page.compression == _LZW:
+            # tifffile would read the parts behind it elsewhere than where they are checked.
+            if offset > 0 and size == 0:
+                raise ValueError("a part of the picture is missing")
             _check_lzw(data[offset : offset + size], page, number)
 
 

@@ -434,6 +434,55 @@ def test_lzw_codes_of_every_plane_and_strip_are_checked():
             read_picture(data)
 
 
+def lzw_page(strip, start, **tags):
+    """The tags of a grey picture of 64 x 36 px in one strip or tile."""
+    values = {256: 64, 257: 36, 258: 8, 259: 5, 262: 1, 277: 1, 278: 36, 273: start}
+    values |= {279: len(strip)} | {int(tag[1:]): value for tag, value in tags.items()}
+    return sorted(values.items())
+
+
+def test_a_tile_of_negative_depth_is_refused():
+    """The decoder is then asked for all bytes, whatever codes they have."""
+    strip = imagecodecs.lzw_encode(bytes(64 * 36))[:-2] + b"\xff" * 20
+    about = {"t322": 64, "t323": 36, "t324": 8, "t325": len(strip)}
+    for depth, says in ((-1, "64 x -36 px"), (0, "64 x 0 px"), (1 << 20, "over the limit")):
+        tags = lzw_page(strip, 8, **about, t32998=depth)
+        entries = b"".join(struct.pack("<HHIi", tag, 9, 1, value) for tag, value in tags)
+        head = struct.pack("<2sHI", b"II", 42, 8 + len(strip))
+        data = head + strip + struct.pack("<H", len(tags)) + entries + bytes(4)
+        with pytest.raises(DataError, match=says):
+            read_picture(data)
+
+
+def test_an_empty_strip_in_the_middle_is_refused():
+    """tifffile read the strip behind it from a wrong place, where the codes were not checked."""
+    values = ramp(108, 64, 1, np.uint8)
+    parts = [imagecodecs.lzw_encode(values[top : top + 36].tobytes()) for top in (0, 36, 72)]
+    about = {"shape": values.shape[:2], "dtype": np.uint8, "compression": "lzw"}
+    data = tiff_bytes(iter(parts), photometric="minisblack", rowsperstrip=36, **about)
+    sizes = struct.pack("<3H", *map(len, parts))
+    assert data.count(sizes) == 1
+    np.testing.assert_array_equal(read_picture(data).pixels[..., :1], values)
+    with pytest.raises(DataError, match="a part of the picture is missing"):
+        read_picture(data.replace(sizes, struct.pack("<3H", len(parts[0]), 0, len(parts[2]))))
+
+
+def test_pages_whose_hashes_collide_share_no_decoder():
+    """Python's hash of an order of bits is the same 2 ** 61 - 1 further, where it is no order."""
+    strip = imagecodecs.lzw_encode(ramp(36, 64, 1, np.uint8).tobytes())
+    swapped = imagecodecs.bitorder_decode(strip)
+    data = bytearray(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 16))
+    for order, part in ((2 + (1 << 61) - 1, strip), (2, swapped)):
+        tags = lzw_page(part, len(data) + 8 + 10 * 20 + 8, t266=order)
+        entries = b"".join(struct.pack("<HHQQ", tag, 16, 1, value) for tag, value in tags)
+        end = len(data) + 8 + len(entries) + 8 + len(part)
+        data += struct.pack("<Q", len(tags)) + entries
+        data += struct.pack("<Q", end if part is strip else 0) + part
+    decode = frame_decoder(bytes(data), "TIFF")
+    first, second = decode(0), decode(1)
+    np.testing.assert_array_equal(first.samples, second.samples)
+
+
 @pytest.mark.parametrize("bits", [1, 4, 12])
 def test_lzw_codes_after_the_last_pixel_of_few_bits_are_checked(bits):
     """The decoder is asked for more bytes than these pixels have, and followed such codes."""
