@@ -1,4 +1,4 @@
-"""Files that the documents refer to exist: link targets, scripts and modules."""
+"""What the documents refer to exists: link targets, scripts, modules and tests."""
 
 from __future__ import annotations
 
@@ -31,3 +31,18 @@ def test_files_of_the_repository_that_are_named_exist(page):
     named -= {"recipes/dehaze.yaml"}  # an example in CONTRIBUTING.md
     missing = [path for path in sorted(named) if not (ROOT / path).exists()]
     assert missing == [], f"{page.relative_to(ROOT)}: these files do not exist"
+
+
+def test_tests_that_are_named_exist():
+    named = {
+        found
+        for page in PAGES
+        for found in re.findall(r"\b(tests/[\w/]+\.py)::(test_\w+)", page.read_text("utf-8"))
+    }
+    assert len(named) > 20
+    missing = [
+        f"{path}::{name}"
+        for path, name in sorted(named)
+        if f"def {name}(" not in (ROOT / path).read_text("utf-8")
+    ]
+    assert missing == []
