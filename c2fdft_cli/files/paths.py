@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import unicodedata
 from collections.abc import Iterable
@@ -42,9 +41,13 @@ def same_files(paths: Iterable[Path], others: Iterable[str | Path]) -> list[Path
     known: set[tuple[int, int] | str] = set()
     alike: dict[tuple[int, ...], list[Path]] = {}
     for other in map(Path, others):
-        known.add(identity(other))
-        with contextlib.suppress(OSError, ValueError):
-            alike.setdefault(_size_and_times(os.stat(other)), []).append(other)
+        try:
+            status = os.stat(other)
+        except (OSError, ValueError):
+            known.add(os.path.realpath(other))
+        else:
+            known.add((status.st_dev, status.st_ino))  # as `identity`, which would ask again
+            alike.setdefault(_size_and_times(status), []).append(other)
     any_is_missing = any(isinstance(one, str) for one in known)
     spelling = cache(lambda path: folded(os.path.realpath(path)))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,3 +56,22 @@ def test_files_whose_names_differ_in_case_are_not_one(tmp_path):
     assert same_files([tmp_path / "IN", tmp_path / "IN" / "a.png"], [tmp_path / "in"]) == []
     assert same_files([tmp_path / "IN" / "a.png"], [tmp_path / "in" / "a.png"]) == []
     assert same_files([tmp_path / "IN" / "a.png"], [tmp_path / "in" / "link.png"]) != []
+
+
+def test_the_system_is_asked_once_for_each_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every question takes long on a network disk."""
+    files = [tmp_path / f"{k}" for k in range(4)]
+    for file in files:
+        file.write_text(file.name)
+    asked: list[str] = []
+    stat = os.stat
+
+    def counted(path: Any, *words: Any, **more: Any) -> os.stat_result:
+        asked.append(os.fspath(path))
+        return stat(path, *words, **more)
+
+    monkeypatch.setattr(os, "stat", counted)
+    assert paths.same_files(files[:2], files[1:]) == [files[1]]
+    assert sorted(asked) == sorted(map(str, files[:2] + files[1:]))

@@ -228,8 +228,8 @@ def stored_size(file: BinaryIO) -> tuple[int, int, int]:
 
 
 def is_animated(file: BinaryIO) -> bool:
-    """Whether an open PNG file is animated."""
-    return b"acTL" in read_chunks(file).first
+    """Whether an open PNG file is animated, which it must say before its pixels."""
+    return b"acTL" in read_chunks(file, end=b"IDAT").first
 
 
 def _samples(data: bytes) -> Array:
@@ -241,8 +241,8 @@ def _samples(data: bytes) -> Array:
     return np.atleast_3d(samples)
 
 
-def read_chunks(file: BinaryIO) -> Chunks:
-    """Read all chunks of an open file except its pixels, by seeking.
+def read_chunks(file: BinaryIO, end: bytes = b"IEND") -> Chunks:
+    """Read all chunks of an open file except its pixels, by seeking, up to one of the kind `end`.
 
     By hand, because imagecodecs returns only pixels, and Pillow only the chunks before them.
     """
@@ -250,12 +250,13 @@ def read_chunks(file: BinaryIO) -> Chunks:
     texts: list[tuple[str, str]] = []
     room = MAX_BYTES  # for all texts together: each may inflate to a thousand times its length
     file.seek(len(_SIGNATURE))
-    while b"IEND" not in first:
+    kind = b""
+    while kind not in (end, b"IEND"):
         head = file.read(8)
         if len(head) < 8:
             raise ValueError("the file is truncated")
         length, kind = struct.unpack(">I4s", head)
-        end = file.tell() + length + 4
+        after = file.tell() + length + 4
         wanted = kind in _TEXTS or (kind in _METADATA and kind not in first)
         data = file.read(length) if wanted and length <= MAX_BYTES else b""
         # The very first chunk is kept whatever its kind: `_header` checks that it is the header.
@@ -265,7 +266,7 @@ def read_chunks(file: BinaryIO) -> Chunks:
         if text is not None:
             texts.append(text)
             room -= len(text[0]) + len(text[1]) + _TEXT_BYTES
-        file.seek(end)
+        file.seek(after)
     return Chunks(first, texts)
 
 

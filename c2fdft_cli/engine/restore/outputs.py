@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -65,7 +66,10 @@ class Item:
 
 def is_there(path: Path) -> bool:
     """Whether something that is not a folder has this name."""
-    return os.path.exists(path) and not os.path.isdir(path)
+    try:
+        return not stat.S_ISDIR(os.stat(path).st_mode)
+    except (OSError, ValueError):  # it does not exist, or no file can have this name
+        return False
 
 
 def output_folder(out: str) -> Path | None:

@@ -217,3 +217,14 @@ def test_a_damaged_animation_is_refused() -> None:
             png.Animation(wrong)
     with pytest.raises(Unreadable, match="it has 2 frames"):
         rgba(data, 2)
+
+
+def test_whether_it_is_animated_is_read_before_the_pixels() -> None:
+    """Some programs divide the pixels into thousands of chunks."""
+    for data, is_animated in (
+        (png.encode_png(ramp(8, 8, 3, np.uint8), NO_METADATA), False),
+        (animated([Frame(RED), Frame(BLUE)]), True),
+    ):
+        file = io.BytesIO(data)
+        assert png.is_animated(file) == is_animated
+        assert file.tell() <= len(data) - len(png.png_chunk(b"IEND", b""))
