@@ -151,6 +151,7 @@ def test_files_without_facts_are_refused(folder: Path, net: DFT, tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.acceptance
 def test_the_script_packages_weights(folder: Path, net: DFT, tmp_path: Path) -> None:
     packed = write_packed(tmp_path / "run.pt", net, [500])
     facts = write_facts(tmp_path / "facts.json")

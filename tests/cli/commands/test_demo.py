@@ -200,9 +200,9 @@ app(["demo", "--json"])
     [
         ("saving", signal.SIGINT),
         pytest.param("saving", signal.SIGTERM, marks=pytest.mark.acceptance),
-        ("unwinding", signal.SIGTERM),
+        pytest.param("unwinding", signal.SIGTERM, marks=pytest.mark.acceptance),
         pytest.param("unwinding", signal.SIGHUP, marks=pytest.mark.acceptance),
-        ("too_late", signal.SIGINT),
+        pytest.param("too_late", signal.SIGINT, marks=pytest.mark.acceptance),
     ],
 )
 def test_a_signal_stops_the_demo_in_its_command(
