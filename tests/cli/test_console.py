@@ -229,6 +229,7 @@ def test_the_name_of_a_file_cannot_control_the_terminal(capsys: pytest.CaptureFi
 
 
 @pytest.mark.slow
+@pytest.mark.acceptance
 def test_the_cursor_is_never_hidden(tmp_path: Path) -> None:
     """A stopped or killed process could not show it again."""
     (tmp_path / "in").mkdir()
