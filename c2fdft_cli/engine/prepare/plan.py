@@ -29,7 +29,7 @@ from c2fdft_cli.files.failures import read_error, write_error
 from c2fdft_cli.files.folders import check_space
 from c2fdft_cli.files.writing import atomic_write_text, unfinished
 from c2fdft_cli.pipeline import in_order
-from c2fdft_cli.progress import Looked
+from c2fdft_cli.progress import Looked, counted
 from c2fdft_cli.validation import InvalidValuesError, validate
 
 Size: TypeAlias = tuple[int, int]
@@ -131,11 +131,10 @@ def _look(
     sizes: dict[Path, Size | DataError] = {}
     seen = SeenFiles()
     files = list(dict.fromkeys(path for pair in pairs for path in (pair.lq, pair.gt)))
-    looked("reading headers", 0, len(files))
-    for path, (size, found) in zip(files, in_order(look, files, workers=workers), strict=True):
+    shown = counted(files, looked, "reading headers")
+    for path, (size, found) in zip(shown, in_order(look, files, workers=workers), strict=True):
         sizes[path] = size
         seen.add(path, found)
-        looked("reading headers", len(sizes), len(files))
     return sizes, seen
 
 
