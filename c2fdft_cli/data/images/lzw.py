@@ -1,10 +1,12 @@
-"""Check that each code of a TIFF's LZW stream is defined before it is used.
+"""Decode a TIFF's LZW stream after checking that each code is defined before it is used.
 
 imagecodecs 2026.3 does not check this: a code beyond its table makes it read out of bounds, which
 crashes the program.
 """
 
 from __future__ import annotations
+
+import contextlib
 
 import imagecodecs
 import numpy as np
@@ -23,20 +25,26 @@ _LARGEST = np.minimum(_ENTRIES, _FULL - 1)
 _LARGEST[0] = _END
 
 
-def is_sound(segment: bytes, size: int) -> bool:
-    """Whether all codes that encode the first `size` bytes of the decoded segment are defined."""
-    undefined = _first_undefined(segment)
+def decode(data: bytes, /, *, out: int) -> bytes:
+    """Decode at most `out` bytes, as `imagecodecs.lzw_decode` does.
+
+    Undefined codes after them are ignored, because some programs write a wrong end there.
+
+    Raises:
+        ValueError: a code of the first `out` bytes is undefined.
+    """
+    undefined = _first_undefined(data)
     if undefined is None:
-        return True
+        return bytes(imagecodecs.lzw_decode(data, out=out))
     at, width = undefined
     # The codes before the undefined one are safe to decode if an end code takes its place.
-    begun = segment[at >> 3] >> (8 - (at & 7))
+    begun = data[at >> 3] >> (8 - (at & 7))
     end = (begun << width | _END) << (32 - width - (at & 7))
-    try:
-        made = imagecodecs.lzw_decode(segment[: at >> 3] + end.to_bytes(4, "big"), out=size)
-    except RuntimeError:  # no code precedes it
-        return False
-    return len(made) >= size
+    with contextlib.suppress(RuntimeError):  # no code precedes it
+        made = imagecodecs.lzw_decode(data[: at >> 3] + end.to_bytes(4, "big"), out=out)
+        if len(made) >= out:
+            return bytes(made)
+    raise ValueError("its LZW codes are damaged")
 
 
 def _first_undefined(segment: bytes) -> tuple[int, int] | None:

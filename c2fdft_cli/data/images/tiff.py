@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import struct
 import weakref
+from collections import ChainMap
 from typing import Any, BinaryIO
 
 import imagecodecs
@@ -38,7 +40,6 @@ _WHITE_IS_ZERO, _PALETTE, _CMYK, _YCBCR = 0, 3, 5, 6
 _WITH_ALPHA = {_WHITE_IS_ZERO, 1, 2}
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2
 _LZW, _JPEG = 5, 7
-_LOW_BIT_FIRST, _CONTIGUOUS = 2, 1
 _COPY, _MASK = 1, 4
 """Bits of a page's subfile type: a smaller copy of another page, or its mask."""
 # None, CCITT, LZW, JPEG, deflate, PackBits, LZMA, Zstandard. For strips in other image formats
@@ -51,6 +52,12 @@ _YCBCR_COEFFICIENTS, _REFERENCE_BLACK_WHITE = 529, 532
 _BT601, _FULL_RANGE = (0.299, 0.587, 0.114), (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)
 _ROWS = 256
 """Rows that are converted at a time, to bound the memory."""
+
+# tifffile has no public way to replace a decoder.
+tifffile.TIFF.DECOMPRESSORS = ChainMap(
+    {_LZW: lzw.decode},
+    tifffile.TIFF.DECOMPRESSORS,  # type: ignore[arg-type]  # nothing is written to it
+)
 
 
 def decode_tiff(data: bytes, frame: int) -> Decoded:
@@ -85,7 +92,6 @@ class Pages:
         # Tiles too: a small picture may declare a huge tile, and a tile is decoded as a whole.
         check_size(page.tilewidth or 1, (page.tilelength or 1) * page.tiledepth)
         _check_kind(page)
-        _share_decoder(page)
         _check_segments(page, self._data)
         return Decoded(_samples(page), _orientation(page), _metadata(page, self._data))
 
@@ -214,37 +220,19 @@ def _check_kind(page: tifffile.TiffPage) -> None:
         raise Unreadable(what, "save it as grey or RGB")
 
 
-def _share_decoder(page: tifffile.TiffPage) -> None:
-    """Let tifffile use the same decoder for equal pages only.
-
-    It uses one for all pages of one hash, and a file can be made whose hashes collide.
-    """
-    page.hash = (  # type: ignore[assignment]
-        *page.shaped,
-        page.rowsperstrip,
-        page.tilewidth,
-        page.tilelength,
-        page.tiledepth,
-        page.sampleformat,
-        page.bitspersample,
-        page.fillorder,
-        page.predictor,
-        page.compression,
-        page.extrasamples,
-        page.photometric,
-    )
-
-
 def _check_segments(page: tifffile.TiffPage, data: bytes) -> None:
     """Refuse strips or tiles that are truncated, or would decode to more than their own size."""
     if page.compression not in _COMPRESSIONS:
         name = getattr(page.compression, "name", page.compression)
         what = f"a TIFF with {name} compression is not supported"
         raise Unreadable(what, "save it with LZW, deflate or no compression")
+    parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))
+    # tifffile fills parts that are not listed with black, and reads those behind an empty one
+    # elsewhere. A part without offset and size is not stored because it is empty.
+    if len(parts) < math.prod(page.chunked) or any(offset and not size for offset, size in parts):
+        raise ValueError("a part of the picture is missing")
     largest = max(page.imagewidth, page.imagelength, page.tilewidth, page.tilelength)
-    for number, (offset, size) in enumerate(
-        zip(page.dataoffsets, page.databytecounts, strict=True)
-    ):
+    for offset, size in parts:
         if offset + size > len(data):
             raise ValueError("the file is truncated")
         if page.compression == _JPEG:
@@ -253,31 +241,6 @@ def _check_segments(page: tifffile.TiffPage, data: bytes) -> None:
             _, height, width, _ = jpeg_shape(data[offset : offset + size])
             if max(height, width) > largest:
                 raise ValueError("a part of the file is larger than the picture")
-        if page.compression == _LZW:
-            # tifffile would read the parts behind it elsewhere than where they are checked.
-            if offset > 0 and size == 0:
-                raise ValueError("a part of the picture is missing")
-            _check_lzw(data[offset : offset + size], page, number)
-
-
-def _check_lzw(segment: bytes | bytearray, page: tifffile.TiffPage, number: int) -> None:
-    """Refuse undefined codes, because imagecodecs follows them beyond its table.
-
-    Codes after the last pixel are ignored, because some programs write a wrong end there. For
-    pixels with fewer bits than their type, tifffile requests as many bytes as the type has.
-    """
-    if page.fillorder == _LOW_BIT_FIRST:
-        segment = imagecodecs.bitorder_decode(segment)
-    if page.is_tiled:
-        pixels = page.tilewidth * page.tilelength * page.tiledepth
-    else:
-        rows = max(page.rowsperstrip, 1)
-        strips = -(-page.imagelength // rows)  # of one plane; the last one may have fewer rows
-        pixels = page.imagewidth * min(rows, page.imagelength - number % strips * rows)
-    samples = page.samplesperpixel if page.planarconfig == _CONTIGUOUS else 1
-    itemsize = 0 if page.dtype is None else page.dtype.itemsize
-    if not lzw.is_sound(bytes(segment), pixels * samples * itemsize):
-        raise ValueError("its LZW codes are damaged")
 
 
 def _samples(page: tifffile.TiffPage) -> Array:
