@@ -13,11 +13,12 @@ functions that make tensors are those of `torch._utils`.
 
 from __future__ import annotations
 
+import io
 import math
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, Any, NoReturn, cast
+from typing import Any
 
 import torch
 
@@ -103,51 +104,25 @@ class _Storage:
         return self.numel * self.dtype.itemsize
 
 
-def read_pickle(file: IO[bytes]) -> Any:
-    """Read the next pickle of a file: plain values, dictionaries, `StoredTensor` and `Opaque`.
+def read_pickle(data: bytes) -> Any:
+    """Read a pickle: plain values, dictionaries, `StoredTensor` and `Opaque`.
 
     Sets become opaque. Entries of dictionaries are dropped unless their key is a text, an integer
     whose absolute value is below `MAX_KEY`, or None.
 
-    Args:
-        file: the file; it is read up to the end of the pickle.
-
     Raises:
-        UnusableError: the pickle exceeds `MAX_BYTES` or `MAX_INSTRUCTIONS`, or is not one.
+        UnusableError: the pickle exceeds `MAX_BYTES` or `MAX_INSTRUCTIONS`.
         Exception: arbitrary bytes can cause any error (IndexError, KeyError, ValueError, ...).
     """
-    machine = _Machine()
-    bounded = cast("IO[bytes]", _Bounded(file))
+    if len(data) > MAX_BYTES:
+        raise UnusableError(f"its pickle is larger than {MAX_BYTES >> 20} MiB")
+    machine, source = _Machine(), io.BytesIO(data)
     for _ in range(MAX_INSTRUCTIONS):
-        opcode = _OPCODES[bounded.read(1)]  # a KeyError at the end of the file
+        opcode = _OPCODES[source.read(1)]  # a KeyError at the end of the data
         if opcode.name == "STOP":
             return machine.stack.pop()
-        machine.step(opcode.name, opcode.arg.reader(bounded) if opcode.arg else None)
+        machine.step(opcode.name, opcode.arg.reader(source) if opcode.arg else None)
     raise UnusableError(f"its pickle has more than {MAX_INSTRUCTIONS} instructions")
-
-
-class _Bounded:
-    """A file that raises an error after `MAX_BYTES`, whatever lengths the pickle claims."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._left = MAX_BYTES
-
-    def read(self, size: int) -> bytes:
-        # `read` allocates the requested size before it knows how much the file has, and 9 bytes of
-        # pickle can claim any length. One more byte than is left is requested, to tell a pickle
-        # that is too long from the end of the file.
-        data = self._file.read(size if size <= self._left else self._left + 1)
-        self._left -= len(data)
-        return data if self._left >= 0 else self._refuse()
-
-    def readline(self) -> bytes:
-        line = self._file.readline(self._left + 1)
-        self._left -= len(line)
-        return line if self._left >= 0 else self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        raise UnusableError(f"its pickle is larger than {MAX_BYTES >> 20} MiB")
 
 
 class _Machine:

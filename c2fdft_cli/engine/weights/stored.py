@@ -321,7 +321,7 @@ def _open_zip(path: Path, file: IO[bytes]) -> StoredFile:
 
     if f"{root}byteorder" in names and record("byteorder") != b"little":
         raise UnusableError("it was saved on a machine with the other order of bytes (big-endian)")
-    content = read_pickle(io.BytesIO(record("data.pkl")))
+    content = read_pickle(record("data.pkl"))
     return StoredFile(path, content, False, read)
 
 

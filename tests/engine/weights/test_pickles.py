@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from c2fdft_cli.engine.weights import pickles
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
-from c2fdft_cli.engine.weights.pickles import Opaque, StoredTensor, UnusableError, read_pickle
+from c2fdft_cli.engine.weights.pickles import Opaque, StoredTensor, UnusableError
+from c2fdft_cli.engine.weights.pickles import read_pickle as read
 from c2fdft_cli.errors import CheckpointError
 from c2fdft_cli.recipe.schema import Network
 
@@ -42,10 +43,6 @@ PLAIN = st.recursive(
     ),
     max_leaves=20,
 )
-
-
-def read(data):
-    return read_pickle(io.BytesIO(data))
 
 
 @given(value=PLAIN, protocol=st.sampled_from((3, 4, 5)))
