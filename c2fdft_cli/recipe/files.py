@@ -309,9 +309,11 @@ def _plain(value: object) -> object:
     raise TypeError(f"a value of a recipe is a number, a text or a list, not {type(value)}")
 
 
+@functools.lru_cache(maxsize=256)
 def _read_override(override: str) -> Values:
     """Return the nested values of an override such as "coarse.lr=6e-4".
 
+    Cached, and therefore shared, as by `_parse`: a command reads its overrides several times.
     Values of text keys are read literally, except that quotes around the whole text are removed;
     other values are YAML.
     """
