@@ -43,6 +43,9 @@ _expected: ContextVar[bool] = ContextVar("_expected", default=False)
 PLAIN_LINES = 10
 """The number of progress lines that a job prints in all if stderr is not a terminal."""
 
+_SILENCE = 60.0
+"""Seconds after which it prints one more, so that a log shows that it still runs."""
+
 _REDRAWN = 0.1
 """Seconds between two drawings of a count."""
 
@@ -203,11 +206,29 @@ def draw(job: Job[Event, Result], show: Callable[[Event], str | None] | None = N
     console = stderr()
     if console.is_interactive and len(job):  # a bar of nothing would look as if it did not move
         return _draw_bar(job, show, console)
+    return _draw_lines(job, show, console)
+
+
+def _draw_lines(
+    job: Job[Event, Result], show: Callable[[Event], str | None] | None, console: Console
+) -> Result:
     every = max(1, -(-len(job) // PLAIN_LINES))
-    for number, event in enumerate(job, start=1):
+    done, last = 0, time.monotonic()
+
+    def within(events: float) -> None:
+        nonlocal last
+        if len(job) and time.monotonic() >= last + _SILENCE:
+            last = time.monotonic()
+            share = min(1.0, (done + events) / len(job))
+            console.print(f"{job.title}: {int(100 * share)}%")
+
+    job.meter.watch = within
+    for event in job:
         text = (show(event) if show else None) or ""
-        if number % every == 0 or number == len(job):
-            console.print(f"{job.title}: {number}/{len(job)} {job.unit}s {text}".rstrip())
+        done += 1
+        if done % every == 0 or done == len(job) or time.monotonic() >= last + _SILENCE:
+            last = time.monotonic()
+            console.print(f"{job.title}: {done}/{len(job)} {job.unit}s {text}".rstrip())
     return job.result
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -352,6 +353,37 @@ def test_without_a_terminal_lines_are_printed(capsys: pytest.CaptureFixture[str]
     streams = capsys.readouterr()
     assert streams.err == "count: 1/2 numbers saw 1\ncount: 2/2 numbers saw 2\n"
     assert streams.out == ""
+
+
+def test_without_a_terminal_a_line_shows_after_a_minute_that_a_job_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(console, "PLAIN_LINES", 1)
+    meter = Meter()
+
+    def slow() -> Generator[int, None, None]:
+        nonlocal now
+        for number in range(1, 7):
+            now += 40
+            meter.report(0.5)
+            yield number
+
+    console.draw(Job(slow(), total=6, title="count", unit="number", meter=meter))
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["count: 25%", "count: 58%", "count: 91%", "count: 6/6 numbers"]
+    now = 59.0
+
+    def quick() -> Generator[int, None, None]:
+        nonlocal now
+        for number in range(1, 5):
+            yield number
+            now += 30
+
+    console.draw(Job(quick(), total=4, title="count", unit="number", meter=meter))
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["count: 3/4 numbers", "count: 4/4 numbers"]
 
 
 HOSTILE = "[/b] [link=x] [red]a.png"
