@@ -42,7 +42,9 @@ from c2fdft_cli.recipe.schema import Recipe, Stage
 from c2fdft_cli.vocabulary import TrainedStage
 
 MAX_NAME = 80
-_KEYS_OF_TIMESTEPS = frozenset({"sampling.grid", "sampling.steps", "sampling.spacing"})
+_TIMES = ("grid", "steps", "spacing")
+"""The keys of `sampling` that choose its timesteps."""
+_KEYS_OF_TIMESTEPS = frozenset(f"sampling.{key}" for key in _TIMES)
 
 MAY_CHANGE = {
     "iterations": "length of the training; even a finished run can be extended",
@@ -235,7 +237,8 @@ def _changed_recipe(
         if options.init is not None:  # the weights that the run started from decide these
             requested = replace(requested, network=own.network, diffusion=own.diffusion)
     if _same_timesteps(options, own, requested):
-        requested = replace(requested, sampling=replace(own.sampling, eta=requested.sampling.eta))
+        times = {key: getattr(own.sampling, key) for key in _TIMES}
+        requested = replace(requested, sampling=replace(requested.sampling, **times))
     named = options.recipe is not None or "data.shards" in stated(options.overrides)
     shards = options.data or Path((named and requested.data.shards) or data)
     requested = replace(requested, data=replace(requested.data, shards=str(shards)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import pickle
 import time
@@ -46,6 +47,45 @@ def test_any_hdf5_reader_can_read_it(shard: Path) -> None:
         start, h, w = (file[key][2] for key in ("offset", "height", "width"))
         image = file["gt"][start : start + 3 * h * w].reshape(h, w, 3)
     np.testing.assert_array_equal(image, picture(ENTRIES[2], 2))
+
+
+def test_a_file_made_after_the_description_of_version_1_is_read(tmp_path: Path) -> None:
+    """It shares no code with the program: files of earlier versions must stay readable."""
+    rng = np.random.default_rng(0)
+    names, sides = ["a", "b/é"], [(4, 6), (3, 2)]
+    kinds = {
+        kind: [rng.integers(0, 256, 3 * h * w, np.uint8) for h, w in sides] for kind in ("gt", "lq")
+    }
+    digests = {
+        kind: [hashlib.sha256(one.tobytes()).hexdigest() for one in flat]
+        for kind, flat in kinds.items()
+    }
+    about = {"split": "train", "shard": 0, "shards": 1, "patch_cycle": "", "layout": "lq/ + gt/",
+             "source": "set", "tool_version": "0.1.0", "degradation": ""}  # fmt: skip
+    index = [about, [[name, h, w] for name, (h, w) in zip(names, sides, strict=True)]]
+    canonical = json.dumps(
+        [*index, digests["gt"], digests["lq"]], sort_keys=True, separators=(",", ":")
+    )
+    digest = hashlib.sha256(canonical.encode("ascii")).hexdigest()
+    more = {"format": "c2fdft-shard", "format_version": 1, "sha256_index": digest}
+    with h5py.File(tmp_path / "train-00000.h5", "w") as file:
+        for key, value in {**about, **more}.items():
+            file.attrs[key] = np.bytes_(value) if isinstance(value, str) else value
+        for kind, flat in kinds.items():
+            file[kind] = np.concatenate(flat)
+            file[f"sha256_{kind}"] = np.array(digests[kind], "S64")
+        file["offset"] = np.array([0, 3 * 4 * 6], np.int64)
+        file["height"], file["width"] = np.array(sides, np.int64).T
+        stored = [name.encode() for name in names]
+        file.create_dataset("name", data=stored, dtype=h5py.string_dtype("utf-8", 8))
+    shards = ShardSet.open(tmp_path)
+    assert (shards.names, shards.sizes) == (names, sides)
+    for i, (height, width) in enumerate(sides):
+        for found, kind in zip(shards.pair(i), ("lq", "gt"), strict=True):
+            np.testing.assert_array_equal(found, kinds[kind][i].reshape(height, width, 3))
+    # Checkpoints store it, so the same images must give it in each version.
+    assert shards.fingerprint[:16] == "e73180dbe2d48665"
+    verify(tmp_path).run()
 
 
 def test_identical_input_gives_identical_bytes(shard: Path) -> None:
