@@ -12,12 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from c2fdft_cli.data.images.picture import FramesAndProfile, read_rgb8, save_rgb8
+from c2fdft_cli.data.images.sheet import contact_sheet
 from c2fdft_cli.data.layouts.listing import SeenFiles, frames_and_profile_if_readable
 from c2fdft_cli.data.layouts.pairs import FilePair
 from c2fdft_cli.data.pixels import Pixels
 from c2fdft_cli.data.shards.format import CHANNELS, make_entry
 from c2fdft_cli.data.shards.reader import ShardSet
-from c2fdft_cli.data.synthesis.degrade import contact_sheet
 from c2fdft_cli.engine.prepare.plan import Size
 from c2fdft_cli.engine.prepare.source import FoundPairs, PairReader
 from c2fdft_cli.engine.prepare.split import choose_val, content_keys
