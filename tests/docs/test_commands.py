@@ -112,6 +112,12 @@ def test_the_options_that_documents_name_exist() -> None:
     )
 
 
+def test_the_readme_has_every_command() -> None:
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("| command | what it does |")[1]
+    rows = "".join(line.split("|")[1] for line in table.split("\n\n")[0].splitlines() if line)
+    assert [one.name for one in COMMANDS if not re.search(rf"`{one.name}\b", rows)] == []
+
+
 @pytest.mark.parametrize("line", ["c2fdft restor in out", "c2fdft restore in out --stepz 4"])
 def test_a_wrong_command_line_does_not_parse(line: str) -> None:
     with pytest.raises(Exception, match=r"No such (command|option)"):

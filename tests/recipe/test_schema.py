@@ -581,3 +581,9 @@ def test_a_path_that_is_not_utf_8_is_not_written():
     recipe = load_recipe("tiny", ["data.shards=" + os.fsdecode(b"\xff/shards")])
     with pytest.raises(RecipeError, match=r"cannot hold the path '\\udcff/shards'"):
         write_recipe(recipe)
+
+
+def test_the_settings_of_the_sampler_are_those_that_its_users_know():
+    names = {key.name for key in fields(Sampling)}
+    known = {"steps", "spacing", "grid", "eta"}
+    assert names == known, 'CONTRIBUTING.md, "A new setting of the sampler", lists its users'

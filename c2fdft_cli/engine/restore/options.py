@@ -137,7 +137,8 @@ class Machine:
     )
     max_memory: int | None = setting(
         None,
-        "Memory limit of the network, such as 900M or 6G (default: 80 % of free memory).",
+        "Memory limit of the network, without its weights, such as 900M or 6G "
+        "(default: 80 % of free memory).",
         metavar="SIZE",
         parse=parse_size,
         panel=MACHINE,

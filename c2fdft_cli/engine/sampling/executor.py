@@ -70,7 +70,8 @@ class Executor:
         sampler: the sampler.
         runtime: device and precision.
         samples, transforms: what each result is averaged over, see `mean_and_deviation`.
-        max_memory: bytes that may be used; None for the free memory with a margin.
+        max_memory: bytes that may be used besides the weights; None for the free memory with a
+            margin.
         tile: side of the tiles in px; None for the exact result, without tiles.
         batch: largest number of images in a batch; 0 chooses: on a CPU small images with a quarter
             megapixel in all, on a GPU images of any size with three megapixels in all.
