@@ -180,7 +180,7 @@ def score_each(
                 rows.append(replace(outcome, pictures=None))
                 yield outcome
         if not rows and options.world == 1:
-            fail(problems, len(problems), f"{unit}s")
+            fail(problems, len(problems), unit)
         return replace(result, rows=rows, unreadable=problems, notes=notes(rows))
 
     return Job(work(), total=len(mine), title="eval", unit=unit)

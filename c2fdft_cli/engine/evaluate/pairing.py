@@ -18,6 +18,7 @@ from c2fdft_cli.files.paths import real_path
 from c2fdft_cli.files.reading import require_existing
 from c2fdft_cli.progress import Looked, counted
 from c2fdft_cli.vocabulary import TASKS
+from c2fdft_cli.words import many
 
 KINDS = search.KINDS | {one.results for one in TASKS.values()} | {"restored", "output", "result"}
 """Words in a file name that state the kind of an image, also of one that was restored."""
@@ -154,7 +155,7 @@ def check_all_sizes(
     sizes: Sequence[tuple[str, Callable[[], tuple[int, int]]]],
     border: int,
     looked: Looked,
-    unit: str = "pairs",
+    unit: str = "pair",
 ) -> None:
     """Check every pair before the first one is scored, which may take hours.
 
@@ -163,7 +164,7 @@ def check_all_sizes(
             raises DataError if that fails or if its two images differ in size.
         border: pixels that the scores skip on each side.
         looked: called before each pair.
-        unit: the noun for several pairs.
+        unit: what a pair is called.
 
     Raises:
         DataError: lists all pairs that cannot be scored, also those that are too small.
@@ -188,7 +189,7 @@ def size_of_both(pair: FilePair, degraded: Path | None) -> tuple[int, int]:
     return size
 
 
-def fail(problems: Sequence[str], total: int, unit: str = "pairs") -> None:
+def fail(problems: Sequence[str], total: int, unit: str = "pair") -> None:
     """Raise DataError if there are problems, with a list of what cannot be scored."""
     if not problems:
         return
@@ -196,7 +197,7 @@ def fail(problems: Sequence[str], total: int, unit: str = "pairs") -> None:
         raise DataError(
             problems[0], hint="repair or remove it: means are reported only for complete sets"
         )
-    what = f"{len(problems)} of {total} {unit} cannot be scored"
+    what = f"{len(problems)} of {many(total, unit)} cannot be scored"
     hint = "repair or remove them: means are reported only for complete sets"
     raise DataError(what, hint=hint, details=problems)
 

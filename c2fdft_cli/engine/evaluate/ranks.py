@@ -38,7 +38,7 @@ def merge_results(everyone: list[EvalResult]) -> EvalResult:
     merged = [row for turn in turns for row in turn if row is not None]
     unreadable = [problem for one in everyone for problem in one.unreadable]
     if not merged:
-        fail(unreadable, len(unreadable), "images")
+        fail(unreadable, len(unreadable), "image")
         raise UsageError("there is nothing to score")
     notes = list(dict.fromkeys(note for one in everyone for note in one.notes))
     return replace(everyone[0], rows=merged, notes=notes, unreadable=unreadable)

@@ -111,7 +111,7 @@ def _chosen(
     chosen = spread_indices(len(pairs), runs.images)
     sizes = [(pairs.names[i], partial(pairs.size, i)) for i in chosen]
     border = options.border + subject.protocol.border
-    check_all_sizes(sizes, border, options.looked, f"{pairs.unit}s")
+    check_all_sizes(sizes, border, options.looked, pairs.unit)
     return chosen
 
 
