@@ -74,13 +74,13 @@ def similarity(sums: PixelSums, temperature: Tensor) -> Similarity:
     temperature: `[heads, 1, 1]`.
     """
     gram, q_square, k_square = sums
-    with full_precision(gram):
-        # Clamped before taking the root: the other order has NaN gradients at zero.
-        q_norm = q_square.clamp_min(SMALLEST_NORM**2).sqrt()
-        k_norm = k_square.clamp_min(SMALLEST_NORM**2).sqrt()
-        cosine = gram / (q_norm[..., :, None] * k_norm[..., None, :])
-        attention = (cosine * temperature.float()).softmax(-1)
-        return Similarity(cosine, attention, q_norm, k_norm)
+    # Autocast rounds none of these operations: it only rounds products and convolutions.
+    # Clamped before taking the root: the other order has NaN gradients at zero.
+    q_norm = q_square.clamp_min(SMALLEST_NORM**2).sqrt()
+    k_norm = k_square.clamp_min(SMALLEST_NORM**2).sqrt()
+    cosine = gram / (q_norm[..., :, None] * k_norm[..., None, :])
+    attention = (cosine * temperature.float()).softmax(-1)
+    return Similarity(cosine, attention, q_norm, k_norm)
 
 
 def mixing_matrix(sums: PixelSums, temperature: Tensor, project_out: Tensor) -> Tensor:
