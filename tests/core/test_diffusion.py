@@ -30,6 +30,9 @@ ALPHA_BAR = alpha_bar_of(beta_schedule())
 def test_schedules_equal_the_released_ones(misc, name):
     expected = misc["arrays"][f"betas.{name}"]
     assert (beta_schedule(name) - expected).abs().max() < 1e-12
+    # a product of float32 numbers would differ in its third digit from the last
+    product = np.cumprod(1 - expected.double().numpy())
+    np.testing.assert_allclose(alpha_bar_of(beta_schedule(name)), product, rtol=1e-7, atol=1e-40)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +175,25 @@ def test_a_time_without_noise_gets_none_by_eta():
         lambda x, t: torch.zeros_like(x), torch.ones(1, 3, 4, 4), [0], alpha_bar, 1.0, source
     )
     assert (image == 1).all()
+
+
+def test_rounding_leaves_no_negative_variance():
+    """At its first step the noise of an ancestral sampler replaces all of eps_hat here."""
+    alpha_bar = alpha_bar_of(beta_schedule(end=0.08))
+    source = torch.Generator().manual_seed(0)
+    start = wave([1, 3, 8, 8], 0.47)
+    assert ddim_sample(lambda x, t: x, start, [999, 20], alpha_bar, 1.0, [source]).isfinite().all()
+
+
+def test_the_sampler_computes_in_float32_whatever_it_is_given():
+    start = wave([1, 3, 8, 8], 0.29).bfloat16()
+    half, full = (
+        ddim_sample(lambda x, t, dtype=dtype: (0.3 * x).bfloat16().to(dtype), x_T, [999, 500],
+                    ALPHA_BAR)
+        for dtype, x_T in ((torch.bfloat16, start), (torch.float32, start.float()))
+    )  # fmt: skip
+    assert half.dtype == torch.float32
+    assert torch.equal(half, full)
 
 
 def test_eta_uses_only_the_given_generator():
