@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from torch.utils.data import DataLoader, _utils, get_worker_info
 from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from c2fdft_cli.data.batches import loader as loader_module
 from c2fdft_cli.data.batches.batch import Batch, BatchMaker, border, turn
 from c2fdft_cli.data.batches.loader import PatchLoader
 from c2fdft_cli.data.batches.plan import PatchCycle, PatchPlan
@@ -137,6 +140,17 @@ def test_a_border_reflects_then_replicates() -> None:
     assert border(-1, 3, 1).tolist() == [0, 0, 0]
 
 
+def test_noise_is_that_of_the_seeds_of_the_plan(shards: ShardSet) -> None:
+    """A resumed training continues with the same noise: its order in memory decides the values."""
+    plan = plan_of(shards)
+    for k in (3, 5):
+        patch, count = CYCLE.size_at(k)
+        for i, noise in enumerate(BatchMaker(shards, plan, total=1000).make(k, 0, count).noise):
+            generator = torch.Generator().manual_seed(plan.noise_seed(k, i))
+            drawn = torch.randn(patch, patch, 3, generator=generator)
+            assert torch.equal(noise, drawn.permute(2, 0, 1))
+
+
 def test_noise_is_standard_normal_and_differs_between_samples(shards: ShardSet) -> None:
     noise = torch.cat(
         [b.noise.flatten() for b in PatchLoader(maker_of(shards), start=1, stop=13, prefetch=0)]
@@ -217,6 +231,15 @@ def test_a_loader_can_start_at_any_iteration(shards: ShardSet) -> None:
     rest = PatchLoader(BatchMaker(shards, plan_of(shards, beta=1.2), total=1000), start=6, stop=13)
     for ours, expected in zip(rest, whole[5:], strict=True):
         assert_same(ours, expected)
+
+
+def test_the_seconds_of_waiting_add_up(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which each batch, and the end, takes a second."""
+    seconds = itertools.count()
+    monkeypatch.setattr(loader_module, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    loader = PatchLoader(maker_of(shards), start=1, stop=4, prefetch=0)
+    waited = [loader.waited for _ in loader]
+    assert [*waited, loader.waited] == [1, 2, 3, 4]
 
 
 # -- synthesis -------------------------------------------------------------------
@@ -537,17 +560,22 @@ def test_workers_are_forked_by_the_training_process(shards, monkeypatch):
     assert not batch.lq.any(), "the worker does not know what this process changed in its memory"
 
 
-def test_a_batch_that_does_not_fit_into_shared_memory_is_an_error(shards, monkeypatch):
-    said = "unable to write to file </torch_1>: No space left on device (28)"
-
+@pytest.mark.parametrize(
+    ("said", "what", "hint"),
+    [
+        ("unable to write: No space left on device (28)", "the shared memory is full", "/dev/shm"),
+        ("unable to open: Too many open files (24)", "too many files are open", "ulimit -n"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_is_an_error(shards, monkeypatch, said, what, hint):
     def full(_: Batch) -> Batch:
         raise RuntimeError(f"{said}\nException raised from unmapped memory")
 
     monkeypatch.setattr(Batch, "share_memory", full)
-    with pytest.raises(ResourceError, match="the shared memory is full") as raised:
+    with pytest.raises(ResourceError, match=what) as raised:
         list(PatchLoader(maker_of(shards), start=1, stop=3, workers=1))
-    assert "/dev/shm" in str(raised.value.hint)
-    assert raised.value.details == (said,)
+    assert hint in str(raised.value.hint)
+    assert raised.value.details in ((said,), ())
 
 
 def test_leaving_early_stops_the_thread(shards: ShardSet) -> None:
