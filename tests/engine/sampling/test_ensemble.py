@@ -18,9 +18,12 @@ from c2fdft_cli.engine.sampling.ensemble import (
 LQ = torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5).float() / 120
 
 
+COLOURS = torch.tensor([1.0, 2.0, 3.0])[:, None, None]
+
+
 def numbered(lq: Tensor, number: int) -> Tensor:
-    """A restorer whose result depends only on the number of the sample."""
-    return torch.full_like(lq, float(number))
+    """A restorer whose result depends only on the colour and the number of the sample."""
+    return (number * COLOURS).expand_as(lq)
 
 
 def test_one_sample_is_the_plain_result_without_a_deviation() -> None:
@@ -33,10 +36,11 @@ def test_one_sample_is_the_plain_result_without_a_deviation() -> None:
 def test_mean_and_deviation_are_those_of_the_samples(count: int) -> None:
     values = torch.arange(count).float()
     image, deviation = mean_and_deviation(numbered, LQ, count)
-    assert torch.allclose(image, values.mean().expand_as(LQ))
+    assert torch.allclose(image, (values.mean() * COLOURS).expand_as(LQ))
     assert deviation is not None
     assert deviation.shape == (2, 1, 4, 5)
-    assert torch.allclose(deviation, values.std().expand(2, 1, 4, 5))
+    over_colours = COLOURS.square().mean().sqrt()  # root mean square
+    assert torch.allclose(deviation, (values.std() * over_colours).expand(2, 1, 4, 5))
 
 
 def test_a_self_ensemble_runs_8_transforms_with_different_noise() -> None:

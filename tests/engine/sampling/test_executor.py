@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,18 +102,60 @@ def test_an_image_that_cannot_fit_is_refused_with_a_size_that_would(
     make: Callable[..., Executor],
 ) -> None:
     executor = make(max_memory=1_000_000)
-    with pytest.raises(ResourceError, match=r"640x480 px needs .* MiB of memory") as caught:
+    with pytest.raises(ResourceError, match=r"640x480 px needs .* MiB of memory"):
         executor.check_fits(480, 640)
-    assert "megapixels fit" in str(caught.value.hint)
     executor.check_fits(16, 16)
 
 
-def test_a_share_of_the_free_memory_is_left_unless_a_limit_is_set(
-    make: Callable[..., Executor], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("in_tiles", [True, False])
+def test_what_is_recommended_for_an_image_that_cannot_fit(
+    make: Callable[..., Executor], monkeypatch: pytest.MonkeyPatch, in_tiles: bool
 ) -> None:
-    monkeypatch.setattr(executor_module, "free_bytes", lambda _: 1 << 30)
-    assert make().budget == pytest.approx(0.8 * (1 << 30))
-    assert make(max_memory=2 << 30).budget == 2 << 30
+    """Tiles only if they fit, and more memory in the way in which it was limited."""
+    size = (2048, 4096)
+    budget = make()._least_bytes(*size, 1, tile=512) - (not in_tiles)
+    share = budget / make()._least_bytes(*size, 1, tile=None)
+    monkeypatch.setattr(executor_module, "MARGIN", 1)
+    monkeypatch.setattr(executor_module, "free_bytes", lambda _: budget)
+    for more, limit in (("raise --max-memory", budget), ("free some memory", None)):
+        with pytest.raises(ResourceError) as caught:
+            make(max_memory=limit).check_fits(*size)
+        assert caught.value.hint == (
+            f"about {share * 2048 * 4096 / 1e6:.2f} megapixels fit; {more}"
+            + (", or use --tile 512" if in_tiles else "")
+        )
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The free memory, and the time, which the test sets."""
+    now = SimpleNamespace(bytes=1 << 30, seconds=0.0)
+    monkeypatch.setattr(executor_module, "free_bytes", lambda _: now.bytes)
+    monkeypatch.setattr(executor_module, "time", SimpleNamespace(monotonic=lambda: now.seconds))
+    return now
+
+
+def test_a_share_of_the_free_memory_is_left_unless_a_limit_is_set(
+    make: Callable[..., Executor], free: SimpleNamespace
+) -> None:
+    """It is measured again after a second."""
+    executor, limited = make(), make(max_memory=3 << 30)
+    assert (executor.budget, limited.budget) == (int(0.8 * (1 << 30)), 3 << 30)
+    free.bytes = 2 << 30
+    for free.seconds, gib in ((0.9, 1), (1.0, 2)):
+        executor.measure_memory()
+        limited.measure_memory()
+        assert (executor.budget, limited.budget) == (int(0.8 * (gib << 30)), 3 << 30)
+
+
+@pytest.mark.parametrize("options", [{}, {"samples": 2, "transforms": (0, 1)}, {"tile": 32}])
+def test_progress_grows_to_the_whole_work_at_the_end(
+    make: Callable[..., Executor], options: dict[str, Any]
+) -> None:
+    done: list[float] = []
+    make(**options)(image(2, 40, 48), ["a", "b"], done.append)
+    assert done == sorted(done)
+    assert done.index(1.0) == len(done) - 1
 
 
 def test_tiles_need_less_than_strips(make: Callable[..., Executor]) -> None:
@@ -232,6 +275,8 @@ def test_a_batch_that_does_not_fit_runs_one_by_one(
     assert sizes == [1, 1, 1]
     assert ran.notes == []
     assert torch.allclose(ran.image, make()(lq, names).image, atol=1e-4)
+    noise = torch.stack([executor.start_noise(name, 40, 48) for name in names])  # type: ignore[misc]
+    assert torch.equal(executor.start(lq, names, noise=noise).image, ran.image)
 
 
 class Hungry:
@@ -260,15 +305,19 @@ ERRORS = [
 
 @pytest.mark.parametrize("error", ERRORS, ids=["cuda", "python", "cpu"])
 def test_out_of_memory_continues_in_strips_with_a_note(
-    make: Callable[..., Executor], error: Exception
+    make: Callable[..., Executor], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    executor = make()
+    """First the memory that a recorded call and torch keep is released."""
+    executor, released = make(), []
+    monkeypatch.setattr(executor._strips, "forget", lambda: released.append("recorded"))
+    monkeypatch.setattr(executor_module, "release_cached_memory", released.append)
     hungry = Hungry(executor, 1, error)
     executor.sampler = hungry  # type: ignore[assignment]
     ran = executor(image(1, 64, 64), ["a"])
     assert hungry.asked == [(1, 64), (1, 16)]
     assert ran.executor == "strips of 16 rows"
     assert ran.notes == ["out of memory: continued in strips of 16 rows"]
+    assert released == ["recorded", RUNTIME.device]
 
 
 def test_a_batch_out_of_memory_continues_one_by_one(make: Callable[..., Executor]) -> None:
@@ -327,6 +376,26 @@ def test_an_image_that_is_not_finite_is_restored_again_in_float32(
     others = executor(lq, ["a", "b", "c"])
     assert others.notes == []
     assert torch.equal(ran.image[::2], others.image[::2])
+
+
+def test_what_is_restored_again_is_planned_as_the_rest(
+    make: Callable[..., Executor], tiny_net: Callable[..., DFT], free: SimpleNamespace
+) -> None:
+    """In the same tiles and transforms, within the same or the newly measured memory."""
+    half = Runtime(torch.device("cpu"), torch.bfloat16)
+    lq, names, options = image(1, 40, 8), ["a"], {"transforms": (0, 4), "tile": 32}
+    for limit in (None, 3 << 30):
+        strips = StripNetwork(tiny_net(), dtype=half.dtype)
+        executor = Executor(strips, OVERFLOWING, half, max_memory=limit, **options)
+        first = executor.start(lq, names)._replace(notes=["a note"])
+        for gib in (1, 2):
+            free.bytes, free.seconds = gib << 30, free.seconds + 1
+            again = executor.redo(first, [0], lq, names, lambda _: None)
+            assert executor._in_float32 is not None
+            assert executor._in_float32.budget == (limit or int(0.8 * (gib << 30)))
+    assert torch.equal(again.image, make(**options)(lq, names).image)
+    assert not torch.equal(again.image, make(transforms=(0, 4))(lq, names).image)
+    assert again.notes == ["a note", "a: not finite in bf16, restored again in fp32"]
 
 
 def test_what_is_restored_again_is_not_rounded_to_tf32(
