@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from c2fdft_cli.data.shards.format import Entry, ShardHeader
 from c2fdft_cli.engine.sampling.pairs import degradation, open_validation
 from c2fdft_cli.engine.sampling.sampler import noise_generator
 from c2fdft_cli.errors import DataError
-from c2fdft_cli.recipe.schema import Data, Recipe
+from c2fdft_cli.recipe.schema import Data, Recipe, Train
 from tests.kit.shards import pairs_of, write_shard
 
 NAMES = {
@@ -38,6 +40,8 @@ def test_noise_depends_on_the_base_name_of_the_file_as_in_restore(tmp_path, has_
         return
     changes = [pair.lq.astype(int) - pair.gt for pair in map(pairs.pair, range(2))]
     assert not np.array_equal(*changes)
+    other = open_validation(tmp_path, replace(recipe, train=Train(seed=7)))
+    assert not np.array_equal(other.pair(0).lq, pairs.pair(0).lq)
     with pytest.raises(DataError, match=r"val-00000\.h5: .*hold clean images only") as error:
         open_validation(tmp_path, Recipe())
     assert error.value.hint == "set data.synthesize in the recipe"

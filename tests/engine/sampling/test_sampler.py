@@ -121,6 +121,16 @@ def test_timesteps_that_leave_nothing_of_the_image_are_refused() -> None:
     Sampler(alpha_bar, [998, 0])
 
 
+def test_seeds_of_the_noise_equal_golden_numbers() -> None:
+    """A later version must restore the same image from the same seed and name."""
+    seeds = {
+        (0, "a"): 70371372590122459,
+        (7, "IMG.2024"): 6004407460249771072,
+        (7, "IMG.2024", 2): 6213360508098707738,
+    }
+    assert {key: noise_generator(*key).initial_seed() for key in seeds} == seeds
+
+
 def test_noise_of_a_name_that_is_not_utf_8_depends_on_its_bytes() -> None:
     seeds = {noise_generator(0, name).initial_seed() for name in ("caf\udce9", "caf\udce8")}
     assert len(seeds) == 2

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from c2fdft_cli.engine.sampling.executor import Restored
 from c2fdft_cli.engine.sampling.pairs import DecodedPair
-from c2fdft_cli.engine.sampling.scoring import Scorer, notes_of, restore_and_score, spread_indices
+from c2fdft_cli.engine.sampling.scoring import (
+    Scorer,
+    notes_of,
+    refuse_small,
+    restore_and_score,
+    spread_indices,
+)
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.metrics.protocols import PROTOCOLS
 from tests.kit.formula import photo
@@ -99,6 +105,11 @@ def test_pictures_are_those_that_were_scored() -> None:
 def test_images_smaller_than_the_window_of_ssim(side: int, border: int) -> None:
     with pytest.raises(DataError, match=rf"a: {side} x {side} px, but SSIM needs 11 x 11"):
         run([Brighter(0)], Scorer(PROTOCOLS["rgb"], border), side)
+    least = 11 + 2 * border
+    refuse_small("a", least, least, border)
+    for size in ((least - 1, 99), (99, least - 1)):
+        with pytest.raises(DataError, match=f"a: {size[1]} x {size[0]} px, but SSIM needs"):
+            refuse_small("a", *size, border)
 
 
 def test_a_border_is_skipped_by_the_other_metrics_too() -> None:
@@ -169,3 +180,23 @@ def test_the_result_of_a_grey_input_is_scored_as_grey(protocol: str, level: floa
 
     (first, _) = restore_and_score(Grey(), [0, 1], [Coloured()], Scorer(PROTOCOLS[protocol]))
     assert first.psnr == pytest.approx(db(level - 100), abs=1e-3)
+
+
+@pytest.mark.parametrize(("protocol", "level"), [("rgb", 100), ("denoise", 25_800 / 257)])
+def test_16_bits_are_rounded_to_8_unless_the_protocol_says_otherwise(
+    protocol: str, level: float
+) -> None:
+    class Deep(Source):
+        def pair(self, i: int) -> DecodedPair:
+            deep = np.full((self.side, self.side, 3), 25_800, np.uint16)
+            return DecodedPair(self.names[i], deep, deep, "a")
+
+    class Brightest:
+        def __call__(self, lq: Tensor, names: Sequence[str]) -> Restored:
+            return Restored(torch.full_like(lq, 101 / 255), None, "whole", [])
+
+    scorer = Scorer(PROTOCOLS[protocol], inputs=True)
+    (first, _) = restore_and_score(Deep(), [0, 1], [Brightest()], scorer)
+    assert first.psnr == pytest.approx(db(101 - level), abs=1e-3)
+    assert first.degraded is not None
+    assert first.degraded.psnr == math.inf

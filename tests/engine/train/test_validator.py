@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -48,6 +50,10 @@ def test_the_same_weights_have_the_same_score_at_any_step(validator):
     assert state.metrics == {
         "step": 8, "protocol": first.protocol, "images": 1, "psnr": first.psnr, "ssim": first.ssim
     }  # fmt: skip
+    recipe = scorer._plan.recipe
+    other = replace(recipe, train=replace(recipe.train, seed=recipe.train.seed + 1))
+    scorer._plan = replace(scorer._plan, recipe=other)
+    assert validate(scorer, 12).psnr != first.psnr
 
 
 @pytest.mark.parametrize(("best", "is_best"), [(0.0, True), (99.0, False), (None, True)])
@@ -77,20 +83,26 @@ def test_a_lack_of_memory_costs_the_score_and_a_full_disk_ends_the_training(vali
         list(scorer.validate(4, StopRequest()))
 
 
-def test_samples_are_of_the_images_that_are_scored(validator, tmp_path):
-    """Those are spread over all images."""
+@pytest.mark.parametrize(("wanted", "chosen"), [(2, ["0", "2"]), (0, ["0", "1"])])
+def test_samples_are_of_the_first_two_images_that_are_scored(validator, tmp_path, wanted, chosen):
+    """Those are spread over all images; a sample is degraded, restored and clean."""
     scorer, _ = validator
     entries = [Entry(str(number), 16, 16) for number in range(4)]
-    header = replace(HEADER, split="val")
-    write_shard(tmp_path / "val-00000.h5", entries, pairs_of(entries), header)
+    header, pairs = replace(HEADER, split="val"), pairs_of(entries)
+    write_shard(tmp_path / "val-00000.h5", entries, pairs, header)
     recipe = scorer._plan.recipe
-    two = replace(recipe, train=replace(recipe.train, validation_images=2))
+    two = replace(recipe, train=replace(recipe.train, validation_images=wanted))
     scorer._plan = replace(scorer._plan, recipe=two)
     scorer._pairs = scorable_validation(tmp_path, two)
-    assert scorer.images == 2
+    assert scorer.images == (wanted or 4)
     validate(scorer, 4)
-    samples = scorer._plan.run.samples.iterdir()
-    assert {path.name for path in samples} == {"0-000000004.png", "2-000000004.png"}
+    samples = scorer._plan.run.samples
+    assert {one.name for one in samples.iterdir()} == {f"{name}-000000004.png" for name in chosen}
+    for name in chosen:
+        lq, gt = pairs[int(name)]
+        degraded, _, clean = np.split(cv2.imread(str(samples / f"{name}-000000004.png")), 3, axis=1)
+        assert np.array_equal(degraded[..., ::-1], lq)
+        assert np.array_equal(clean[..., ::-1], gt)
 
 
 def test_images_are_scored_in_the_precision_of_the_training_and_not_kept(validator, monkeypatch):
