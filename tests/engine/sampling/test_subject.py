@@ -1,4 +1,4 @@
-"""The timesteps that the metadata of a checkpoint state."""
+"""Weights that are scored: how they are sampled, by their metadata, and on which images."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from c2fdft_cli.data.shards.reader import ShardSet
 from c2fdft_cli.engine.sampling import subject as subject_module
-from c2fdft_cli.engine.sampling.subject import open_validation_of, trained_timesteps
+from c2fdft_cli.engine.sampling.subject import (
+    open_subject,
+    open_validation_of,
+    trained_timesteps,
+    weights_digest,
+)
 from c2fdft_cli.engine.weights.checkpoint import Checkpoint, Meta
 from c2fdft_cli.errors import CheckpointError, DataError
-from c2fdft_cli.recipe.schema import Network, Recipe
+from c2fdft_cli.recipe.schema import Network, Recipe, Sampling, Train
+from tests.kit.networks import SMALL
+from tests.kit.weights import write_random
 
 
 def swept(trained: Any) -> Checkpoint:
@@ -63,6 +71,29 @@ def test_another_set_in_the_folder_that_the_weights_name_is_refused(shard_folder
             open_validation_of(None, subject)
         assert str(caught.value.hint).endswith(f"--data {shard_folder}")
         assert len(open_validation_of(shard_folder, subject)) == 2
+
+
+def test_weights_are_tried_as_their_checkpoint_states(tmp_path):
+    recipe = Recipe("derain", SMALL, sampling=Sampling(eta=0.5), train=Train(protocol="derain"))
+    path = write_random(tmp_path / "coarse.pt", recipe=recipe.to_dict())
+    subject = open_subject(path, protocol=None, device="cpu", precision="fp32")
+    assert subject.protocol.name == "derain"
+    executor = subject.executor([500, 100], 7, self_ensemble=True)
+    sampler = executor.sampler
+    assert (sampler.timesteps, sampler.eta, sampler.seed) == ([500, 100], 0.5, 7)
+    assert executor.runs == 4  # without quarter turns, which rain does not have
+    assert subject.executor([500], 0).runs == 1
+    assert open_subject(path, protocol="rgb", device="cpu", precision="fp32").protocol.name == "rgb"
+
+
+def test_the_digest_of_weights_depends_on_names_and_values():
+    one = swept(None)
+    digests = set()
+    for names, value in (("ab", 2.0), ("ba", 2.0), ("ab", 3.0)):
+        one.ema.clear()
+        one.ema |= {names[0]: torch.tensor([1.0]), names[1]: torch.tensor([value])}
+        digests.add(weights_digest(one))
+    assert len(digests) == 3
 
 
 def test_a_folder_without_validation_shards_is_refused(tmp_path, monkeypatch):

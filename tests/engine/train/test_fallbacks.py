@@ -129,12 +129,20 @@ def test_what_uncompiled_code_cannot_mend_is_raised(compiled, error, alone):
 
 
 @pytest.mark.parametrize(
-    ("loss", "expected", "remains"),
-    [(1.0005, 1.0, True), (1.005, 1.0, False), (math.nan, 1.0, False), (1.0, math.nan, True)],
+    ("dtype", "loss", "expected", "remains"),
+    [
+        (torch.float32, 1.0005, 1.0, True),
+        (torch.float32, 1.005, 1.0, False),
+        (torch.bfloat16, 0.985, 1.0, True),
+        (torch.bfloat16, 0.975, 1.0, False),
+        (torch.float32, math.nan, 1.0, False),
+        (torch.float32, 1.0, math.nan, True),
+    ],
 )
 def test_the_loss_of_compiled_code_may_differ_by_rounding(
-    compiled, monkeypatch, loss, expected, remains
+    compiled, monkeypatch, dtype, loss, expected, remains
 ):
+    compiled._runtime = replace(compiled._runtime, dtype=dtype)
     monkeypatch.setattr(Stepper, "loss", lambda *_: expected)
     compiled._check_compiled(random_batch(2, 16, 1000), loss)
     assert compiled.is_compiled == remains
