@@ -74,8 +74,8 @@ def similarity(sums: PixelSums, temperature: Tensor) -> Similarity:
     temperature: `[heads, 1, 1]`.
     """
     gram, q_square, k_square = sums
-    # Autocast rounds none of these operations: it only rounds products and convolutions.
-    # Clamped before taking the root: the other order has NaN gradients at zero.
+    # Autocast changes none of these operations, unlike matrix products and convolutions.
+    # The squares are clamped before taking the root: the other order has NaN gradients at zero.
     q_norm = q_square.clamp_min(SMALLEST_NORM**2).sqrt()
     k_norm = k_square.clamp_min(SMALLEST_NORM**2).sqrt()
     cosine = gram / (q_norm[..., :, None] * k_norm[..., None, :])

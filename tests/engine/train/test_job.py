@@ -115,8 +115,11 @@ def test_events_report_steps_scores_and_files(tmp_path, shard_folder):
 
 @pytest.mark.parametrize("stop_at", [1, pytest.param(4, marks=pytest.mark.acceptance), 11])
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path, shard_folder, coarse_run, stop_at):
-    """The job is abandoned at any step, so that only the last saved state is on disk."""
-    stop_after(request("coarse", shard_folder, tmp_path / "run"), stop_at)
+    """The job is abandoned at any step, so that only the last saved state is on disk.
+
+    Some states are saved with a row of metrics.csv, and some with a score.
+    """
+    stop_after(request("coarse", shard_folder, tmp_path / "run", "train.save_every=4"), stop_at)
     resume("coarse", tmp_path / "run")
     assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
     assert losses(tmp_path / "run") == losses(coarse_run)
@@ -334,8 +337,11 @@ def test_bad_gradients_are_skipped_and_too_many_end_the_run(tmp_path, shard_fold
     wish.overrides.extend(("coarse.periods=[{length: 12, floor: 1.0e30}]", "train.save_every=2"))
     events = []
     job = train(set_up(wish))
-    with pytest.raises(ResourceError, match="3 steps in a row had no finite loss or gradient"):
+    with pytest.raises(
+        ResourceError, match="3 steps in a row had no finite loss or gradient"
+    ) as caught:
         collect(job, events)
+    assert str(caught.value.hint).startswith("resume with --resume --precision fp32, or start ")
     skipped = [e.iteration for e in events if isinstance(e, StepDone) and e.skipped]
     assert len(skipped) == 2
     # a state is saved every 2 steps, but not once the weights are not finite

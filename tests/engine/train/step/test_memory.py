@@ -185,6 +185,8 @@ def test_auto_recomputes_as_much_as_the_memory_requires(monkeypatch, device, gib
         (767, 1, "call"),
         (384, 2, "none"),
         (383, 2, "call"),
+        (288, 3, "none"),  # a process has up to six of 16 images
+        (287, 3, "call"),
         (32, 1, "call"),
         (31, 1, "level"),
     ],

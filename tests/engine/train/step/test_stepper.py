@@ -356,6 +356,16 @@ def test_a_gradient_that_overflows_lowers_the_loss_scale() -> None:
     assert stepper.scaler.get_scale() == before / 2
 
 
+@pytest.mark.parametrize(("loss", "gradient"), [(torch.nan, 1.0), (1.0, torch.nan)])
+def test_a_step_needs_a_finite_loss_and_a_finite_gradient(loss: float, gradient: float) -> None:
+    stepper, untouched = make_stepper(), make_stepper()
+    for parameter in stepper.net.parameters():
+        parameter.grad = torch.full_like(parameter, gradient)
+    assert stepper._apply(torch.tensor(loss), 1e-2).skipped
+    stepper.bad_steps = 0
+    assert_same_state(stepper, untouched)
+
+
 def test_weights_that_are_not_finite_are_an_error_in_both_sets() -> None:
     for name in ("net", "ema"):
         stepper = make_stepper()
