@@ -107,7 +107,12 @@ def test_a_written_recipe_is_read_back_equal(tmp_path):
     assert load_recipe(str(path)) == recipe
 
 
-def test_a_recipe_extends_a_file_in_its_folder(tmp_path):
+def test_a_recipe_extends_a_file_in_its_folder(tmp_path, monkeypatch):
+    """Even if the current folder has a file of that name, too."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "base.yaml").write_text("extends: derain\n")
+    monkeypatch.chdir(elsewhere)
     (tmp_path / "base.yaml").write_text(
         "extends: tiny\ncoarse: {lr: 0.5, periods: [{length: 9, floor: 0.1}]}\n"
     )
@@ -230,6 +235,7 @@ def test_all_problems_are_reported_at_once():
         ("train.micro_batch=some", "must be 'auto' or at least 1"),
         ("train.micro_batch=0", "must be 'auto' or at least 1"),
         ("network.heads=[3,2,4,8]", "3 does not divide 16"),
+        ("network.heads=[1,2,4,5]", "5 does not divide 128"),
         ("coarse.batches=[1]", "as many batches as patches"),
         ("fine.patches=[8,64,96]", "fine.ssim must be 'none' for patches under 16 px"),
     ],
@@ -305,6 +311,7 @@ def test_invalid_files_are_refused(tmp_path, text, words):
         load_recipe(str(path))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(path)) or words.startswith("there is no recipe")
 
 
 @pytest.mark.parametrize("text", ["coarse:\n\tlr: 1\n", "coarse:\r\n  lr: 1\r\n\tkeep: 2\r\n"])

@@ -146,8 +146,9 @@ def test_the_kernels_are_counted_where_they_train(monkeypatch, device, dtype, co
 
     monkeypatch.setattr(memory, "chosen_for", chosen)
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, _: module)
-    runtime = Runtime(torch.device(device), dtype)
+    runtime, before = Runtime(torch.device(device), dtype), torch.get_rng_state()
     assert kernels_in_use(SMALL, compiling, runtime) == {(NORM, width) for width in widths}
+    assert torch.equal(torch.get_rng_state(), before)  # the blocks are made with random weights
 
 
 def held_after_forward(network, count, patch, device):
