@@ -97,10 +97,23 @@ def test_a_file_gets_a_second_name_without_hard_links_too(tmp_path, monkeypatch)
     def refuse(*_):
         raise OSError
 
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("1")
+    two.write_text("2")
+    link(one, two)
+    assert two.samefile(one)
     monkeypatch.setattr(os, "link", refuse)
-    (tmp_path / "one").write_text("1")
-    link(tmp_path / "one", tmp_path / "two")
-    assert (tmp_path / "two").read_text() == "1"
+    link(one, two)
+    assert not two.samefile(one)
+    assert two.read_text() == "1"
+
+
+def test_a_run_has_its_newest_state_while_the_next_one_is_saved(tmp_path):
+    run = RunFolder(tmp_path)
+    run.keep_state()  # before the first one
+    run.state.touch()
+    run.keep_state()
+    assert run.state.samefile(run.previous_state)
 
 
 def test_a_log_without_lines_makes_no_file(tmp_path):
@@ -129,6 +142,11 @@ def test_a_run_is_finished_with_all_iterations_of_its_recipe(tmp_path, coarse_ru
     assert run.is_finished("coarse")
     (tmp_path / "recipe.yaml").write_text(text.replace("iterations: 12", "iterations: 13"))
     assert not run.is_finished("coarse")
+    (tmp_path / "recipe.yaml").write_text(text.replace("iterations: 12", "iterations: 11"))
+    assert run.is_finished("coarse")
+    (tmp_path / "coarse.pt").rename(tmp_path / "moved.pt")  # as if killed before it was written
+    assert not run.is_finished("coarse")
+    (tmp_path / "moved.pt").rename(tmp_path / "coarse.pt")
     (tmp_path / "recipe.yaml").write_text("garbage")
     assert run.is_finished("coarse")
     (tmp_path / "recipe.yaml").write_text(text)
