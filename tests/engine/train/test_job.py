@@ -54,6 +54,9 @@ def test_a_run_writes_the_documented_files(coarse_run):
     assert [int(row["iteration"]) for row in rows] == [2, 4, 6, 8, 10, 12]
     assert [row["patch"] for row in rows] == ["16", "24", "24", "16", "24", "24"]
     assert [bool(row["val_psnr"]) for row in rows] == [False, False, True, False, False, True]
+    # a cosine from 1e-3 to 1e-5 in 12 steps, of which the first has the full rate
+    rates = [1e-5 + 4.95e-4 * (1 + math.cos(math.pi * (k - 1) / 12)) for k in (2, 4, 6, 8, 10, 12)]
+    assert [float(row["lr"]) for row in rows] == pytest.approx(rates, rel=1e-5)
 
 
 def test_best_holds_the_average_with_the_highest_score(tmp_path, shard_folder, monkeypatch):
