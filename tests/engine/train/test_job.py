@@ -49,6 +49,8 @@ def test_a_run_writes_the_documented_files(coarse_run):
         assert (coarse_run / name).is_file(), name
     names = sorted(p.name for p in (coarse_run / "checkpoints").iterdir())
     assert names == ["best.pt", "last.pt", "step-000000006.pt", "step-000000012.pt"]
+    checkpoints = coarse_run / "checkpoints"
+    assert (checkpoints / "last.pt").samefile(checkpoints / "step-000000012.pt")
     assert list((coarse_run / "samples").glob("*.png"))
     rows = metrics(coarse_run)
     assert [int(row["iteration"]) for row in rows] == [2, 4, 6, 8, 10, 12]

@@ -19,6 +19,7 @@ from c2fdft_cli.cli.views.train import describe, watch
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.prepare.job import prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions
+from c2fdft_cli.engine.train import setup
 from c2fdft_cli.engine.train import validator as train_validation
 from c2fdft_cli.engine.train.events import StepDone, Validated
 from c2fdft_cli.engine.train.folder import COLUMNS, RunFolder
@@ -30,6 +31,7 @@ from c2fdft_cli.engine.train.step.stepper import Stepper
 from c2fdft_cli.engine.train.validator import Validator, sample_labels
 from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
 from c2fdft_cli.errors import DataError, Interrupted, ResourceError, UsageError
+from c2fdft_cli.execution.device import Runtime
 from tests.kit.formula import picture
 from tests.kit.processes import torchrun
 from tests.kit.training import (
@@ -113,7 +115,7 @@ def test_missing_options_are_reported_before_the_device(monkeypatch):
         set_up(request("coarse", None, None, device="cuda"))
 
 
-def test_a_run_in_fp16_can_be_resumed_on_a_cpu(tmp_path, shard_folder, coarse_run):
+def test_a_run_in_fp16_can_be_resumed_on_a_cpu(tmp_path, shard_folder, coarse_run, monkeypatch):
     out = tmp_path / "run"
     with pytest.raises(Interrupted):
         run(request("coarse", shard_folder, out, max_seconds=0.0))
@@ -127,6 +129,11 @@ def test_a_run_in_fp16_can_be_resumed_on_a_cpu(tmp_path, shard_folder, coarse_ru
         set_up(replace(fine, overrides=["train.precision=fp16"]))
     assert "--precision fp32" in caught.value.hint
     assert set_up(replace(fine, precision="fp32")).runtime.precision == "fp32"
+    wanted, gpu = [], Runtime(torch.device("cuda"), torch.bfloat16)
+    monkeypatch.setattr(setup, "make_runtime", lambda *_: gpu)
+    monkeypatch.setattr(setup, "with_precision", lambda _, word, where: wanted.append(word) or gpu)
+    set_up(TrainOptions("coarse", out=out, resume=True))
+    assert wanted == ["fp16"]
 
 
 def test_the_state_is_saved_before_each_score(tmp_path, shard_folder, monkeypatch):

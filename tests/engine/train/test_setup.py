@@ -22,6 +22,8 @@ from c2fdft_cli.engine.train.setup import set_up
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, replace_meta
 from c2fdft_cli.engine.weights.tensors import load_tensors, save_tensors
 from c2fdft_cli.errors import CheckpointError, DataError, RecipeError, UsageError
+from c2fdft_cli.recipe.schema import Data, Recipe
+from tests.kit.networks import SMALL
 from tests.kit.training import MINI, request, run, stop_after
 from tests.kit.weights import write_random
 
@@ -91,7 +93,9 @@ def test_what_a_fine_stage_recomputes_is_chosen_once(
 
 def test_another_set_in_the_folder_that_the_checkpoint_names_is_refused(tmp_path, shard_folder):
     weights = tmp_path / "coarse.pt"
-    write_random(weights, stage="coarse", data=shard_folder, data_train="0" * 64)
+    # the recipe of a training names the folder, too
+    recipe = Recipe(network=SMALL, data=Data(shards=str(shard_folder))).to_dict()
+    write_random(weights, stage="coarse", data=shard_folder, data_train="0" * 64, recipe=recipe)
     wish = TrainOptions(stage="fine", init=weights, device="cpu", out=tmp_path / "f")
     what = r"training images in this folder .* not those that .*coarse\.pt was trained with"
     with pytest.raises(DataError, match=what):
@@ -152,6 +156,11 @@ def test_impossible_requests_are_refused(tmp_path, shard_folder, coarse_run):
             TrainOptions("fine", out=coarse_run, resume=True),
             UsageError,
             "train-fine cannot resume a coarse run",
+        ),
+        (
+            TrainOptions("coarse", out=coarse_run, resume=True, init=coarse_run / "coarse.pt"),
+            UsageError,
+            "cannot be combined with --from or --init",
         ),
         (
             TrainOptions("coarse", out=coarse_run, resume=True, overrides=["coarse.lr=1"]),
