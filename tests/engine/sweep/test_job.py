@@ -22,7 +22,7 @@ from c2fdft_cli.data.shards.format import Entry, ShardHeader
 from c2fdft_cli.engine.prepare.job import prepare
 from c2fdft_cli.engine.prepare.options import PrepareOptions, Synthesis
 from c2fdft_cli.engine.sampling.scoring import Scored
-from c2fdft_cli.engine.sampling.subject import open_subject, open_validation_of
+from c2fdft_cli.engine.sampling.subject import Subject, open_subject, open_validation_of
 from c2fdft_cli.engine.sweep import job as sweep_job
 from c2fdft_cli.engine.sweep import log as sweep_log
 from c2fdft_cli.engine.sweep import report
@@ -288,8 +288,14 @@ def stored(path: Path) -> tuple[tuple[str, ...], dict[str, torch.Tensor]]:
 
 
 @pytest.mark.usefixtures("plots")
-def test_a_sweep_draws_a_plot(coarse: Path) -> None:
+def test_a_sweep_draws_a_plot(coarse: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    bands: list[tuple[float, float]] = []
+    monkeypatch.setattr(Axes, "axhspan", lambda _, *ends, **__: bands.append(ends))
     result = run(coarse, spacings=("linspace", "trailing"), schedules=((400,),))
+    best = max(row.psnr for row in result.rows)
+    assert bands == [(best - 0.2, best)]  # what the default rule may choose from
     picture = coarse.parent / "sweep.png"
     assert picture in result.files
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -310,9 +316,18 @@ def test_the_seeds_start_at_the_requested_one(coarse: Path, tmp_path: Path) -> N
 def test_images_restored_again_in_float32_are_reported(
     coarse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """After what is to be known of the device."""
     want = run(coarse, out=tmp_path / "want", stamp=False)
     overflow_in_half_precision(monkeypatch)
+    opened = sweep_job.open_subject
+
+    def noted(*args: Any, **options: Any) -> Subject:
+        subject = opened(*args, **options)
+        return replace(subject, runtime=replace(subject.runtime, device_note="of the device"))
+
+    monkeypatch.setattr(sweep_job, "open_subject", noted)
     again = run(coarse, out=tmp_path / "again", stamp=False, precision="bf16")
+    assert again.notes[0] == "of the device"
     notes = [note for note in again.notes if "restored again in fp32" in note]
     assert len(notes) == len(set(notes)) == again.images
     assert [row.psnr for row in again.rows] == [row.psnr for row in want.rows]
@@ -495,6 +510,22 @@ def test_a_killed_sweep_keeps_the_scores_of_finished_images(coarse: Path) -> Non
             break
     assert saved["complete"] is False
     assert [one["name"] for one in saved["trials"]] == names[:-1]
+
+
+def test_scores_are_saved_seldom_if_saving_takes_long(
+    coarse: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first image, and once all are restored, by each of four schedules."""
+    save, saved = SweepLog.save, []
+
+    def counted(log: SweepLog, document: dict[str, Any]) -> None:
+        saved.append((len(log.scores), document["complete"]))
+        save(log, document)
+
+    monkeypatch.setattr(SweepLog, "save", counted)
+    monkeypatch.setattr(sweep_log, "_SPARING", 1e9)
+    run(coarse, steps=(1,), stamp=False)
+    assert saved == [(4, False), (12, False), (12, True)]
 
 
 def test_an_error_costs_no_scores(coarse: Path, monkeypatch: pytest.MonkeyPatch) -> None:

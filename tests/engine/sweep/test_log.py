@@ -54,7 +54,9 @@ def test_saving_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
 def test_an_edited_file_is_read_or_refused_in_one_line(tmp_path):
     path = tmp_path / "sweep.json"
     log = written(path)
-    assert SweepLog(path, SETTINGS, overwrite=False).scores == log.scores
+    again = SweepLog(path, SETTINGS, overwrite=False)
+    assert again.scores == log.scores
+    assert {one.seconds for one in again.scores.values()} == {0.5}
     refused = 0
     for odd in odd_documents(json.loads(path.read_text())):
         path.write_text(json.dumps(odd))
