@@ -142,7 +142,8 @@ def test_a_share_of_the_free_memory_is_left_unless_a_limit_is_set(
     executor, limited = make(), make(max_memory=3 << 30)
     assert (executor.budget, limited.budget) == (int(0.8 * (1 << 30)), 3 << 30)
     free.bytes = 2 << 30
-    for free.seconds, gib in ((0.9, 1), (1.0, 2)):
+    for seconds, gib in ((0.9, 1), (1.0, 2)):
+        free.seconds = seconds
         executor.measure_memory()
         limited.measure_memory()
         assert (executor.budget, limited.budget) == (int(0.8 * (gib << 30)), 3 << 30)

@@ -362,7 +362,7 @@ def test_a_step_needs_a_finite_loss_and_a_finite_gradient(loss: float, gradient:
     for parameter in stepper.net.parameters():
         parameter.grad = torch.full_like(parameter, gradient)
     assert stepper._apply(torch.tensor(loss), 1e-2).skipped
-    stepper.bad_steps = 0
+    stepper.bad_steps = 0  # nothing else has changed
     assert_same_state(stepper, untouched)
 
 
