@@ -9,7 +9,11 @@ import pytest
 
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.data.shards.format import Entry, ShardHeader
-from c2fdft_cli.engine.sampling.pairs import degradation, open_validation
+from c2fdft_cli.engine.sampling.pairs import (
+    degradation,
+    open_validation,
+    settings_without_effect,
+)
 from c2fdft_cli.engine.sampling.sampler import noise_generator
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.recipe.schema import Data, Recipe, Train
@@ -45,6 +49,13 @@ def test_noise_depends_on_the_base_name_of_the_file_as_in_restore(tmp_path, has_
     with pytest.raises(DataError, match=r"val-00000\.h5: .*hold clean images only") as error:
         open_validation(tmp_path, Recipe())
     assert error.value.hint == "set data.synthesize in the recipe"
+
+
+def test_inherited_streak_masks_without_effect_are_not_reported():
+    data = Data(streaks="masks")
+    assert settings_without_effect(data, ["data.shards"]) == ()
+    (told,) = settings_without_effect(data, ["data.shards", "data.streaks"])
+    assert told == "data.streaks has no effect without data.synthesize"
 
 
 def test_rain_is_made_of_the_streak_masks_of_the_recipe(tmp_path):
