@@ -263,10 +263,10 @@ def test_rows_and_steps_state_means_and_times_since_the_last(tmp_path, shard_fol
     steps = []
     for event in training.events():
         if isinstance(event, StepDone):
-            steps.append((event.seconds, event.waited))
+            steps.append((event.seconds, event.waited, event.images_per_second))
         if isinstance(event, Saved):
             clock.now += 15
-    assert steps == [(4.0, 0.25)] * 12
+    assert steps == 2 * ([(4.0, 0.25, 1.0)] * 3 + [(4.0, 0.25, 0.5)] * 3)
     rows = metrics(tmp_path / "run")
     assert [row["loss"] for row in rows] == ["3.0", "8.0", "11.0", "15.0", "19.0", "23.0"]
     assert [row["skipped"] for row in rows] == ["0", "1", "0", "0", "0", "0"]

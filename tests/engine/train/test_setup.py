@@ -264,6 +264,12 @@ def test_shards_are_found_in_any_form_of_override(tmp_path, shard_folder, coarse
         assert set_up(wish).data == shard_folder
 
 
+def test_what_is_to_be_known_of_the_device_comes_first(tmp_path, shard_folder):
+    options = set_up(request("coarse", shard_folder, tmp_path / "r", "data.streaks=masks"))
+    noted = replace(options, runtime=replace(options.runtime, device_note="of the device"))
+    assert list(noted.remarks(has_lq=True)) == ["of the device", *options.notices]
+
+
 def test_synthesis_is_no_news_where_the_shards_hold_clean_images_only(tmp_path, shard_folder):
     options = set_up(request("coarse", shard_folder, tmp_path / "r", "data.synthesize=noise"))
     assert any("synthetic noise" in one for one in options.remarks(has_lq=True))
