@@ -201,7 +201,7 @@ def test_the_choice_without_a_finite_row_and_among_equals() -> None:
 def test_a_row_has_the_median_time_and_the_deviation_of_finite_means() -> None:
     def table(psnr: float) -> SweepRow:
         found = {
-            Trial(name, seed, (9,)): Scored(name, 30.0 + seed, 0.9, seconds=seconds)
+            Trial(name, seed, (9,)): Scored(name, 30.0 + seed, 0.8 + seed / 10, seconds=seconds)
             for name, seconds in (("a", 1.0), ("b", 2.0), ("c", 9.0))
             for seed in (0, 1)
         }
@@ -210,6 +210,7 @@ def test_a_row_has_the_median_time_and_the_deviation_of_finite_means() -> None:
         return row
 
     assert table(31.0).seconds == 2.0
+    assert (table(31.0).psnr, table(31.0).ssim) == pytest.approx((30.5, 0.85))
     assert table(31.0).spread == pytest.approx(0.5**0.5)
     for broken in (math.nan, math.inf):
         assert math.isnan(table(broken).spread or 0.0)
@@ -240,7 +241,14 @@ def test_a_sweep_chooses_stores_the_timesteps_and_writes_files(coarse: Path, sha
     after = load_checkpoint(coarse)
     assert (after.meta.grid, after.meta.grid_from) == (list(result.chosen.grid), "sweep")
     assert after.meta.metrics["step"] == 7
-    assert after.meta.metrics["sweep"]["psnr"] == pytest.approx(result.chosen.psnr)
+    assert after.meta.metrics["sweep"] == {
+        "protocol": "derain",
+        "images": 3,
+        "psnr": pytest.approx(result.chosen.psnr),
+        "ssim": pytest.approx(result.chosen.ssim),
+        "rule": "fewest sampling steps within 0.2 dB of the best PSNR",
+        "trained_grid": None,
+    }
     assert (after.meta.recipe, after.meta.data) == (before.meta.recipe, str(shards))
     assert all(torch.equal(after.ema[name], tensor) for name, tensor in before.ema.items())
 
