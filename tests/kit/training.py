@@ -110,11 +110,13 @@ def losses(folder: Path) -> list[str]:
     return [row["loss"] for row in metrics(folder)]
 
 
-def same_weights(a: Path, b: Path) -> bool:
-    """Whether two checkpoints hold the same raw and averaged weights, bit for bit."""
+def weights_that_differ(a: Path, b: Path) -> list[str]:
+    """The raw and averaged tensors that are not the same, bit for bit, in two checkpoints."""
     one, other = load_checkpoint(a), load_checkpoint(b)
-    return all(
-        torch.equal(x[name], y[name])
-        for x, y in ((one.params, other.params), (one.ema, other.ema))
-        for name in x
-    )
+    sets = {"params": (one.params, other.params), "params_ema": (one.ema, other.ema)}
+    return [
+        f"{key}.{name}"
+        for key, (x, y) in sets.items()
+        for name in x.keys() | y.keys()
+        if not (name in x and name in y and torch.equal(x[name], y[name]))
+    ]

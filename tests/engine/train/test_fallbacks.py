@@ -29,7 +29,7 @@ from tests.kit.training import (
     request,
     resume,
     run,
-    same_weights,
+    weights_that_differ,
 )
 
 
@@ -244,7 +244,7 @@ def test_a_network_that_cannot_be_compiled_runs_uncompiled(
         "torch.compile failed (RuntimeError: Triton: out of resource: shared memory): "
         "the network runs uncompiled",
     ]
-    assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
+    assert weights_that_differ(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt") == []
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_compiled_code_with_wrong_results_is_not_used(
     assert len(said) == 2
     what = r"the compiled network's loss is \S+ instead of \S+: the network runs .*"
     assert re.fullmatch(what, said[1])
-    assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
+    assert weights_that_differ(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt") == []
 
 
 def test_an_error_without_a_remedy_is_raised(tmp_path, shard_folder, monkeypatch):
@@ -327,7 +327,7 @@ def test_running_out_of_memory_in_scoring_skips_only_the_score(
     scored = [bool(row["val_psnr"]) for row in metrics(tmp_path / "run")]
     assert scored == [False, False, False, True, False, True]
     assert rows[:2] == [40, 10]
-    assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
+    assert weights_that_differ(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt") == []
 
 
 def test_a_failure_in_scoring_loses_no_step(tmp_path, shard_folder, coarse_run, monkeypatch):
@@ -349,7 +349,7 @@ def test_a_failure_in_scoring_loses_no_step(tmp_path, shard_folder, coarse_run, 
     failing(_up_to(6, Validator._score), 12)
     resume("coarse", tmp_path / "run")
     resume("coarse", tmp_path / "run")  # resuming a finished run does nothing and loses nothing
-    assert same_weights(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt")
+    assert weights_that_differ(tmp_path / "run" / "coarse.pt", coarse_run / "coarse.pt") == []
     assert losses(tmp_path / "run") == losses(coarse_run)
     columns = ("iteration", "val_psnr")
     table = [[row[c] for c in columns] for row in metrics(tmp_path / "run")]

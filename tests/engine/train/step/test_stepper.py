@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -140,12 +141,23 @@ def test_a_smaller_last_micro_batch_counts_by_its_rows() -> None:
 def test_skipped_steps_in_a_row_are_counted() -> None:
     stepper, good = make_stepper(), make_batch(1)
     bad = replace(good, noise=good.noise * torch.inf)
-    counts = []
+    counts, weights = [], []
     for batch in (bad, bad, good, bad):
         take(stepper, batch)
         counts.append(stepper.bad_steps)
+        state = stepper.state()
+        weights.append({
+            (key, name): value.clone()
+            for key in ("params", "params_ema")
+            for name, value in state[key].items()
+        })  # fmt: skip
     assert counts == [1, 2, 0, 1]
     assert stepper.updates == 1
+    changed = [
+        any(not torch.equal(before[name], after[name]) for name in before)
+        for before, after in pairwise(weights)
+    ]
+    assert changed == [False, True, False]  # neither the weights nor their average
 
 
 @pytest.mark.parametrize(
