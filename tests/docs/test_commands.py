@@ -112,10 +112,23 @@ def test_the_options_that_documents_name_exist() -> None:
     )
 
 
-def test_the_readme_has_every_command() -> None:
-    table = (ROOT / "README.md").read_text(encoding="utf-8").split("| command | what it does |")[1]
-    rows = "".join(line.split("|")[1] for line in table.split("\n\n")[0].splitlines() if line)
-    assert [one.name for one in COMMANDS if not re.search(rf"`{one.name}\b", rows)] == []
+def names_in(page: str, heading: str) -> str:
+    """The first cells of the table with this heading."""
+    table = (ROOT / page).read_text(encoding="utf-8").split(heading)[1].split("\n\n")[0]
+    return "".join(line.split("|")[1] for line in table.splitlines() if line)
+
+
+def test_the_tables_have_every_command() -> None:
+    """That of the README, and that of the documents which scripts read."""
+    names = names_in("README.md", "| command | what it does |")
+    assert [one.name for one in COMMANDS if not re.search(rf"`{one.name}\b", names)] == []
+    names = names_in("docs/howto/scripts.md", "| command | keys of its document |")
+    missing = [
+        one.name
+        for one in COMMANDS
+        if "--json" in options_of(load_command(one.name)) and f"`{one.name}" not in names
+    ]
+    assert missing == []
 
 
 @pytest.mark.parametrize("line", ["c2fdft restor in out", "c2fdft restore in out --stepz 4"])
