@@ -15,8 +15,8 @@ from c2fdft_cli.errors import DataError
 from c2fdft_cli.files.failures import read_error
 
 MAX_TEXT_BYTES = 64 << 20
-_OTHER_UNICODE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
-"""Byte order marks; that of little-endian UTF-32 begins with that of UTF-16."""
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""Byte order marks."""
 _READ_BYTES = 1 << 30
 """The most to read in one call: for more than 2 GiB Linux reads less and macOS fails."""
 _one_reader = threading.Lock()
@@ -44,7 +44,7 @@ def read_text(path: str | Path, *, max_bytes: int = MAX_TEXT_BYTES, errors: str 
         raise read_error(error, path) from error
     if len(data) > max_bytes:
         raise DataError(f"the text file is larger than {max_bytes} bytes", where=path)
-    if data.startswith(_OTHER_UNICODE):
+    if data.startswith(_UTF_16):
         raise DataError("the text is UTF-16, not UTF-8", where=path, hint=hint)
     # A NUL is valid UTF-8. Without this check UTF-16 without a byte order mark and many binary
     # files would be accepted.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from unittest.mock import Mock
@@ -13,6 +14,7 @@ from c2fdft_cli.errors import ResourceError
 from c2fdft_cli.files.folders import (
     MAX_LEVELS,
     check_folder,
+    check_space,
     ensure_folder,
     private_cache_folder,
     walk_folders,
@@ -82,10 +84,19 @@ def test_ensure_folder_names_a_pipe_as_one(tmp_path):
     assert "is a pipe or a device" in caught.value.hint
 
 
-def test_ensure_folder_refuses_one_that_cannot_be_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda *_: False)
+@pytest.mark.parametrize("lacking", [os.W_OK, os.X_OK])
+def test_ensure_folder_refuses_one_that_cannot_be_written(tmp_path, monkeypatch, lacking):
+    """Without permission to search it (x), no file can be created there either."""
+    monkeypatch.setattr(os, "access", lambda _, mode: not mode & lacking)
     with pytest.raises(ResourceError, match="cannot write"):
         ensure_folder(tmp_path)
+
+
+def test_a_disk_is_too_small_from_the_first_byte_that_does_not_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Mock(free=(3 << 20) * path.exists()))
+    check_space(tmp_path / "not" / "there", 3 << 20)
+    with pytest.raises(ResourceError, match=r"3\.0 MiB are needed, 3\.0 MiB are free"):
+        check_space(tmp_path / "not" / "there", (3 << 20) + 1)
 
 
 def test_the_cache_folder_of_windows(tmp_path, monkeypatch):
@@ -115,6 +126,12 @@ def test_a_cache_folder_is_never_relative(tmp_path, monkeypatch):
 def test_a_cache_folder_of_another_user_is_refused(tmp_path, monkeypatch):
     """Code is loaded from it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert private_cache_folder() == tmp_path / "c2fdft"
+    for mode in (0o720, 0o702):
+        (tmp_path / "c2fdft").chmod(mode)
+        with pytest.raises(OSError, match="is not a folder that only its owner can write to"):
+            private_cache_folder()
+    (tmp_path / "c2fdft").chmod(0o755)
     assert private_cache_folder() == tmp_path / "c2fdft"
     monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
     with pytest.raises(OSError, match="is not a folder that only its owner can write to"):

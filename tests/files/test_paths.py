@@ -44,13 +44,25 @@ def test_paths_are_resolved_only_if_size_and_times_are_equal(tmp_path, monkeypat
     assert same_files([*outputs, inputs[3]], inputs) == [inputs[3]]
 
 
+def test_a_path_that_does_not_exist_is_the_same_under_other_names(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    (tmp_path / "there").touch()
+    others = [tmp_path / "out" / "a.csv", tmp_path / "there"]
+    same = [tmp_path / "link" / "a.csv", tmp_path / "x" / ".." / "out" / "a.csv"]
+    assert same_files([*same, tmp_path / "a.csv", tmp_path / "link"], others) == same
+
+
 def test_files_whose_names_differ_in_case_are_not_one(tmp_path):
     for name in ("in", "IN"):
         (tmp_path / name).mkdir()
     if len(names(tmp_path)) < 2:
         pytest.skip("this file system does not tell cases apart")
-    (tmp_path / "in" / "a.png").write_text("mine")
-    (tmp_path / "IN" / "a.png").write_text("yours")
+    mine, yours = tmp_path / "in" / "a.png", tmp_path / "IN" / "a.png"
+    mine.write_text("mine")
+    yours.write_text("your")
+    while yours.stat().st_ctime_ns == mine.stat().st_ctime_ns:  # as copied with their times
+        for file in (mine, yours):
+            os.utime(file, (1, 1))
     (tmp_path / "in" / "link.png").symlink_to(tmp_path / "IN" / "a.png")
     os.utime(tmp_path / "IN", (1, 1))  # one instant for both would make them one
     assert same_files([tmp_path / "IN", tmp_path / "IN" / "a.png"], [tmp_path / "in"]) == []

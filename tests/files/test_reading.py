@@ -30,6 +30,7 @@ def test_text_is_read_with_and_without_a_byte_order_mark(tmp_path, encoding):
         ("a\n".encode("utf-16"), "UTF-16"),
         (b"\xfe\xff" + "a\n".encode("utf-16-be"), "UTF-16"),
         ("a\n".encode("utf-16-le"), "not a text file"),
+        (b"\0\0\xfe\xff" + "a\n".encode("utf-32-be"), "not a text file"),
         (b"ab\xff", "byte 2 of the text is not UTF-8"),
         (b"a" * 1_048_577, "larger than 1048576 bytes"),
     ],
@@ -40,6 +41,8 @@ def test_text_that_is_not_utf_8_is_refused(tmp_path, data, what):
     with pytest.raises(DataError, match=what) as caught:
         read_text(file, max_bytes=1 << 20)
     assert str(caught.value).startswith(f"{file}: ")
+    file.write_bytes(b"a" * 1_048_576)
+    assert len(read_text(file, max_bytes=1 << 20)) == 1 << 20
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no such device here")
