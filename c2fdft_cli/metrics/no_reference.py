@@ -88,7 +88,7 @@ def brisque(image: Tensor) -> float:
     Raises:
         ValueError: its weights cannot be loaded.
     """
-    piq, unit = load_piq(), (image.float() / MAX_VALUE).clamp(0, 1)
+    piq, unit = load_piq(), image.float() / MAX_VALUE
     try:
         return float(piq.brisque(unit, data_range=1.0))
     except AssertionError:  # raised by piq if the image has no variance

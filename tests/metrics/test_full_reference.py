@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from c2fdft_cli.metrics import full_reference
-from c2fdft_cli.metrics.full_reference import METRICS, load_piq, without_download
+from c2fdft_cli.metrics.full_reference import METRICS, ImageMetric, load_piq, without_download
 
 SIDE = 176
 
@@ -148,6 +148,20 @@ def test_invalid_images_and_metrics_are_refused(gt: torch.Tensor) -> None:
         METRICS["gmsd"](gt * 255, gt)
     with pytest.raises(KeyError):
         METRICS["niqe"](gt, gt)
+
+
+def test_a_metric_keeps_no_graph_and_has_no_infinite_values() -> None:
+    """The weights of learned metrics would need their activations for gradients."""
+    image, weight = torch.ones(1, 3, 16, 16), torch.ones(1, requires_grad=True)
+    graphs = []
+
+    def compute(given: torch.Tensor) -> torch.Tensor:
+        graphs.append((given * weight).requires_grad)
+        return given.mean() / 0
+
+    metric = ImageMetric("ratio", compute, "higher is better", "0 up", 16, "")
+    assert math.isnan(metric(image))
+    assert graphs == [False]
 
 
 def test_the_set_of_metrics_needs_no_download() -> None:

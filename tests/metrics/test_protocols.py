@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from c2fdft_cli.core.ssim import ssim_terms
-from c2fdft_cli.metrics.protocols import PROTOCOLS, luma, psnr, score, ssim
+from c2fdft_cli.metrics.protocols import PROTOCOLS, crop, luma, psnr, score, ssim
 
 metrics = pytest.importorskip("skimage.metrics")
 
@@ -137,6 +137,9 @@ def test_a_border_is_not_scored() -> None:
     got = score(tensor(lq), tensor(gt), PROTOCOLS["rgb"], border=7)[0]
     want = skimage_scores(lq[7:-7, 7:-7], gt[7:-7, 7:-7])
     assert (got.psnr, got.ssim) == pytest.approx(want, abs=1e-9)
+    restored, target = crop(tensor(lq), tensor(gt), PROTOCOLS["levin"], border=7)
+    assert torch.equal(target, tensor(gt)[..., 22:-22, 22:-22])  # 7 px and its own 15 px
+    assert restored.shape == target.shape
 
 
 def test_floats_are_scored_unrounded() -> None:
