@@ -30,6 +30,7 @@ def test_precisions_of_a_cpu():
 def test_a_cpu_uses_bf16_if_it_is_faster(monkeypatch, instructions, speed, precision):
     clock = [0.0]
     threads = torch.get_num_threads()
+    torch.set_num_threads(2)
 
     def product(a, _):
         assert torch.get_num_threads() == 1
@@ -50,8 +51,9 @@ def test_a_cpu_uses_bf16_if_it_is_faster(monkeypatch, instructions, speed, preci
         assert all("on this CPU" in note or "this CPU emulates" in note for note in named.notes)
         assert all(note.endswith("; --precision fp32 is faster") for note in named.notes)
         assert cpu_bf16_speed() == speed  # measured once
-        assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == 2
     finally:
+        torch.set_num_threads(threads)
         cpu_bf16_speed.cache_clear()
 
 

@@ -83,10 +83,24 @@ def test_a_smaller_budget_means_narrower_strips() -> None:
     native = kernels_for(torch.device("cpu"), torch.float32) is not None
     assert free == default_rows(strips.net.dim, 128, 128, native=native)
     least, most = (strip_bytes(strips, 128, 128, 1, rows) for rows in (1, free))
+    assert rows_that_fit(strips, 128, 128, budget_bytes=most) == free
     for budget in range(most - 1, least, -100_000):
         rows = rows_that_fit(strips, 128, 128, budget_bytes=budget)
         assert rows < free
         assert strip_bytes(strips, 128, 128, 1, rows) <= budget
+
+
+def test_images_that_run_one_after_another_need_only_further_results() -> None:
+    strips = StripNetwork(NETS["with_bias"])
+    one, four = (strip_bytes(strips, 64, 48, n, 16) for n in (1, 4))
+    assert four - one == 3 * (64 * 48 * 3 * 4)
+
+
+def test_skips_in_host_memory_are_not_counted() -> None:
+    with torch.device("meta"):
+        strips = StripNetwork(DFT(), dtype=torch.bfloat16)
+    kept, offloaded = (strip_bytes(strips, 2160, 3840, 1, 90, skips) for skips in (False, True))
+    assert offloaded < 0.97 * kept
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

@@ -201,9 +201,14 @@ def test_nested_groups_and_those_of_version_1_count(groups: Path) -> None:
     assert available_memory() == 300
 
 
-def test_the_peak_is_that_of_this_process() -> None:
+def test_the_peak_is_that_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     resident = psutil.Process().memory_info().rss
     assert 0.9 * resident < peak_bytes(torch.device("cpu")) < 100 * resident
+    usage = SimpleNamespace(ru_maxrss=7)
+    monkeypatch.setattr("resource.getrusage", lambda _: usage)
+    for platform, peak in (("linux", 7 << 10), ("darwin", 7)):  # in KiB, and in bytes
+        monkeypatch.setattr(memory.sys, "platform", platform)
+        assert peak_bytes(torch.device("cpu")) == peak
 
 
 @pytest.mark.parametrize(

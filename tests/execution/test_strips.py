@@ -55,6 +55,7 @@ def test_half_precision_is_close_to_float32(kind: str, rows: int) -> None:
     out = StripNetwork(NETS[kind], rows, torch.bfloat16)(x, t)
     assert out.dtype == torch.float32
     assert 1e-6 < relative(out, NETS[kind](x, t)) < 3e-2
+    assert not torch.equal(out, out.bfloat16().float())  # the last convolution is in float32
 
 
 def test_half_precision_does_not_depend_on_the_strips() -> None:
@@ -144,11 +145,17 @@ def test_activations_must_be_floating_point() -> None:
         ((512, 512), "cuda", 512),
         ((720, 1280), "cuda", 720),
         ((2160, 3840), "cuda", 270),
+        ((4000, 6000), "cuda", 174),  # 23 strips, of which the last has two rows fewer
         ((8, 1 << 22), "cuda", 1),
     ],
 )
 def test_default_rows_are_bounded(size: tuple[int, int], device: str, rows: int) -> None:
     assert default_rows(48, *size, device) == rows
+
+
+@pytest.mark.parametrize(("size", "rows"), [((8, 1 << 20), 8), ((256, 1 << 20), 64)])
+def test_strips_for_the_compiled_kernels_are_never_thin(size: tuple[int, int], rows: int) -> None:
+    assert default_rows(48, *size, native=True) == rows
 
 
 def test_a_large_batch_runs_in_parts_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:

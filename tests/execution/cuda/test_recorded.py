@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -200,6 +201,32 @@ def test_large_calls_are_not_recorded(
     for _ in range(3):
         network(x, t)
     assert graphs.replays == 0
+    recordings: list[Graph] = []
+
+    def make() -> Graph:
+        recordings.append(graphs())
+        return recordings[-1]
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", make)
+    for image in (x[..., :8], x[..., :8], x, x[..., :8]):
+        network(image.contiguous(), t)
+    assert len(recordings) == 2  # the large call may need the memory of the first
+
+
+@pytest.mark.usefixtures("graphs")
+@torch.inference_mode()
+def test_progress_is_reported_again_after_a_call_that_failed(
+    network: StripNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[int] = []
+    network.watch = done.append
+    x, t = wave([1, 6, 16, 16], 0.1), torch.tensor([500.0])
+    with monkeypatch.context() as patch:
+        patch.setattr(network, "_embedding", Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
+            network(x, t)
+    network(x, t)
+    assert sum(done) == network.work(1, 16, 16)
 
 
 @torch.inference_mode()
