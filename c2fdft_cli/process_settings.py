@@ -46,8 +46,6 @@ class ProcessSettings:
         try:
             with self.lock:
                 first = not self._blocks
-                if first:  # an earlier block may have been ended within `_restore`
-                    self._restore()
                 self._blocks[block] = threading.get_ident()
                 if first:
                     self._change(self._undo)

@@ -37,6 +37,28 @@ def test_the_last_block_restores_what_the_first_one_found() -> None:
     assert value == ["theirs"]
 
 
+def test_what_a_signal_keeps_from_being_restored_is_restored_after_the_next_block() -> None:
+    values = ["theirs", "theirs"]
+    signals = [KeyboardInterrupt]
+
+    def restore(place: int, before: str) -> None:
+        if signals:
+            raise signals.pop()
+        values[place] = before
+
+    def change(undo: list[Callable[[], object]]) -> None:
+        for place in (0, 1):
+            undo.append(partial(restore, place, values[place]))
+            values[place] = "ours"
+
+    settings = ProcessSettings(change)
+    with pytest.raises(KeyboardInterrupt), settings.changed():
+        pass
+    with settings.changed():
+        assert values == ["ours", "ours"]
+    assert values == ["theirs", "theirs"]
+
+
 def test_a_system_that_cannot_fork_needs_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.delattr(os, "register_at_fork", raising=False)

@@ -79,6 +79,6 @@ def test_run_hands_out_the_events_and_cleans_up():
         raise KeyboardInterrupt
 
     log = []
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as _kept:  # with its traceback, and so the iteration
         Job(counting(log), total=2, title="count", unit="number").run(stop)
     assert log == ["started", "cleaned"]

@@ -194,7 +194,7 @@ def test_invalid_ranges_are_refused(text: str) -> None:
         parse_numbers("--steps", text, "1-10", ranges=True)
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1", "0", "1.0", "1 ", "9" * 7])
+@pytest.mark.parametrize("text", ["", "x", "-1", "0", "1.0", "1 ", "\u0663", "9" * 7])
 def test_an_invalid_number_in_the_environment_is_refused(text, monkeypatch):
     monkeypatch.setenv("NUMBER", text)
     with pytest.raises(

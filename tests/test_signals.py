@@ -126,7 +126,7 @@ def test_on_windows_it_is_not_lost_either():
 
 UNWINDS = """
 try:
-    with unwinding('try again'):
+    with unwinding('start anew'), unwinding('try again'), unwinding():
         try:
             ready(); time.sleep(20)
         finally:

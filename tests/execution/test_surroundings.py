@@ -191,3 +191,24 @@ def test_seeded_weights_leave_the_random_state_of_cpu_and_gpus(
     assert not torch.equal(found[0], found[2])
     assert torch.equal(torch.get_rng_state(), before)
     assert not seeds
+
+
+def test_one_thread_at_a_time_makes_seeded_weights() -> None:
+    found = []
+
+    def make() -> None:
+        with seeded(4):
+            found.append(torch.rand(2))
+
+    with seeded(3):
+        first = torch.rand(2)
+        other = Thread(target=make)
+        other.start()
+        other.join(0.05)
+        second = torch.rand(2)
+    other.join()
+    with seeded(3):
+        assert torch.equal(torch.rand(2), first)
+        assert torch.equal(torch.rand(2), second)
+    with seeded(4):
+        assert torch.equal(torch.rand(2), found[0])
