@@ -60,6 +60,18 @@ def test_a_training_is_bound_to_its_gpu_and_waits_for_minutes(
         "device_id": bound_to,
     }
     assert patient == ("new", {"backend": "gloo", "timeout": timedelta(hours=6)})
+    assert store.timeout == timedelta(minutes=15)
+
+
+def test_processes_that_restored_their_share_wait_for_the_others_for_days(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(dist, "init_process_group", lambda name, **how: asked.append(how))
+    store = dist.HashStore()
+    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(store, 1, 2)]))
+    distributed.join_ranks(Runtime(torch.device("cuda:1"), rank=1, world=2))
+    assert [one["timeout"] for one in asked] == [store.timeout] == [timedelta(days=30)]
 
 
 def test_a_single_process_never_waits() -> None:
@@ -94,6 +106,12 @@ def test_a_training_that_follows_a_failed_one_uses_its_group(
     assert distributed._patient_groups == [group]
     distributed.destroy_process_group()
     assert not dist.is_initialized()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:  # not that of the training, which has left it
+        with pytest.raises(UsageError, match="is in a process group of torch"):
+            join_training(Runtime(torch.device("cpu")))
+    finally:
+        dist.destroy_process_group()
 
 
 def test_several_processes_do_not_train_on_apple_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
