@@ -212,7 +212,7 @@ def test_claims_are_checked_before_anything_is_allocated(tmp_path, changes, says
         content = b"(S'x'\n(" + content.removesuffix(b".") + b"ld."  # {"x": [content]}
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x/data.pkl", content)
-        archive.writestr("x/data/0", bytes(24))
+        archive.writestr("x/data/0", bytes(25))  # longer than stated
     tracemalloc.start()
     if says is None:
         load_tensors(path)
@@ -234,6 +234,32 @@ def test_the_larger_of_two_sizes_of_a_storage_counts(tmp_path):
         assert "larger than the file" in refused(path)
 
 
+def test_views_of_one_storage_count_each(tmp_path):
+    """Each is copied to a storage of its own: a small file could take any amount of memory."""
+    path, base = tmp_path / "x.pt", torch.arange(1 << 18)
+    torch.save({f"a{number}": base[number:] for number in range(9)}, path)
+    assert "larger than the file" in refused(path)
+
+
+def test_one_storage_is_read_in_each_of_its_types(tmp_path):
+    path = tmp_path / "x.pt"
+    pickled = claims().decode().removesuffix("d.")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", pickled + pickled[1:].replace("'a'", "'b'").replace(
+            "Float", "Int") + "d.")  # fmt: skip
+        archive.writestr("x/data/0", torch.arange(6.0).numpy().tobytes())
+    loaded = load_tensors(path)
+    assert loaded["a"].equal(torch.arange(6.0).view(2, 3))
+    assert loaded["b"].equal(torch.arange(6.0).view(torch.int32).view(2, 3))
+
+
+def test_a_file_that_is_too_large_is_refused_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "MAX_FILE_BYTES", 1 << 30)
+    with (tmp_path / "x.pt").open("wb") as file:
+        file.truncate((1 << 30) + 1)
+    assert "larger than 1 GiB" in refused(tmp_path / "x.pt")
+
+
 def table(entries, data=bytes(4096)):
     text = json.dumps(entries).encode()
     return len(text).to_bytes(8, "little") + text + data
@@ -247,6 +273,7 @@ def entry(dtype="F32", shape=(2, 2), offsets=(0, 16)):
     ("content", "says"),
     [
         ({"a": entry(shape=[3, 2])}, "number of bytes of a does not match"),
+        ({"a": entry(shape=[1, 2])}, "number of bytes of a does not match"),
         ({"a": entry(shape=[1 << 61])}, "a has an impossible shape"),
         ({"a": entry(shape=[-2, -2])}, "a has an impossible shape"),
         ({"a": entry(shape=[1] * 99)}, "a has an impossible shape"),
@@ -407,8 +434,9 @@ def test_a_record_is_not_unpacked_beyond_the_size_that_it_states(tmp_path):
         archive.writestr("x/data.pkl", claims())
         archive.writestr("x/data/0", bytes(64 << 20), zipfile.ZIP_DEFLATED)
     data, size = path.read_bytes(), struct.pack("<L", 64 << 20)
-    path.write_bytes(data.replace(size, struct.pack("<L", 24)))
     tracemalloc.start()
+    assert "is compressed, and unpacks to far more than its size" in refused(path)
+    path.write_bytes(data.replace(size, struct.pack("<L", 24)))
     assert "the archive is damaged (Bad CRC-32" in refused(path)
     assert tracemalloc.get_traced_memory()[1] < 8 << 20
     tracemalloc.stop()
