@@ -70,7 +70,7 @@ def make_network(
         net = DFT(**arguments)
     _refuse_misfits(net.state_dict(), state, where)
     net.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
-    return net.requires_grad_(True)
+    return net
 
 
 def _refuse_misfits(

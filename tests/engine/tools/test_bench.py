@@ -74,6 +74,20 @@ def test_the_product_s_memory_is_not_that_of_the_run(monkeypatch):
     assert module.bench(options, RECIPE, Runtime(torch.device("cpu"))).run().peak_memory == 1
 
 
+@pytest.mark.parametrize(("part", "passes"), [("forward", 1), ("train-step", 3), ("restore", 4)])
+def test_the_work_of_all_images_and_passes_counts(part, passes, monkeypatch):
+    monkeypatch.setattr(module, "_seconds_of", lambda *_: 0.5)
+    monkeypatch.setattr(module, "gemm_tflops", lambda _: 2.0)
+    monkeypatch.setattr(module, "_train_step", lambda *_: None)
+    options = BenchOptions(part, size=16, batch=3, repeats=1)
+    result = module.bench(options, RECIPE, Runtime(torch.device("cpu"))).run()
+    macs = 3 * passes * module.network_macs(RECIPE.network, 16, 16)
+    assert result.gmac == pytest.approx(macs / 1e9)
+    assert result.tflops == pytest.approx(2 * macs / 0.5 / 1e12)
+    assert result.of_gemm == pytest.approx(result.tflops / 2)
+    assert result.images_per_second == 6
+
+
 def test_more_batches_are_timed_than_the_recipe_has_iterations(shard_folder):
     recipe = load_recipe("tiny", ["coarse.iterations=2"])
     options = BenchOptions("loader", size=16, repeats=4, data=shard_folder)

@@ -58,7 +58,13 @@ def test_an_entry_that_is_written_is_read_back(packaged: Path, derain: Path) -> 
     assert entry.scores == [PublishedScore(**FACTS["scores"][0])]
     assert (entry.bytes, entry.grid, entry.network["dim"]) == (derain.stat().st_size, [999, 500], 8)
     assert checked_file(entry) == derain
-    assert is_packaged(derain)
+    (packaged.parent / "link.pt").symlink_to(derain)
+    for path in (
+        derain,
+        packaged / ".." / packaged.name / "derain.pt",
+        packaged.parent / "link.pt",
+    ):
+        assert is_packaged(path)
     assert not is_packaged(packaged.parent / "derain.pt")
 
 

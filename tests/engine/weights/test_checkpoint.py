@@ -24,7 +24,9 @@ from c2fdft_cli.engine.weights.checkpoint import (
     load_checkpoint,
     plain,
     read_meta,
+    replace_meta,
     save_checkpoint,
+    versions,
 )
 from c2fdft_cli.errors import CheckpointError, RecipeError, ResourceError
 from c2fdft_cli.recipe.files import load_recipe
@@ -59,6 +61,16 @@ def test_a_checkpoint_is_read_back_as_saved(saved):
     x, t = wave([1, 6, 16, 16], 0.2), torch.tensor([5.0])
     with torch.inference_mode():
         assert torch.equal(checkpoint.network()(x, t), net(x, t))
+
+
+def test_metadata_are_replaced_by_those_of_the_present_versions(saved):
+    path, before = saved[0], load_checkpoint(saved[0])
+    meta = replace(before.meta, grid=[400], versions={"torch": "1.0"})
+    assert not replace_meta(path, meta, {**before.ema, "output.weight": torch.ones(1)})
+    assert load_checkpoint(path).timesteps() == [999, 500]
+    assert replace_meta(path, meta, before.ema)
+    after = load_checkpoint(path)
+    assert (after.timesteps(), after.meta.versions) == ([400], versions())
 
 
 @pytest.mark.parametrize(

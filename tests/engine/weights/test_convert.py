@@ -90,6 +90,17 @@ def test_the_only_set_of_a_file_is_not_stored_as_the_other(tmp_path, ema, kind, 
     assert set(torch.load(official.out, weights_only=True)) == {"params", "params_ema"}
 
 
+@pytest.mark.parametrize("key", ["params", "params_ema"])
+def test_a_file_in_which_either_set_does_not_fit_is_refused(ours, key):
+    content = torch.load(ours, weights_only=True)
+    content[key]["output.weight"] = torch.ones(1)
+    torch.save(content, ours)
+    for options in ({}, {"ema_only": True}):
+        with pytest.raises(CheckpointError, match=r"ours\.pt: the weights do not fit the network"):
+            made(ours, "new.pt", **options)
+    assert not ours.with_name("new.pt").exists()
+
+
 def test_losses_in_the_official_format_are_noted(ours):
     done = convert(ours, ours.with_name("a.pth"), ConvertOptions())
     assert done.left_out == [
