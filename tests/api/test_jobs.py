@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import c2fdft_cli as c2fdft
+from c2fdft_cli.api import jobs
 from c2fdft_cli.engine.train.events import StepDone
 from c2fdft_cli.engine.weights.checkpoint import load_checkpoint
 from tests.kit.command import run as run_command
@@ -293,7 +294,7 @@ def test_overrides_may_be_a_mapping(shard_folder, tmp_path):
     assert done.step == 2
 
 
-def test_errors_are_those_of_the_program(shard_folder, tmp_path):
+def test_errors_are_those_of_the_program(shard_folder, tmp_path, monkeypatch):
     with pytest.raises(c2fdft.CheckpointError, match="needs weights to start from"):
         c2fdft.train("fine", data=shard_folder)
     with pytest.raises(c2fdft.UsageError, match="stage must be coarse or fine, got 'medium'"):
@@ -314,11 +315,14 @@ def test_errors_are_those_of_the_program(shard_folder, tmp_path):
         c2fdft.sweep_steps(write_random(tmp_path / "w.pt"), data=tmp_path / "nowhere")
     with pytest.raises(c2fdft.UsageError, match="steps must be 1 to 1000, got 0"):
         c2fdft.sweep_steps(tmp_path / "w.pt", data=shard_folder, steps=[0])
+    left = []
+    monkeypatch.setattr(jobs, "destroy_process_group", lambda: left.append(1))
     with pytest.raises(c2fdft.Interrupted, match="state saved"):
         c2fdft.train(
             "coarse", recipe="tiny", data=shard_folder, out=tmp_path / "run", overrides=list(MINI),
             device="cpu", precision="fp32", max_seconds=0,
         )  # fmt: skip
+    assert left  # a group of processes would refuse the next training
 
 
 @pytest.mark.parametrize(("call", "says"), [

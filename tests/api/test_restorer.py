@@ -127,7 +127,7 @@ def test_a_transparent_colour_becomes_alpha(restorer, tmp_path, mode, becomes):
     seen = np.asarray(image.convert("RGBA"))[..., 3]
     assert not seen[2, 3]
     restored = restorer(image)
-    assert restored.mode == becomes
+    assert (restored.mode, restored.info) == (becomes, {})
     restored.save(tmp_path / "out.png")
     again = PIL.Image.open(tmp_path / "out.png").convert("RGBA")
     assert np.array_equal(np.asarray(again)[..., 3], seen)
@@ -486,9 +486,12 @@ def test_a_restorer_can_be_copied_and_pickled(restorer):
     """A pool of processes needs this."""
     image = random_picture(16, 24).pixels
     expected = restorer(image)  # a restorer that was used holds more state
-    for other in (copy.deepcopy(restorer), pickle.loads(pickle.dumps(restorer))):
+    pickled = pickle.dumps(restorer)
+    for other in (copy.deepcopy(restorer), pickle.loads(pickled)):
         assert repr(other) == repr(restorer)
         assert np.array_equal(other(image), expected)
+    weights = 4 * sum(one.numel() for one in restorer.module().parameters())
+    assert len(pickled) < 1.5 * weights  # without the raw weights
 
 
 @pytest.mark.parametrize(("call", "says"), [
@@ -601,7 +604,7 @@ def test_a_text_is_no_sequence_of_images(restorer, text):
 
 
 def test_a_call_reports_its_progress_and_can_be_cancelled(restorer):
-    images = [random_picture(16, 24).pixels, random_picture(24, 40).pixels]
+    images = [random_picture(*size).pixels for size in ((16, 24), (24, 40), (8, 16))]
     shares: list[float] = []
     expected = restorer(images, progress=shares.append)
     assert shares == sorted(shares)
