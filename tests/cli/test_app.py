@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +16,15 @@ import torch
 
 from c2fdft_cli.cli import command_list
 from c2fdft_cli.cli.app import app
+from c2fdft_cli.cli.commands import start
 from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import Meta, save_checkpoint
 from c2fdft_cli.errors import DataError
 from c2fdft_cli.execution import device
+from c2fdft_cli.files.writing import atomic_path
 from c2fdft_cli.recipe.schema import Network
+from c2fdft_cli.signals import SignalReceived
 from tests.kit.command import refused, run
 from tests.kit.formula import picture
 from tests.kit.training import MINI
@@ -349,6 +353,21 @@ def test_a_completion_that_cannot_be_installed_is_an_error(tmp_path, monkeypatch
     # otherwise typer takes the shell that runs the tests, and no argument
     monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
     refused("--install-completion", "bash", code=5, says="cannot write the file")
+
+
+def test_a_signal_leaves_no_temporary_file(tmp_path, monkeypatch):
+    """One that arrives while Python enters a `with` block, whose end then never runs."""
+    entered = []
+
+    def interrupted() -> None:
+        entered.append(atomic_path(tmp_path / "out.png"))
+        entered[0].__enter__()
+        raise SignalReceived(signal.SIGTERM, "start it again")
+
+    monkeypatch.setattr(start, "show_version", interrupted)
+    refused("version", code=143, says="terminated by SIGTERM\nhint: start it again")
+    assert list(tmp_path.iterdir()) == []
+    entered[0].__exit__(KeyError, KeyError("the end"), None)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
