@@ -217,7 +217,11 @@ def test_the_peak_is_that_of_this_process(monkeypatch: pytest.MonkeyPatch) -> No
 def test_both_thresholds_of_the_heap_must_be_accepted(
     monkeypatch: pytest.MonkeyPatch, taken: dict[int, int], result: bool
 ) -> None:
-    library = SimpleNamespace(mallopt=lambda which, value: taken[which])
+    asked: dict[int, int] = {}
+    library = SimpleNamespace(
+        mallopt=lambda which, value: (asked.__setitem__(which, value), taken[which])[1]
+    )
     monkeypatch.setattr(memory.sys, "platform", "linux")
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: library)
     assert keep_freed_memory() is result
+    assert asked[-1] == -1  # the top of the heap is never trimmed; 0 would trim it always

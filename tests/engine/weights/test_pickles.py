@@ -269,9 +269,9 @@ SLOW = {
     + b"h\x01h\x00\x85R0" * 20_000
     + b"N.",
     "one argument list for many calls": b"("
-    + b"N" * 45_000
+    + b"N" * 30_000
     + b"tq\x00ctorch\nSize\nq\x01"
-    + b"h\x01h\x00R0" * 45_000
+    + b"h\x01h\x00R0" * 30_000
     + b"N.",
 }
 LARGE = {
@@ -281,6 +281,14 @@ LARGE = {
     "memo": b"Nr\xff\xff\xff\x7f0" * 1_000 + b"N.",
     "names": b"\x80\x04" + LONG + b"q\x00" + b"h\x00h\x00\x93" * 2_000 + b".",
 }
+
+
+def test_a_call_with_many_arguments_which_would_be_copied_is_not_made():
+    most = pickles.MAX_ARGUMENTS
+    called, not_called = (
+        read(b"ctorch\nSize\n(" + b"I7\n" * count + b"tR.") for count in (most, most + 1)
+    )
+    assert (called, not_called) == (7, Opaque("torch.Size"))
 
 
 @pytest.mark.parametrize("kind", SLOW)
