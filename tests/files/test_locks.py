@@ -39,6 +39,8 @@ def test_a_folder_is_locked_by_one_process(tmp_path, monkeypatch, known):
         here = f"; if process {os.getpid()} on "
         assert (here in caught.value.hint) is not known
         assert caught.value.hint.endswith(f"no longer exists, delete {tmp_path}/.lock") is not known
+    with hold_folder(tmp_path, "another process works here"):
+        pass
 
 
 @pytest.mark.parametrize(
