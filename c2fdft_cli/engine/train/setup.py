@@ -22,7 +22,7 @@ from c2fdft_cli.engine.weights.build import (
     refuse_lost_image,
     timesteps_of_recipe,
 )
-from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint, versions
+from c2fdft_cli.engine.weights.checkpoint import Checkpoint, load_checkpoint, recipe_in, versions
 from c2fdft_cli.errors import CheckpointError, DataError, RecipeError, UsageError
 from c2fdft_cli.execution.device import GPU_ONLY, Runtime, make_runtime, with_precision
 from c2fdft_cli.execution.distributed import (
@@ -159,7 +159,7 @@ def _resumed(options: TrainOptions, run: RunFolder) -> TrainPlan:
             where=run.path,
             hint=f"use train-{meta.stage} --resume",
         )
-    own = recipe_from_dict(meta.recipe, (), str(path))
+    own = recipe_in(meta.recipe, (), path)
     recipe, changes = _changed_recipe(options, own, run, meta.data)
     if options.recipe is None:
         notices += _edited_copy(run, own)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from c2fdft_cli.engine.train.folder import RunFolder
-from c2fdft_cli.engine.weights.checkpoint import Meta, read_meta
+from c2fdft_cli.engine.weights.checkpoint import IF_LATER, Meta, read_meta
 from c2fdft_cli.engine.weights.identify import UnreadableError
 from c2fdft_cli.engine.weights.stored import refuse_missing
 from c2fdft_cli.engine.weights.tensors import load_tensors
@@ -124,7 +124,11 @@ def load_state(path: Path) -> LoadedState:
         hint = f"start a new run from its newest weights: --init {path.parent}/checkpoints/last.pt"
         what = f"the training state is damaged ({error.what})"
         raise DamagedStateError(what, where=path, hint=hint) from error
-    if content.get("state_version") != STATE_VERSION:
+    version = content.get("state_version")
+    if isinstance(version, int) and version > STATE_VERSION:
+        what = f"the training state has version {version}, this program reads {STATE_VERSION}"
+        raise CheckpointError(what, where=path, hint="upgrade c2fdft")
+    if version != STATE_VERSION:
         raise CheckpointError(
             "not a training state of this program", where=path, hint="give checkpoints to --init"
         )
@@ -132,4 +136,6 @@ def load_state(path: Path) -> LoadedState:
         meta = read_meta(content.get("meta"), path)
         return validate(LoadedState, {**content, "meta": meta})
     except ValueError as error:
-        raise CheckpointError(f"a damaged training state: {error}", where=path) from error
+        raise CheckpointError(
+            f"a damaged training state: {error}", where=path, hint=IF_LATER
+        ) from error

@@ -30,7 +30,7 @@ from c2fdft_cli.engine.weights.identify import not_a_checkpoint
 from c2fdft_cli.engine.weights.pickles import StoredTensor
 from c2fdft_cli.engine.weights.stored import METADATA, containers_of, enough_memory, open_stored
 from c2fdft_cli.engine.weights.tensors import OUR_KEYS, SUFFIX, save_safetensors, save_tensors
-from c2fdft_cli.errors import CheckpointError, DataError
+from c2fdft_cli.errors import CheckpointError, DataError, RecipeError
 from c2fdft_cli.recipe.files import recipe_from_dict
 from c2fdft_cli.recipe.schema import Diffusion, Network, Recipe
 from c2fdft_cli.validation import STRICT, NotBool, validate
@@ -41,7 +41,11 @@ from c2fdft_cli.words import for_shell
 if TYPE_CHECKING:
     from c2fdft_cli.data.shards.reader import ShardSet
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The version that is written; 1, that of version 0.1.0, lacks `data_train` and `data_val`."""
+_READ_VERSIONS = (1, FORMAT_VERSION)
+IF_LATER = "if a later version of c2fdft wrote the file, upgrade c2fdft"
+"""What to try if metadata has keys or values that this version does not know."""
 MAX_META_BYTES = 16 << 20
 StateDict = dict[str, Tensor]
 SET_KEYS: dict[WeightSet, str] = {"raw": "params", "ema": "params_ema"}
@@ -112,10 +116,13 @@ class Checkpoint:
         )
 
     def recipe(self, overrides: list[str]) -> Recipe | None:
-        """Return the recipe of the training run, with overrides; None if the file has none."""
-        if self.meta.recipe is None:
-            return None
-        return recipe_from_dict(self.meta.recipe, overrides, where=str(self.path))
+        """Return the recipe of the training run, with overrides; None if the file has none.
+
+        Raises:
+            RecipeError: as `recipe_in`.
+        """
+        own = self.meta.recipe
+        return None if own is None else recipe_in(own, overrides, self.path)
 
     def task(self) -> str | None:
         """Return the task that the weights were trained for; None if the file does not state it."""
@@ -285,9 +292,9 @@ def read_meta(text: object, path: Path) -> Meta:
         version = values.pop("format_version")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise not_a_checkpoint(path, "its metadata is not JSON text") from error
-    if version != FORMAT_VERSION:
+    if version not in _READ_VERSIONS:
         raise CheckpointError(
-            f"the file has format version {version}, this program reads {FORMAT_VERSION}",
+            f"the file has format version {version}, this program reads 1 to {FORMAT_VERSION}",
             where=path,
             hint="upgrade c2fdft",
         )
@@ -296,8 +303,24 @@ def read_meta(text: object, path: Path) -> Meta:
         if meta.grid is not None:
             meta.grid = check_timesteps(meta.grid, meta.diffusion.timesteps)
     except ValueError as error:
-        raise not_a_checkpoint(path, f"its metadata cannot be used: {error}") from error
+        what = f"its metadata cannot be used: {error}"
+        raise not_a_checkpoint(path, what, IF_LATER) from error
     return meta
+
+
+def recipe_in(values: Mapping[str, Any], overrides: Sequence[str], path: Path) -> Recipe:
+    """Return the recipe in the metadata of a file, with overrides.
+
+    Raises:
+        RecipeError: the recipe, or an override, has unknown keys or values that cannot be used.
+    """
+    try:
+        return recipe_from_dict(values, overrides, where=str(path))
+    except RecipeError as error:
+        if error.where is None:  # an override is wrong
+            raise
+        what, details = error.what, error.details
+        raise RecipeError(what, where=path, hint=IF_LATER, details=details) from error
 
 
 def infer_network(state: Mapping[str, Tensor], path: Path) -> Network:

@@ -874,6 +874,14 @@ def test_an_edited_state_is_refused_in_one_line(stopped, state_of_stopped, chang
         resume("coarse", stopped)
 
 
+def test_a_state_of_a_later_version_is_refused_with_a_hint(stopped, state_of_stopped):
+    save_tensors(stopped / "state.pt", {**state_of_stopped, "state_version": 2})
+    (stopped / "state-previous.pt").unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match="has version 2, this program reads 1") as caught:
+        resume("coarse", stopped)
+    assert caught.value.hint == "upgrade c2fdft"
+
+
 @pytest.mark.parametrize("key", ["param_groups", "state"])
 def test_an_optimiser_state_that_does_not_fit_is_refused_in_one_line(stopped, key):
     content = load_tensors(stopped / "state.pt")

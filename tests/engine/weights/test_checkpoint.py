@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import (
+    IF_LATER,
     Checkpoint,
     Meta,
     besides_weights,
@@ -96,7 +97,35 @@ def test_eta_is_that_of_the_recipe_even_if_this_version_cannot_read_it(saved, re
 def test_a_checkpoint_has_the_keys_of_an_official_one(saved):
     content = torch.load(saved[0], weights_only=True)
     assert set(content) == {"params", "params_ema", "meta"}
-    assert json.loads(content["meta"])["format_version"] == 1
+    assert json.loads(content["meta"])["format_version"] == 2
+
+
+def test_metadata_of_the_first_version_are_read(saved):
+    path, _ = saved
+    values = json.loads(load_checkpoint(path).meta.to_json())
+    for key in ("data_train", "data_val"):
+        del values[key]
+    rewrite(path, meta=json.dumps({**values, "format_version": 1}))
+    meta = load_checkpoint(path).meta
+    assert meta.data_train is meta.data_val is None
+    assert meta.network == load_checkpoint(path).meta.network
+
+
+def test_what_a_later_version_may_have_written_is_refused_with_a_hint(saved):
+    path, _ = saved
+    checkpoint = load_checkpoint(path)
+    checkpoint.meta.recipe = {"train": {"muon": True}}
+    with pytest.raises(RecipeError, match=r"unknown key train\.muon") as caught:
+        checkpoint.recipe([])
+    assert caught.value.hint == IF_LATER
+    with pytest.raises(RecipeError, match="given as") as caught:
+        replace(checkpoint, meta=replace(checkpoint.meta, recipe={})).recipe(["train.muon=1"])
+    assert caught.value.hint != IF_LATER
+    values = json.loads(checkpoint.meta.to_json())
+    rewrite(path, meta=json.dumps({**values, "colours": "linear"}))
+    with pytest.raises(CheckpointError, match="unknown key colours") as refused:
+        load_checkpoint(path)
+    assert refused.value.hint == IF_LATER
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

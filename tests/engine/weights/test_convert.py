@@ -365,4 +365,4 @@ def test_to_overrides_the_suffix(ours):
 
 def test_meta_is_json_in_the_file(ours):
     content = torch.load(made(ours, "b.pt"), weights_only=True)
-    assert json.loads(content["meta"])["format_version"] == 1
+    assert json.loads(content["meta"])["format_version"] == 2
