@@ -30,6 +30,10 @@ _NOT_OURS = (ValueError, KeyError, TypeError, RecursionError)
 """What parsing a file raises that this program did not write, or that was edited."""
 
 
+class _LaterVersionError(ValueError):
+    """A sweep has a later format version than this program reads."""
+
+
 class Trial(NamedTuple):
     """A restoration to score: the image's name, the seed of its noise, and the timesteps."""
 
@@ -70,7 +74,11 @@ class SweepLog:
         except _NOT_OURS as error:
             if overwrite:
                 return
-            raise DataError("not a sweep of this program", where=self.path, hint=hint) from error
+            if isinstance(error, _LaterVersionError):
+                what, hint = str(error), f"upgrade c2fdft, or {hint}"
+            else:
+                what = "not a sweep of this program"
+            raise DataError(what, where=self.path, hint=hint) from error
         if settings == self.settings:
             self.scores = scores
         elif not overwrite:
@@ -152,7 +160,14 @@ def _as_row(trial: Trial, scored: Scored) -> _Row:
 def _read(path: Path) -> tuple[dict[str, Any], dict[Trial, Scored]]:
     """Read settings and scores; OSError, or one of `_NOT_OURS` if `save` did not write the file."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    if content["format"] != FORMAT or content["format_version"] != FORMAT_VERSION:
+    version = content["format_version"]
+    if content["format"] != FORMAT:
+        raise ValueError("another format")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise _LaterVersionError(
+            f"the sweep has format version {version}, this program reads {FORMAT_VERSION}"
+        )
+    if version != FORMAT_VERSION:
         raise ValueError("another format")
     scores = {}
     rows: list[_Row] = adapter(list[_Row]).validate_python(content["trials"])

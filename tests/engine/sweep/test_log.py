@@ -108,13 +108,21 @@ def test_scores_that_the_system_does_not_read_are_not_given_up(tmp_path, monkeyp
     assert not is_of_other_weights(path, "b")
 
 
-@pytest.mark.parametrize("key", ["format", "format_version"])
-def test_a_file_of_another_format_or_version_is_refused(tmp_path, key):
+@pytest.mark.parametrize(
+    ("changed", "words", "hint"),
+    [
+        ({"format": 99}, "not a sweep of this program", "use --overwrite"),
+        ({"format_version": "x"}, "not a sweep of this program", "use --overwrite"),
+        ({"format_version": 2}, "has format version 2, this program reads 1", "upgrade c2fdft"),
+    ],
+)
+def test_a_file_of_another_format_or_version_is_refused(tmp_path, changed, words, hint):
     path = tmp_path / "sweep.json"
     written(path)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {key: 99}))
-    with pytest.raises(DataError):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(DataError, match=words) as caught:
         SweepLog(path, SETTINGS, overwrite=False)
+    assert (caught.value.hint or "").startswith(hint)
 
 
 @pytest.mark.parametrize(("psnr", "ssim"), [(math.inf, 1.0), (math.nan, math.nan), (30.0, 0.9)])
