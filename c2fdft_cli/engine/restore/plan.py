@@ -215,7 +215,7 @@ def _manifest(
     if is_file and os.path.exists(out) and not manifest.has(Path(out)):
         # A user's file: OUT may be the last match of a shell's pattern.
         hint = "name a folder for the outputs; to replace this file, delete it first"
-        what = "OUT exists and was not written by this program"
+        what = "OUT exists, and there is no record that this program wrote it"
         if manifest.was_written(Path(out)):
             what = "OUT was not written by this program, or was changed since"
         raise UsageError(what, where=out, hint=hint, details=_unread(manifest))

@@ -357,7 +357,9 @@ def test_a_single_existing_output_is_named(folder: Path, coarse: Path, tmp_path:
     (tmp_path / "mine.png").write_text("mine")
     result = call(folder / "a.png", tmp_path / "mine.png", "--weights", coarse)
     assert result.exit_code == 2
-    assert "mine.png: OUT exists and was not written by this program" in result.stderr
+    assert (
+        "mine.png: OUT exists, and there is no record that this program wrote it" in result.stderr
+    )
     assert (tmp_path / "mine.png").read_text() == "mine"
 
 

@@ -792,7 +792,9 @@ def test_standard_input_replaces_no_file_of_the_user(options: Request, tmp_path:
     save(mine, random_picture(8, 8))
     before = mine.read_bytes()
     for overwrite in (False, True):
-        with pytest.raises(UsageError, match="OUT exists and was not written by this program"):
+        with pytest.raises(
+            UsageError, match="OUT exists, and there is no record that this program wrote it"
+        ):
             plan(options, source="-", out=str(mine), stdin=before, overwrite=overwrite)
     assert mine.read_bytes() == before
 
@@ -848,7 +850,7 @@ def test_a_file_of_another_program_is_never_replaced(options: Request, tmp_path:
     first, second = (f"{options.source}/{i}.png" for i in (0, 1))
     before = pixels(Path(second))
     for overwrite in (False, True):
-        with pytest.raises(UsageError, match="was not written by this program"):
+        with pytest.raises(UsageError, match="no record that this program wrote it"):
             plan(options, source=first, out=second, overwrite=overwrite)
     assert np.array_equal(pixels(Path(second)), before)
 
