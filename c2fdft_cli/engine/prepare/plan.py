@@ -23,6 +23,7 @@ from c2fdft_cli.data.shards.format import (
     shard_name,
 )
 from c2fdft_cli.data.shards.index import read_index
+from c2fdft_cli.data.synthesis.degrade import parse_model
 from c2fdft_cli.engine.prepare.source import Splits
 from c2fdft_cli.errors import DataError, UsageError
 from c2fdft_cli.files.failures import read_error, write_error
@@ -299,9 +300,8 @@ def _kept(plan: Plan, present: Sequence[Path]) -> dict[Path, ShardIndex]:
             index = read_index(shard.path)
         except DataError:  # it is damaged and will be written again
             continue
-        same = replace(index.header, tool_version=shard.header.tool_version) == shard.header
         if (
-            same
+            _comparable(index.header) == _comparable(shard.header)
             and index.entries == shard.entries
             and (index.lq_start is None) == (shard.planes == 1)
         ):
@@ -316,6 +316,20 @@ def _kept(plan: Plan, present: Sequence[Path]) -> dict[Path, ShardIndex]:
         for shard in plan.shards
         if shard.path in kept and kept[shard.path].header == shard.header
     }
+
+
+def _comparable(header: ShardHeader) -> tuple[ShardHeader, object]:
+    """Return what decides whether two shards of a set mean the same.
+
+    Options of a degradation that the version which wrote a shard did not have get their defaults.
+    """
+    plain = replace(header, tool_version="", degradation="")
+    try:
+        values = json.loads(header.degradation)
+        options = parse_model(values["kind"], values["options"]).stored_options()
+    except (ValueError, KeyError, TypeError, RecursionError, UsageError):
+        return plain, header.degradation
+    return plain, {**values, "options": options}
 
 
 def _manifest(plan: Plan, choice: ValChoice | None) -> str:

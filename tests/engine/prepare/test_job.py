@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -1054,6 +1055,21 @@ def test_synthetic_pairs_depend_only_on_seed_and_name(tmp_path: Path) -> None:
     header = ShardSet.open(tmp_path / "a").header
     assert '"kind": "noise"' in header.degradation
     assert '"seed": 5' in header.degradation
+
+
+def test_shards_of_a_version_with_fewer_options_of_a_degradation_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean, out = make_clean(tmp_path / "clean", 4), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        old = {"kind": "noise", "options": {"sigma": [5.0, 50.0]}, "seed": 0, "streaks": None}
+        patch.setattr(PairReader, "degradation", json.dumps(old))
+        run(source=clean, out=out, synthesize=Synthesis("noise"), val=1)
+    before = (out / "train-00000.h5").read_bytes()
+    assert run(source=clean, out=out, synthesize=Synthesis("noise"), val=1).up_to_date
+    assert (out / "train-00000.h5").read_bytes() == before
+    with pytest.raises(UsageError, match="shards of another set"):
+        run(source=clean, out=out, synthesize=Synthesis("noise", {"sigma": 20}), val=1)
 
 
 def test_a_file_name_may_equal_the_stem_of_another(tmp_path: Path) -> None:
