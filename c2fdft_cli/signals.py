@@ -292,15 +292,30 @@ def _raise_later(lost: sys.UnraisableHookArgs) -> None:
     if not isinstance(lost.exc_value, SignalReceived):
         sys.__unraisablehook__(lost)
         return
-    # `received` is cleared because the handler would otherwise ignore the second signal as one that
-    # arrives during the clean-up. An exception raised here would be dropped again, so a timer calls
-    # the handler later, from ordinary code.
-    number, _process.received = lost.exc_value.signal_number, None
-    if sys.platform == "win32":  # which has no timers that send signals
-        threading.Timer(RAISED_AGAIN_SECONDS, signal.raise_signal, [number]).start()
-    else:
-        signal.signal(signal.SIGALRM, lambda _, frame: _handle(number, frame))
-        signal.setitimer(signal.ITIMER_REAL, RAISED_AGAIN_SECONDS)
+    # An exception raised here would be dropped again, so the handler is called later, from ordinary
+    # code, by a timer that repeats until this function has ended, however slow the machine is. It
+    # has ended when `received` is None, without which the handler ignores all signals.
+    number = lost.exc_value.signal_number
+    try:
+        if sys.platform == "win32":  # which has no timers that send signals
+            threading.Thread(target=_send_again, args=(number,), daemon=True).start()
+        else:
+            signal.signal(signal.SIGALRM, lambda _, frame: _handle_again(number, frame))
+            signal.setitimer(signal.ITIMER_REAL, RAISED_AGAIN_SECONDS, RAISED_AGAIN_SECONDS)
+    finally:
+        _process.received = None
+
+
+def _handle_again(number: int, frame: FrameType | None) -> None:
+    if _process.received is None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _handle(number, frame)
+
+
+def _send_again(number: int) -> None:
+    while _process.received is not None:
+        time.sleep(RAISED_AGAIN_SECONDS)
+    signal.raise_signal(number)
 
 
 def _exit(number: int) -> NoReturn:

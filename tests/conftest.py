@@ -28,6 +28,9 @@ collect_ignore = ["faults"] if sys.platform == "win32" else []
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also in the processes that tests start
 # images of containers may set it; each program that the tests start would compile the package anew
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# With this, which images of containers set too, a full disk is noticed when something is printed;
+# for a user it is noticed when Python writes its buffer, at the end.
+os.environ.pop("PYTHONUNBUFFERED", None)
 sys.dont_write_bytecode = False
 # Waiting for the disk took a tenth of a run, and no test cuts the power. A descriptor that cannot
 # be synced is still an error, and the programs that tests start sync their files.
