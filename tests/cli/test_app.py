@@ -370,13 +370,26 @@ def test_a_signal_leaves_no_temporary_file(tmp_path, monkeypatch):
     entered[0].__exit__(KeyError, KeyError("the end"), None)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_an_error_keeps_its_exit_code_if_stdout_is_full():
-    line = [sys.executable, "-m", "c2fdft_cli", "info", "nowhere", "--json"]
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["info", "nowhere"], 3, "error: nowhere: no such file or folder\nhint: check the path\n"),
+        (
+            ["version"],
+            5,
+            "error: standard output: the disk is full\n"
+            "hint: free some space or choose another disk\n",
+        ),
+    ],
+)
+def test_a_full_stdout_is_an_error_and_hides_no_other(words, code, says):
+    """Python alone would print an ignored exception when it exits, with exit code 120."""
+    line = [sys.executable, "-m", "c2fdft_cli", *words, "--json"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == 3
-    assert done.stderr == "error: nowhere: no such file or folder\nhint: check the path\n"
+    assert (done.returncode, done.stderr) == (code, says)
 
 
 @pytest.mark.slow

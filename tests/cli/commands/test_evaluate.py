@@ -47,6 +47,7 @@ def test_rows_statistics_and_protocol_are_printed(folders: tuple[Path, Path]) ->
     assert refused.exit_code == 6
     assert "mean (3 of 4)" in refused.stdout
     assert "scored 3 of 4: the set is incomplete" in refused.stderr
+    assert "next:" not in refused.stdout
     assert json.loads(run(*folders, "--json").stdout)["expected"] == 4
     result = run(*folders, "--protocol", "derain", "--allow-missing")
     assert result.exit_code == 0, result.output

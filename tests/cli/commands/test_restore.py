@@ -43,12 +43,15 @@ def folder(tmp_path: Path) -> Path:
 call = partial(run, "restore")
 
 
-def test_the_next_command_uses_the_protocol_of_the_weights(folder: Path, tmp_path: Path) -> None:
+def test_the_next_command_uses_the_protocol_of_the_weights(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another protocol would give other scores for the same pictures."""
+    monkeypatch.chdir(tmp_path)
     path = write_random(tmp_path / "weights.pt", protocol="derain")
-    result = call(folder, tmp_path / "out", "--weights", path, "--steps", 1)
+    result = call("--weights", path, "--steps", 1, "--", folder, "-out")
     assert result.exit_code == 0, result.output
-    assert result.stdout.rstrip().endswith(" TARGET --protocol derain")
+    assert result.stdout.endswith("\nnext: c2fdft eval ./-out TARGET --protocol derain\n")
 
 
 def test_without_targets_the_next_command_makes_comparisons(
@@ -145,9 +148,11 @@ def test_a_folder_is_restored(folder: Path, coarse: Path, tmp_path: Path) -> Non
 
 
 def test_json_is_one_document(folder: Path, fine: Path, tmp_path: Path) -> None:
-    result = call(folder, tmp_path / "out", "--weights", fine, "--json", "--precision", "fp32")
+    words = ("--weights", fine, "--precision", "fp32", "--seed", 7, "--self-ensemble", "--json")
+    result = call(folder, tmp_path / "out", *words)
     document = json.loads(result.stdout)
     assert document["grid"] == [999, 500]
+    assert (document["eta"], document["seed"], document["draws"]) == (0, 7, 8)
     assert (document["restored"], document["failed"], document["skipped"]) == (2, 0, [])
     record = document["images"][0]
     assert record.keys() >= {"source", "output", "height", "width", "calls", "grid", "seconds"}
@@ -277,6 +282,7 @@ def test_an_image_can_be_piped_through(folder: Path, coarse: Path, tmp_path: Pat
     data = (folder / "a.png").read_bytes()
     result = call("-", "-", "--weights", coarse, "--grid", "500", stdin=data)
     assert result.exit_code == 0
+    assert result.stdout_bytes.endswith(b"IEND\xaeB`\x82"), "no text follows the picture"
     (tmp_path / "piped.png").write_bytes(result.stdout_bytes)
     assert read_picture(tmp_path / "piped.png").pixels.shape == (9, 16, 3)
     assert call("-", "-", "--weights", coarse, "--json", stdin=data).exit_code == 2
