@@ -70,6 +70,8 @@ def test_the_help_command_prints_the_help(words):
 def test_help_of_an_unknown_command_is_an_error():
     refused("help", "restor", code=2, says="No such command 'restor'")
     assert "hint: did you mean c2fdft restore?" in run("help", "restor").stderr
+    # `c2fdft test` may mean `c2fdft eval`, but a group has no such command
+    assert "\nhint: see `c2fdft weights --help`\n" in run("weights", "test").stderr
 
 
 @pytest.mark.parametrize("user", ["~", "~root"])

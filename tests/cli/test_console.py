@@ -30,6 +30,7 @@ def work(meter: Meter) -> Generator[int, None, str]:
     for number in (1, 2):
         meter.report(0.2)
         meter.report(0.6)
+        meter.report(1.3)  # a part of the following number too
         yield number
     return "done"
 
@@ -60,7 +61,7 @@ def test_the_bar_moves_within_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(console, "progress_bar", watched)
     assert console.draw(job()) == "done"
-    assert moves == pytest.approx([0.2, 0.6, 1.0, 1.2, 1.6, 2.0])
+    assert moves == pytest.approx([0.2, 0.6, 1.3, 1.3, 1.3, 1.6, 2.0, 2.0])
     assert re.search(r"count.*2/2.*100%", screen.getvalue())
 
 
@@ -244,9 +245,17 @@ def test_the_cursor_is_never_hidden(tmp_path: Path) -> None:
     assert "\x1b[?25l" not in said
 
 
-def test_a_printed_command_can_be_pasted() -> None:
+def test_a_printed_command_can_be_pasted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ("eval", Path("-out"), Path("/my photos"), "--weights", "a b.pt", "-x")
-    assert console.command(*words) == "c2fdft eval ./-out '/my photos' --weights 'a b.pt' -x"
+    line = console.command(*words)
+    assert line == "c2fdft eval ./-out '/my photos' --weights 'a b.pt' -x"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "20")  # a line that is broken would be two commands
+    assert console.stdout().is_terminal
+    console.say_next(line)
+    assert re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out) == f"next: {line}\n"
 
 
 @pytest.mark.parametrize("option", ["--weights", "--recipe", "--from"])
@@ -353,6 +362,13 @@ def test_without_a_terminal_lines_are_printed(capsys: pytest.CaptureFixture[str]
     streams = capsys.readouterr()
     assert streams.err == "count: 1/2 numbers saw 1\ncount: 2/2 numbers saw 2\n"
     assert streams.out == ""
+    console.draw(Job(numbers(23), total=23, title="count", unit="number"))
+    shown = [f"count: {n}/23 numbers" for n in (3, 6, 9, 12, 15, 18, 21, 23)]
+    assert capsys.readouterr().err.splitlines() == shown
+
+
+def numbers(count: int) -> Generator[int, None, None]:
+    yield from range(count)
 
 
 def test_without_a_terminal_a_line_shows_after_a_minute_that_a_job_runs(

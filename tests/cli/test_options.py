@@ -47,12 +47,13 @@ def test_a_file_whose_name_begins_with_a_hyphen_is_not_only_an_unknown_option(
 ):
     """A shell's pattern passes such names as they are."""
     monkeypatch.chdir(tmp_path)
-    Path("-dash.png").touch()
-    done = run("restore", "-dash.png", "out")
+    name = "-one dash.png"
+    Path(name).touch()
+    done = run("restore", name, "out")
     assert done.exit_code == 2
-    assert "hint: for the file of this name, write ./-dash.png; see" in done.stderr
-    Path("-dash.png").unlink()
-    assert "write ./-dash.png" not in run("restore", "-dash.png", "out").stderr
+    assert "hint: for the file of this name, write './-one dash.png'; see" in done.stderr
+    Path(name).unlink()
+    assert "for the file of this name" not in run("restore", name, "out").stderr
 
 
 def test_an_empty_number_of_validation_pairs_is_refused(tmp_path):

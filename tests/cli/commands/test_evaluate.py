@@ -161,11 +161,11 @@ def test_two_incomplete_sides_are_both_named(folders: tuple[Path, Path], tmp_pat
 
 
 def test_weights_on_noisy_images(weights: Path, folders: tuple[Path, Path]) -> None:
-    words = ("--weights", weights, "--device", "cpu", "--precision", "fp32", "--sigma", "25")
+    words = ("--weights", weights, "--device", "cpu", "--precision", "fp32", "--sigma", "25.0625")
     result = run(folders[1], *words, "--seed", "3")
     assert result.exit_code == 0, result.output
-    assert "Gaussian noise of sigma 25 (seed 3, floats, unclipped)" in result.stdout
-    weighted = f"c2fdft eval {folders[1]} --weights {weights} --sigma 25 --device cpu"
+    assert "Gaussian noise of sigma 25.0625 (seed 3, floats, unclipped)" in result.stdout
+    weighted = f"c2fdft eval {folders[1]} --weights {weights} --sigma 25.0625 --device cpu"
     assert f"{weighted} --precision fp32 --seed 3 --report" in result.stdout.replace("\n", "")
     result = run(folders[1], *words, "--json")
     assert json.loads(result.stdout)["degraded"]["mean"]["psnr"] == pytest.approx(20.2, abs=0.3)
@@ -278,7 +278,7 @@ def sidd(tmp_path: Path) -> Path:
     return folder
 
 
-def test_sidd_blocks_are_scored(sidd: Path, weights: Path) -> None:
+def test_sidd_blocks_are_scored(sidd: Path, weights: Path, tmp_path: Path) -> None:
     result = run(sidd)
     assert result.exit_code == 0, result.output
     assert "scene-02_block-01" in result.stdout
@@ -290,7 +290,12 @@ def test_sidd_blocks_are_scored(sidd: Path, weights: Path) -> None:
         assert [row["name"] for row in facts["images"]] == ["scene-01_block-01"]
         assert facts["degraded"]["mean"]["psnr"] > 0
         assert facts["next"].endswith("--report report")
-    (sidd / "ValidationGtBlocksSrgb.mat").unlink()
+    (tmp_path / "clean").mkdir()
+    (sidd / "ValidationGtBlocksSrgb.mat").rename(tmp_path / "clean" / "ValidationGtBlocksSrgb.mat")
+    elsewhere = run(sidd / "ValidationNoisyBlocksSrgb.mat", tmp_path / "clean")
+    assert elsewhere.stdout.splitlines()[:-1] == result.stdout.splitlines()[:-1]
+    restored = run(sidd, tmp_path / "clean", *words, "--images", "1")
+    assert json.loads(restored.stdout)["mean"] == facts["mean"]
     lost = run(sidd)
     assert lost.exit_code == 3
     assert "no ValidationGtBlocksSrgb.mat in the folder" in lost.stderr

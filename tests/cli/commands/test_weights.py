@@ -186,10 +186,16 @@ def test_a_file_of_the_same_name_does_not_shadow_packaged_weights(
 
 
 @pytest.mark.usefixtures("two")
-def test_eval_finds_weights_by_name(shard_folder: Path) -> None:
+def test_eval_finds_weights_by_name(
+    shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("derain", "derain-4step"):
+        Path(name).touch()  # about which --json says nothing
     words = ("--data", shard_folder, "--images", 1, *CPU)
     said = run("eval", "--weights", "derain-4step", "--against", "derain", "--json", *words)
     assert said.exit_code == 0, said.output
+    assert "is packaged" not in said.stderr
     document = json.loads(said.stdout)
     assert "against" in document
     assert document["next"].startswith("c2fdft eval --weights derain-4step")
