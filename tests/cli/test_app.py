@@ -689,8 +689,16 @@ def test_the_six_commands_run_in_sequence(pairs, tmp_path, shard_folder, monkeyp
     short = (*MINI, "coarse.iterations=4", "fine.iterations=2")
     done = run("train-coarse", *data, *cpu, "--out", coarse, "--json", *short)
     assert done.exit_code == 0, done.stderr
-    assert json.loads(done.stdout)["step"] == 4
+    trained = json.loads(done.stdout)
+    assert trained["step"] == 4
+    assert trained["next"] == f"c2fdft sweep-steps {coarse / 'coarse.pt'}"
     assert "step 4" in (coarse / "train.log").read_text()
+    told = run("info", coarse, "--json").stdout
+    assert run("info", coarse / "state.pt", "--json").stdout == told
+    facts = json.loads(told)
+    assert (facts["kind"], facts["stage"], facts["step"]) == ("run", "coarse", 4)
+    assert facts["best_psnr"] == trained["best_psnr"] > 0
+    assert facts["last_row"]["iteration"] == "4"
     swept = run("sweep-steps", coarse / "coarse.pt", *cpu, "--steps", "1-2", "--json")
     assert swept.exit_code == 0, swept.stderr
     stamped = json.loads(run("info", coarse / "coarse.pt", "--json").stdout)

@@ -43,8 +43,9 @@ def weights(shard_folder: Path, tmp_path: Path) -> Path:
 
 def test_rows_statistics_and_protocol_are_printed(folders: tuple[Path, Path]) -> None:
     (folders[1] / "extra.png").write_bytes((folders[1] / "0.png").read_bytes())
-    refused = run(*folders, "--protocol", "derain")
+    refused = run(*folders, "--protocol", "derain", "--border", 1)
     assert refused.exit_code == 6
+    assert ", border of 1 px skipped\n" in refused.stdout
     assert "mean (3 of 4)" in refused.stdout
     assert "scored 3 of 4: the set is incomplete" in refused.stderr
     assert "next:" not in refused.stdout
@@ -158,6 +159,7 @@ def test_two_incomplete_sides_are_both_named(folders: tuple[Path, Path], tmp_pat
     assert "A: scored 2 of 3: the set is incomplete" in said
     assert f"B ({other}): scored 1 of 3: the set is incomplete" in said
     assert f"{other / '1.png'}: cannot read the image" in said
+    assert f"B: not scored: {other / '1.png'}: cannot" in result.stdout.replace("\n", "")
 
 
 def test_weights_on_noisy_images(weights: Path, folders: tuple[Path, Path]) -> None:
@@ -187,7 +189,10 @@ def test_a_set_with_missing_partners_ends_with_exit_6(weights: Path, tmp_path: P
     assert facts["missing"]["target"] == [str(folder / "input" / "2.png")]
 
 
-def test_requested_files_are_written(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_requested_files_are_written(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/home/me/bin/c2fdft", "eval", "here"])
     other = fill(tmp_path / "b", 20)
     words = ("--metrics", "gmsd", "--csv", tmp_path / "rows.csv", "--report", tmp_path / "page")
     result = run(*folders, *words, "--against", other, "--json")
@@ -208,12 +213,16 @@ def test_requested_files_are_written(folders: tuple[Path, Path], tmp_path: Path)
     assert header == "name,psnr,ssim,gmsd,protocol,b_psnr,b_ssim,b_gmsd"
     page = (tmp_path / "page" / "index.html").read_text()
     assert all(page.count(f'"name": "{k}"') for k in range(3))
+    assert "c2fdft eval here" in page
+    assert "/home/me" not in page
     shown = run(*folders, "--report", tmp_path / "page", "--overwrite")
     assert "size of the page" not in shown.stdout  # below 1 MiB
     again = run(*folders, "--csv", tmp_path / "rows.csv")
     assert again.exit_code == 2
     assert "use --overwrite" in again.stderr
-    assert run(*folders, "--csv", tmp_path / "rows.csv", "--overwrite").exit_code == 0
+    replaced = run(*folders, "--csv", tmp_path / "rows.csv", "--overwrite")
+    assert replaced.exit_code == 0
+    assert f"written: {tmp_path}/rows.csv\n" in replaced.stdout
 
 
 def test_the_next_command_scores_the_same(
@@ -390,6 +399,8 @@ def test_a_list_pairs_results_of_any_names(folders: tuple[Path, Path]) -> None:
     result = run("--pairs", plain, out, "--json")
     assert result.exit_code == 0, result.stderr
     facts = json.loads(result.stdout)
+    with_degraded = json.loads(run("--pairs", plain, out, "--degraded", out, "--json").stdout)
+    assert with_degraded["degraded"]["mean"] == facts["mean"]
     assert [row["name"] for row in facts["images"]] == ["result-0", "result-1"]
     assert facts["images"][0]["psnr"] > facts["images"][1]["psnr"]
     assert shlex.split(facts["next"])[2:-2] == [str(out), "--pairs", str(plain)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from c2fdft_cli.engine.tools import doctor
 from c2fdft_cli.engine.tools.doctor import Finding, examine
 from c2fdft_cli.execution import compiling, device
 from c2fdft_cli.execution.cuda import crashes
+from c2fdft_cli.words import many
 from tests.kit.gpu import pretend_gpu, require_triton
 
 
@@ -109,9 +111,11 @@ def test_a_driver_library_that_is_not_found_is_skipped(monkeypatch: pytest.Monke
 
     pretend_gpu(monkeypatch, (9, 0), ["sm_90"], name="NVIDIA H100")
     monkeypatch.setattr(doctor.ctypes, "CDLL", missing)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
     found = findings()
     assert found["driver"].found.startswith("unknown: ")
     assert found["GPU"].good
+    assert (found["NCCL"].good, found["NCCL"].found) == (False, "none")
 
 
 @pytest.mark.usefixtures("driver")
@@ -123,6 +127,34 @@ def test_a_gpu_that_is_not_served_is_reported(monkeypatch: pytest.MonkeyPatch) -
     assert "built for this GPU" in str(found["device"].hint)
     assert not found["torch's GPUs"].good
     assert not found["GPU"].good
+
+
+def test_disk_memory_and_packages_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version_of(package: str) -> str:
+        if package == "tensorboard":
+            raise PackageNotFoundError(package)
+        return f"{package} 1.0"
+
+    free = [3 << 29, 1 << 29]
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=free.pop(0)))
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
+    monkeypatch.setattr(doctor, "available_memory", lambda: 5 << 29)
+    monkeypatch.setattr(doctor, "kernels_or_reason", lambda _: (None, "no compiler"))
+    monkeypatch.setattr(doctor, "version", version_of)
+    lacks = {"av"}
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: name not in lacks or None)
+    found = findings()
+    assert (found["disk"].good, found["disk"].found) == (True, "1.5 GiB free here")
+    assert found["memory"].found == "2.5 GiB available"
+    assert (found["compiler"].good, found["compiler"].found) == (False, "none")
+    assert found["av"] == Finding(
+        "av", False, "videos in `c2fdft restore`", "pip install 'c2fdft[video]'"
+    )
+    assert found["pywt"].found == "PyWavelets 1.0: `c2fdft eval --no-reference`"
+    assert found["tensorboard"].found == "installed: curves and samples of a training"
+    if not torch.cuda.is_available():
+        assert f"cpu, {many(torch.get_num_threads(), 'thread')}, " in found["device"].found
+    assert not findings()["disk"].good
 
 
 def test_the_kernels_of_this_cpu_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:

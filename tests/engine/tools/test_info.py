@@ -15,8 +15,14 @@ from c2fdft_cli.core.diffusion import spaced_timesteps
 from c2fdft_cli.data.shards.format import Entry
 from c2fdft_cli.engine.tools.info import describe
 from c2fdft_cli.engine.train.folder import COLUMNS
-from c2fdft_cli.engine.weights.checkpoint import load_checkpoint, save_checkpoint, versions
-from c2fdft_cli.errors import DataError
+from c2fdft_cli.engine.weights.checkpoint import (
+    Meta,
+    load_checkpoint,
+    save_checkpoint,
+    versions,
+)
+from c2fdft_cli.errors import CheckpointError, DataError
+from c2fdft_cli.recipe.schema import Network
 from tests.kit.shards import ENTRIES, HEADER, pairs_of, write_shard
 
 
@@ -99,6 +105,21 @@ def test_only_checkpoints_of_a_run_are_listed(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "checkpoints" / "step-00000010.pt").touch()
     assert describe(tmp_path)["checkpoints"] == ["best.pt", "fine.pt", "step-00000010.pt"]
+
+
+def test_weights_that_do_not_fit_their_network_are_refused(tmp_path, tiny_net):
+    """Also those of a training, whose file names its network."""
+    state, path = tiny_net().state_dict(), tmp_path / "a.pt"
+    save_checkpoint(path, state, state, Meta(Network(dim=16, blocks=[1, 1, 1, 1]), stage="fine"))
+    with pytest.raises(CheckpointError, match=r"a\.pt: the weights do not fit the network"):
+        describe(path)
+
+
+def test_shards_of_clean_images_hold_no_pairs(tmp_path):
+    entries = [Entry("a", 8, 8)]
+    clean = [(None, gt) for _, gt in pairs_of(entries)]
+    write_shard(tmp_path / "train-00000.h5", entries, clean, HEADER, has_lq=False)
+    assert describe(tmp_path)["train"]["pairs"] is False
 
 
 def test_an_official_checkpoint_shows_what_it_has(tmp_path, tiny_net):

@@ -67,6 +67,7 @@ def test_official_files_with_one_set_of_weights(tmp_path, ema, keys):
     assert same(checkpoint.params, ema)
     assert checkpoint.meta.stage == "released"
     assert checkpoint.meta.network == SMALL
+    assert checkpoint.meta.versions == versions()
 
 
 @pytest.mark.parametrize(("kind", "key"), [("raw", "params"), ("ema", "params_ema")])
@@ -113,6 +114,7 @@ def test_losses_in_the_official_format_are_noted(ours):
         f"versions {', '.join(f'{name} {one}' for name, one in versions().items())}",
     ]
     assert done.grid == [999, 500]
+    assert done.parameters == sum(t.numel() for t in load_checkpoint(ours).ema.values())
 
 
 def test_eta_lost_in_the_official_format_is_noted(ours):
@@ -141,8 +143,12 @@ def test_a_noise_schedule_lost_in_the_official_format_is_noted(tmp_path, ema):
 
 
 def test_a_checkpoint_keeps_its_metadata(ours):
+    content = torch.load(ours, weights_only=True)
+    content["meta"] = json.dumps({**json.loads(content["meta"]), "versions": {"c2fdft": "0.1"}})
+    torch.save(content, ours)
     done = convert(ours, ours.with_name("b.pt"), ConvertOptions())
     assert load_checkpoint(done.out).meta == load_checkpoint(ours).meta
+    assert load_checkpoint(done.out).meta.versions == {"c2fdft": "0.1"}
     assert done.left_out == []
 
 
@@ -182,6 +188,8 @@ def test_values_beyond_half_precision_are_refused(tmp_path, ema):
         made(source, "half.pt", half="fp16")
     assert not (tmp_path / "half.pt").exists()
     assert made(source, "half.pt", half="bf16").is_file()
+    torch.save(ema | {"output.weight": ema["output.weight"] / 0}, source)  # any dtype has infinity
+    assert made(source, "infinite.pt", half="fp16").is_file()
 
 
 def test_a_view_is_stored_without_the_rest_of_its_tensor(tmp_path, ema):
