@@ -27,6 +27,7 @@ from c2fdft_cli.recipe.schema import Network
 from c2fdft_cli.signals import SignalReceived
 from tests.kit.command import refused, run
 from tests.kit.formula import picture
+from tests.kit.processes import python
 from tests.kit.training import MINI
 
 COMMANDS = tuple(entry.name for entry in command_list.COMMANDS)
@@ -377,7 +378,11 @@ def test_a_signal_leaves_no_temporary_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["info", "nowhere"], 3, "error: nowhere: no such file or folder\nhint: check the path\n"),
+        (
+            ["info", os.fsdecode(b"n\xffwhere")],
+            3,
+            "error: n\\udcffwhere: no such file or folder\nhint: check the path\n",
+        ),
         (
             ["version"],
             5,
@@ -408,6 +413,19 @@ def test_a_full_disk_under_stderr_costs_only_the_progress(tmp_path, pairs, sourc
     assert done.returncode == code
     assert ("error" in json.loads(done.stdout)) is bool(code)
     assert (tmp_path / "shards").exists() is (code == 0)
+
+
+@pytest.mark.slow
+def test_a_line_on_stderr_is_written_at_once():
+    """The process may be killed, or be one of a group, which ends without Python's clean-up."""
+    code = """
+import os, sys
+from c2fdft_cli.__main__ import outlive_full_stderr
+outlive_full_stderr()
+sys.stderr.write("a line\\n")
+os._exit(0)
+"""
+    assert python("-c", code).stderr == "a line\n"
 
 
 @pytest.mark.slow
@@ -442,10 +460,17 @@ def test_closed_standard_streams_are_harmless(tmp_path, pairs, closed):
 
 @pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-"])
 def test_no_file_gets_the_number_of_a_closed_stderr(closed):
+    """A program that a command starts inherits the null device there. Some warnings are ignored."""
     code = """
+import os, warnings
 from c2fdft_cli import __main__
 from c2fdft_cli.cli import app
-app.app = lambda: print(open(__main__.__file__).fileno())
+def command():
+    warnings.simplefilter("error", append=True)
+    warnings.warn("flock not supported; falling back")
+    assert os.get_inheritable(2)
+    print(open(__main__.__file__).fileno())
+app.app = command
 __main__.main()
 """
     line = f'"$0" -c "$1" {closed}'
@@ -637,6 +662,22 @@ def test_doctor_reports_the_machine():
     assert "torch" in run("doctor").stdout
     keys = {"topic", "good", "found", "hint", "required"}
     assert keys == set(json.loads(run("doctor", "--json").stdout)[0])
+
+
+def test_doctor_fails_only_if_something_required_is_missing(monkeypatch):
+    from c2fdft_cli.engine.tools import doctor
+
+    video = doctor.Finding("av", False, "videos", "pip install av")
+    opencv = doctor.Finding("opencv", False, "no libGL", "pip install headless", required=True)
+    monkeypatch.setattr(doctor, "examine", lambda: [video])
+    assert run("doctor").exit_code == 0
+    monkeypatch.setattr(doctor, "examine", lambda: [video, opencv])
+    said = run("doctor")
+    assert said.exit_code == 5
+    assert said.stderr == "error: opencv is required: no libGL\nhint: pip install headless\n"
+    states = [line.split("\u2502")[2].strip() for line in said.stdout.splitlines() if "pip" in line]
+    assert states == ["-", "not ok"]
+    assert [one["good"] for one in json.loads(run("doctor", "--json").stdout)] == [False, False]
 
 
 @pytest.mark.acceptance

@@ -132,8 +132,8 @@ def _cast(state: StateDict, dtype: torch.dtype) -> StateDict:
         UsageError: a weight exceeds the largest number of the dtype.
     """
     cast = {name: tensor.to(dtype, copy=True) for name, tensor in state.items()}
-    for name, tensor in state.items():
-        if not cast[name].isfinite().equal(tensor.isfinite()):
+    for name, tensor in cast.items():
+        if not tensor.isfinite().all():  # those of a checkpoint are finite
             raise UsageError(
                 f"{name} holds numbers that {str(dtype).removeprefix('torch.')} cannot represent",
                 hint="use --half bf16, or omit --half",

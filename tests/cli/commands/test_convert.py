@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 
 from c2fdft_cli.engine.weights.build import make_network
 from c2fdft_cli.engine.weights.checkpoint import Meta, load_checkpoint, save_checkpoint
@@ -85,6 +86,9 @@ def test_a_set_that_the_source_lacks_is_noted(weights, tmp_path):
     assert "note:" not in run(weights, averaged, "--ema-only").stderr
     done = run(averaged, tmp_path / "a.safetensors", "--raw")
     assert "note: the source has no raw weights; its only set was stored" in done.stderr
+    torch.save({"params": load_checkpoint(weights).params}, tmp_path / "official.pth")
+    done = run(tmp_path / "official.pth", tmp_path / "b.pt", "--ema-only")
+    assert "note: the source has no ema weights; its only set was stored" in done.stderr
 
 
 @pytest.mark.acceptance

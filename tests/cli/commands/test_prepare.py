@@ -15,7 +15,7 @@ from c2fdft_cli.data.images.picture import save_rgb8
 from c2fdft_cli.data.synthesis.degrade import MODELS
 from c2fdft_cli.recipe.files import load_recipe
 from c2fdft_cli.vocabulary import DEGRADATIONS, TASKS
-from c2fdft_cli.words import one_of
+from c2fdft_cli.words import binary_size, one_of
 from tests.kit.command import refused, run
 from tests.kit.formula import picture
 
@@ -38,6 +38,8 @@ def make(root: Path, *sides: str) -> Path:
 )
 def test_the_next_command_follows_the_task(tmp_path, name, sides, task):
     source, out = make(tmp_path / name, *sides), tmp_path / "out"
+    checked = json.loads(run("prepare", source, "--out", out, "--check", "--json").stdout)
+    assert checked["next"] is None, "there are no shards yet"
     said = json.loads(run("prepare", source, "--out", out, "--json").stdout)
     assert said["next"] == f"c2fdft train-coarse --recipe {task} --data {out}"
 
@@ -104,6 +106,11 @@ def test_without_a_task_the_next_command_leaves_the_recipe_open(tmp_path):
     assert "--dry-run" not in done.stderr + again.stderr
     checked = run("prepare", source, "--check")
     assert "next:" not in checked.stdout
+    assert "smallest image: 32x24\n" in checked.stdout  # the width comes first
+    found = json.loads(run("prepare", source, "--check", "--json").stdout)["check"]
+    needed = binary_size(found["bytes_needed"])
+    assert found["bytes_needed"] < found["bytes_free"]
+    assert f"disk: {needed} needed, " in checked.stdout
 
 
 def test_a_note_says_how_to_estimate_the_time_of_the_next_command(tmp_path):

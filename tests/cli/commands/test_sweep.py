@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -30,13 +31,14 @@ def coarse(shard_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_table_choice_and_next_command_are_printed(coarse: Path) -> None:
-    result = run(coarse, "--steps", "1-3", *QUICK)
+    result = run(coarse, "--steps", "3,6", *QUICK)
     assert result.exit_code == 0, result.output
     for text in ("steps", "first t", "PSNR", "SSIM", "s / image", "999 500 0", "protocol rgb"):
         assert text in result.stdout
+    assert " 999 799 ... 0 " in result.stdout
     assert "fewest sampling steps within 0.2 dB of the best PSNR" in " ".join(result.stdout.split())
     assert "highest PSNR: " in result.stdout
-    assert "network evaluations: 9" in result.stdout
+    assert "network evaluations: 12" in result.stdout
     assert f"next: c2fdft train-fine --from {coarse}" in result.stdout.replace("\n", " ")
     assert load_checkpoint(coarse).meta.grid_from == "sweep"
     assert {path.name for path in coarse.parent.glob("sweep.*")} >= {"sweep.json", "sweep.csv"}
@@ -75,12 +77,14 @@ def test_with_no_stamp_the_timesteps_are_in_the_next_command(coarse: Path) -> No
 
 def test_the_next_command_for_fine_weights_is_restore(shard_folder: Path, tmp_path: Path) -> None:
     fine = weights(tmp_path / "fine.pt", "fine", shard_folder, [999, 500])
-    words = ("--steps", "1", "--choose", "within:99dB", "--seeds", "2")
+    words = ("--steps", "1", "--choose", "within:99dB", "--seeds", "2", "--no-stamp")
     result = run(fine, *words, *QUICK)
     assert result.exit_code == 0, result.output
     assert "trained at other timesteps: 999, 500" in result.stderr
     assert "+/-" in result.stdout
-    assert f"c2fdft restore IN OUT --weights {fine}" in result.stdout.replace("\n", " ")
+    (times,) = re.findall(r"^chosen: 1 step at (\d+),", result.stdout, re.MULTILINE)
+    following = f"next: c2fdft restore IN OUT --weights {fine} --grid {times}\n"
+    assert result.stdout.endswith(following)
 
 
 @pytest.mark.parametrize(

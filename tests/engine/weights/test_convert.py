@@ -188,8 +188,6 @@ def test_values_beyond_half_precision_are_refused(tmp_path, ema):
         made(source, "half.pt", half="fp16")
     assert not (tmp_path / "half.pt").exists()
     assert made(source, "half.pt", half="bf16").is_file()
-    torch.save(ema | {"output.weight": ema["output.weight"] / 0}, source)  # any dtype has infinity
-    assert made(source, "infinite.pt", half="fp16").is_file()
 
 
 def test_a_view_is_stored_without_the_rest_of_its_tensor(tmp_path, ema):
