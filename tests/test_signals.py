@@ -201,6 +201,18 @@ def test_signals_that_were_ignored_from_the_start_stay_so():
     assert process.returncode == 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGCHLD")
+def test_the_handler_for_children_is_as_before():
+    """A library that sets its own would raise errors between any two steps."""
+    before = signal.getsignal(signal.SIGCHLD)
+    for error in (None, ValueError):
+        with suppress(ValueError), signals.child_handler_kept():
+            signal.signal(signal.SIGCHLD, lambda *_: None)
+            if error is not None:
+                raise error
+        assert signal.getsignal(signal.SIGCHLD) == before
+
+
 @pytest.mark.slow
 def test_a_fork_leaves_the_signals_to_its_parent():
     body = """

@@ -123,8 +123,11 @@ def test_the_program_without_arguments_shows_the_pipeline_on_one_screen(
         for path in (f"shards/set{number}/train-0.h5", f"runs/derain-{number}/fine.pt"):
             Path(path).parent.mkdir(parents=True)
             Path(path).touch()
+            os.utime(path, (number, number))
     result = run()
     assert result.exit_code == 0
+    newest = [f"  shards/set{number}" for number in range(found)][:-3:-1]
+    assert [line for line in result.stdout.splitlines() if line.startswith("  shards/")] == newest
     lines = result.stdout.splitlines()
     assert len(lines) <= 23  # 24 lines with the prompt
     assert max(map(len, lines)) <= 80

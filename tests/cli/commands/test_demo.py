@@ -24,6 +24,12 @@ from tests.kit.processes import start
 
 ROW = {"name": "chelsea", "psnr": 30.0, "ssim": 0.9}
 SCORES = {"protocol": "derain", "mean": {"psnr": 30.0, "ssim": 0.9}, "images": [ROW]}
+WORSE = {
+    "protocol": "derain",
+    "mean": {"psnr": 25.0, "ssim": 0.8},
+    "images": [{**ROW, "psnr": 25.0, "ssim": 0.8}],
+}
+"""The scores of the degraded images."""
 
 
 class Command:
@@ -42,7 +48,7 @@ class Command:
     def invoke(self, words: list[str]) -> None:
         self.called.append([self.name, *words])
         if self.name == "eval":
-            console.emit(SCORES)
+            console.emit(SCORES if words[0].endswith("restored") else WORSE)
             if self.error is not None:
                 raise self.error
         else:
@@ -63,7 +69,8 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_one_document_on_standard_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     demo(None, tmp_path / "demo", json=True)
     said = capfd.readouterr()
-    assert json.loads(said.out)["restored"] == SCORES
+    document = json.loads(said.out)
+    assert (document["degraded"], document["restored"]) == (WORSE, SCORES)
     assert "prepare is done\n" in said.err
 
 
@@ -74,11 +81,33 @@ def test_a_wrong_override_is_refused_before_anything_is_written(tmp_path: Path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_results_on_standard_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_results_on_standard_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[list[Path]] = []
+    monkeypatch.setattr(pictures, "comparison", lambda folders, *_: shown.append(folders))
     demo(None, tmp_path / "demo")
     said = capfd.readouterr()
     assert "prepare is done\n" in said.out
     assert "images not used for training" in said.out
+    row = next(line for line in said.out.splitlines() if "chelsea" in line)
+    assert [float(cell) for cell in row.split("\u2502")[2:-1]] == [25, 30, 0.8, 0.9]
+    assert [[path.name for path in folders] for folders in shown] == [
+        ["rainy", "restored", "clean"]
+    ]
+    weights = tmp_path / "demo" / "fine" / "fine.pt"
+    following = f"next: c2fdft restore PHOTO.jpg RESTORED.png --weights {weights}\n"
+    assert said.out.endswith(following)
+    assert "too few iterations" not in said.err
+    monkeypatch.setitem(globals(), "SCORES", WORSE)
+    demo(None, tmp_path / "again")
+    assert "too few iterations" in capfd.readouterr().err
+
+
+def test_overrides_are_for_both_trainings(commands: list[list[str]], tmp_path: Path) -> None:
+    demo(["train.seed=3"], tmp_path / "demo")
+    changed = [words[0] for words in commands if "train.seed=3" in words]
+    assert changed == ["train-coarse", "train-fine"]
 
 
 def test_the_commands_shown_are_those_that_run(
@@ -88,6 +117,8 @@ def test_the_commands_shown_are_those_that_run(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "20")  # a terminal in which a command does not fit into a line
     demo(None, Path("-x"))
     shown = [line for line in capfd.readouterr().err.splitlines() if line.startswith("$ ")]
     assert [shlex.split(line)[2:] for line in shown] == commands
