@@ -135,6 +135,13 @@ def test_on_windows_it_is_not_lost_either():
     assert (code, out, said) == (143, "terminated by SIGTERM try again\n", "")
 
 
+@pytest.mark.slow
+def test_another_error_while_an_object_is_destroyed_is_printed_as_always():
+    code, _, said = script("class Thing:\n  def __del__(self): 1 / 0\nready(); Thing()")
+    assert code == 0
+    assert "ZeroDivisionError" in said
+
+
 UNWINDS = """
 try:
     with unwinding('start anew'), unwinding('try again'), unwinding():
@@ -199,6 +206,23 @@ def test_signals_that_were_ignored_from_the_start_stay_so():
     process.send_signal(signal.SIGHUP)
     assert process.communicate(timeout=30)[0] == "went on\n"
     assert process.returncode == 0
+
+
+@pytest.mark.slow
+def test_a_program_that_a_signal_ends_cleans_up_first():
+    body = """
+import signal
+from c2fdft_cli.signals import ending_after
+with ending_after(lambda: print("not called")):
+    pass
+print(signal.getsignal(signal.SIGTERM).name)
+with ending_after(lambda: print("cleaned up", flush=True)):
+    signal.raise_signal(signal.SIGTERM)
+    print("went on", flush=True)
+"""
+    process = start("-c", body, stdout=subprocess.PIPE)
+    assert process.communicate(timeout=60)[0] == "SIG_DFL\ncleaned up\n"
+    assert process.returncode == -signal.SIGTERM
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGCHLD")

@@ -123,7 +123,8 @@ def test_the_program_without_arguments_shows_the_pipeline_on_one_screen(
         for path in (f"shards/set{number}/train-0.h5", f"runs/derain-{number}/fine.pt"):
             Path(path).parent.mkdir(parents=True)
             Path(path).touch()
-            os.utime(path, (number, number))
+            for one in (path, Path(path).parent):
+                os.utime(one, (number, number))
     result = run()
     assert result.exit_code == 0
     newest = [f"  shards/set{number}" for number in range(found)][:-3:-1]
@@ -605,13 +606,19 @@ def test_prepare_prints_json(pairs, tmp_path):
     assert (said["pairs"], said["train"], said["val"]) == (4, 3, 1)
     assert [Path(item["path"]).name for item in said["leftovers"]] == ["lonely.png"]
     assert said["next"] is None  # the task is not known from the folder
+    assert said["bytes"] == sum((tmp_path / "s" / name).stat().st_size for name in said["shards"])
+    assert said["up_to_date"] is False
     again = run("prepare", pairs, "--out", tmp_path / "s", "--val", "1")
     assert "up to date" in again.stdout
+    again = run("prepare", pairs, "--out", tmp_path / "s", "--val", "1", "--json")
+    assert json.loads(again.stdout)["up_to_date"] is True
     checked = run("prepare", pairs, "--out", tmp_path / "none", "--check", "--json")
     assert json.loads(checked.stdout)["check"]["psnr_y"] > 0
     assert not (tmp_path / "none").exists()
     verified = run("prepare", tmp_path / "s", "--verify")
     assert verified.exit_code == 0
+    verified = json.loads(run("prepare", tmp_path / "s", "--verify", "--json").stdout)
+    assert (verified["shards"], verified["images"]) == (2, 4)
     shard = tmp_path / "s" / "train-00000.h5"
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
@@ -627,6 +634,9 @@ def test_recipes_are_listed_shown_and_copied(tmp_path):
     assert all(20 < len(purpose) < 110 for purpose in purposes.values()), purposes
     shown = run("recipes", "show", "tiny", "coarse.lr=0.5")
     assert "lr: 0.5" in shown.stdout
+    shown = run("recipes", "show", "tiny", "coarse.lr=0.5", "--json")
+    assert json.loads(shown.stdout)["coarse"]["lr"] == 0.5
+    refused("recipes", "copy", "tiny", "-", code=2, says="print it with c2fdft recipes show tiny")
     target = tmp_path / "mine.yaml"
     assert run("recipes", "copy", "tiny", target).exit_code == 0
     assert run("recipes", "validate", target).exit_code == 0

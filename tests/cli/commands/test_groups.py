@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from c2fdft_cli.engine.train.folder import COLUMNS
 from tests.kit.command import run
 from tests.kit.processes import python
+from tests.kit.weights import write_random
 
 pytestmark = pytest.mark.slow
 
@@ -37,5 +39,19 @@ def test_numbers_of_info_are_readable() -> None:
         assert "None" not in done.stdout
         assert "True" not in done.stdout
         assert "False" not in done.stdout
+    assert re.search(r"parameters +. (\d+,)+\d{3} ", scored.stdout)
     assert re.search(r"psnr \d\d\.\d{1,4},", scored.stdout)
     assert re.search(r"metrics +. - ", unscored.stdout)  # trained without validation
+
+
+def test_of_many_checkpoints_twenty_are_shown_but_all_timesteps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "2000")
+    (tmp_path / "metrics.csv").write_text(",".join(COLUMNS) + "\n")
+    for number in range(25):
+        (tmp_path / f"step-{number:08d}.pt").touch()
+    assert "step-00000019.pt, and 5 more" in run("info", tmp_path).stdout
+    grid = list(range(25, 0, -1))
+    weights = write_random(tmp_path / "a.pt", grid=grid)
+    assert f" {', '.join(map(str, grid))} " in run("info", weights).stdout

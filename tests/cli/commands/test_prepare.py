@@ -69,10 +69,14 @@ def test_the_next_command_keeps_the_settings_of_the_degradation(tmp_path):
     source, out = make(tmp_path, "photos") / "photos", tmp_path / "out"
     settings = ("--synth", "sigma=[5, 30]", "--synth", "kind=camera")
     words = ("--out", out, "--synthesize", "noise", "--clean-only", *settings, "--json")
-    following = shlex.split(json.loads(run("prepare", source, *words).stdout)["next"])
+    said = json.loads(run("prepare", source, *words).stdout)
+    following = shlex.split(said["next"])
     recipe = load_recipe("denoise", following[following.index(f"{out}") + 1 :])
     assert recipe.data.synthesize == "noise"
     assert recipe.data.synthesis == {"sigma": [5, 30], "kind": "camera"}
+    (notice,) = said["notices"]
+    assert "sigma has no effect" in notice
+    assert f"note: {notice}\n" in run("prepare", source, *words[:-1], "--overwrite").stdout
 
 
 def test_streaks_are_used_and_kept_in_the_next_command(tmp_path):
