@@ -153,6 +153,7 @@ def test_the_program_without_arguments_shows_the_pipeline_on_one_screen(
         (["train-fine", "derain"], "--from derain"),
         (["train-coarse", "coarse.pt"], "--init coarse.pt"),
         (["train-coarse", "tiny"], "--recipe tiny"),
+        (["train-coarse", "derain"], "--recipe derain"),  # weights have this name too
         (["train-coarse", "mine.yaml", "--data", "x"], "--recipe mine.yaml"),
         (["train-coarse", "/tmp", "--recipe", "tiny"], "--data /tmp"),
         (["train-coarse", "--recipe", "tiny", "lr"], "has the form KEY=VALUE"),

@@ -39,6 +39,7 @@ def test_table_choice_and_next_command_are_printed(coarse: Path) -> None:
     assert "fewest sampling steps within 0.2 dB of the best PSNR" in " ".join(result.stdout.split())
     assert "highest PSNR: " in result.stdout
     assert "network evaluations: 12" in result.stdout
+    assert f"timesteps stored in {coarse}\n" in result.stdout
     assert f"next: c2fdft train-fine --from {coarse}" in result.stdout.replace("\n", " ")
     assert load_checkpoint(coarse).meta.grid_from == "sweep"
     assert {path.name for path in coarse.parent.glob("sweep.*")} >= {"sweep.json", "sweep.csv"}

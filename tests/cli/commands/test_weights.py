@@ -329,7 +329,11 @@ def test_the_script_trains_and_packages(
     assert four.meta.grid == [999, 750, 500, 250]
 
 
-def test_weights_are_averaged(two: Path, tiny_net: Callable[..., DFT], tmp_path: Path) -> None:
+def test_weights_are_averaged(
+    two: Path, tiny_net: Callable[..., DFT], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("derain").touch()
     other = write_packed(tmp_path / "other.pt", tiny_net(), [500])
     out = tmp_path / "mean.pt"
     said = run("weights", "average", "derain", other, "--out", out, "--shares", "3,1")
@@ -339,11 +343,13 @@ def test_weights_are_averaged(two: Path, tiny_net: Callable[..., DFT], tmp_path:
         assert word in text, word
     assert load_checkpoint(out).timesteps() == [500]
     assert "note: --shares add up to 4; each was divided by that" in said.stderr
+    assert "derain is packaged; for the file of this name, give ./derain" in said.stderr
     again = run("weights", "average", "derain", other, "--out", out)
     assert again.exit_code == 2
     assert "already exists" in again.stderr
     facts = run("weights", "average", "derain", other, "--out", out, "--overwrite", "--json")
     document = json.loads(facts.stdout)
+    assert facts.stderr == ""
     assert list(document["sources"].values()) == [0.5, 0.5]
     assert (document["out"], document["bytes"]) == (str(out), out.stat().st_size)
     assert document["next"] == f"c2fdft eval --weights {out} SET"
