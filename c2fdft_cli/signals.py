@@ -294,7 +294,7 @@ def _raise_later(lost: sys.UnraisableHookArgs) -> None:
         return
     # An exception raised here would be dropped again, so the handler is called later, from ordinary
     # code, by a timer that repeats until this function has ended, however slow the machine is. It
-    # has ended when `received` is None, without which the handler ignores all signals.
+    # has ended once `received` is None; until then the handler ignores all signals.
     number = lost.exc_value.signal_number
     try:
         if sys.platform == "win32":  # which has no timers that send signals
