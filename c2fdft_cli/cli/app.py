@@ -119,7 +119,9 @@ def _expand_home(word: str) -> str:
 
 def _end(code: int) -> NoReturn:
     """Exit; at once if other processes may wait for this one, for which Python would wait."""
-    if code and _is_awaited():  # both streams are flushed: at the end of a line, or of a document
+    if code and _is_awaited():
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
