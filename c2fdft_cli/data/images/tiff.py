@@ -53,7 +53,7 @@ _BT601, _FULL_RANGE = (0.299, 0.587, 0.114), (0.0, 255.0, 128.0, 255.0, 128.0, 2
 _ROWS = 256
 """Rows that are converted at a time, to bound the memory."""
 
-# tifffile has no public way to replace a decoder.
+# Replaced for the whole process: tifffile does not let a file have decoders of its own.
 tifffile.TIFF.DECOMPRESSORS = ChainMap(
     {_LZW: lzw.decode},
     tifffile.TIFF.DECOMPRESSORS,  # type: ignore[arg-type]  # nothing is written to it
