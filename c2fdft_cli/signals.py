@@ -300,16 +300,16 @@ def _raise_later(lost: sys.UnraisableHookArgs) -> None:
         if sys.platform == "win32":  # which has no timers that send signals
             threading.Thread(target=_send_again, args=(number,), daemon=True).start()
         else:
-            signal.signal(signal.SIGALRM, lambda _, frame: _handle_again(number, frame))
+
+            def again(_: int, frame: FrameType | None) -> None:
+                if _process.received is None:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    _handle(number, frame)
+
+            signal.signal(signal.SIGALRM, again)
             signal.setitimer(signal.ITIMER_REAL, RAISED_AGAIN_SECONDS, RAISED_AGAIN_SECONDS)
     finally:
         _process.received = None
-
-
-def _handle_again(number: int, frame: FrameType | None) -> None:
-    if _process.received is None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        _handle(number, frame)
 
 
 def _send_again(number: int) -> None:
