@@ -160,14 +160,12 @@ def _as_row(trial: Trial, scored: Scored) -> _Row:
 def _read(path: Path) -> tuple[dict[str, Any], dict[Trial, Scored]]:
     """Read settings and scores; OSError, or one of `_NOT_OURS` if `save` did not write the file."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    version = content["format_version"]
-    if content["format"] != FORMAT:
-        raise ValueError("another format")
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    kind, version = content["format"], content["format_version"]
+    if kind == FORMAT and isinstance(version, int) and version > FORMAT_VERSION:
         raise _LaterVersionError(
             f"the sweep has format version {version}, this program reads {FORMAT_VERSION}"
         )
-    if version != FORMAT_VERSION:
+    if (kind, version) != (FORMAT, FORMAT_VERSION):
         raise ValueError("another format")
     scores = {}
     rows: list[_Row] = adapter(list[_Row]).validate_python(content["trials"])

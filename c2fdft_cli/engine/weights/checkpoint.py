@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from c2fdft_cli.data.shards.reader import ShardSet
 
 FORMAT_VERSION = 2
-"""The version that is written; 1, that of version 0.1.0, lacks `data_train` and `data_val`."""
-_READ_VERSIONS = (1, FORMAT_VERSION)
+"""The version that is written; earlier ones are read. Files of version 1, those of version 0.1.0 of
+the program, lack `data_train` and `data_val`."""
 IF_LATER = "if a later version of c2fdft wrote the file, upgrade c2fdft"
 """What to try if metadata has keys or values that this version does not know."""
 MAX_META_BYTES = 16 << 20
@@ -292,7 +292,7 @@ def read_meta(text: object, path: Path) -> Meta:
         version = values.pop("format_version")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise not_a_checkpoint(path, "its metadata is not JSON text") from error
-    if version not in _READ_VERSIONS:
+    if version not in range(1, FORMAT_VERSION + 1):
         raise CheckpointError(
             f"the file has format version {version}, this program reads 1 to {FORMAT_VERSION}",
             where=path,
